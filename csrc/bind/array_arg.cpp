@@ -1,0 +1,241 @@
+#include "bind/array_arg.h"
+
+#include "bind/dlpack.h"
+
+namespace pycm::bind {
+namespace {
+
+// torch.Tensor, once torch is imported, and its exchange table where it has one.
+struct TorchType {
+  PyTypeObject* type = nullptr;
+  const dlpack::ExchangeApi* api = nullptr;
+};
+
+TorchType find_torch() {
+  TorchType found;
+  PyObject* modules = PyImport_GetModuleDict();
+  PyObject* torch = PyDict_GetItemString(modules, "torch");
+  if (torch == nullptr || !PyObject_HasAttrString(torch, "Tensor")) return found;
+  nb::object tensor = nb::handle(torch).attr("Tensor");
+  found.type = reinterpret_cast<PyTypeObject*>(tensor.ptr());
+  if (nb::hasattr(tensor, "__dlpack_c_exchange_api__")) {
+    nb::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+    const auto* api =
+        static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (api == nullptr) throw nb::python_error();
+    if (api->version.major == 1) found.api = api;
+  }
+  tensor.release();  // kept for the process: the table and the type outlive every call
+  return found;
+}
+
+const TorchType& torch_type() {
+  static TorchType cached;
+  if (cached.type == nullptr) cached = find_torch();
+  return cached;
+}
+
+struct NumPy {
+  nb::object ndarray, empty, float32, float64, int64;
+};
+
+const NumPy& numpy() {
+  static const NumPy* cached = [] {
+    nb::module_ module = nb::module_::import_("numpy");
+    return new NumPy{module.attr("ndarray"), module.attr("empty"), module.attr("dtype")("float32"),
+                     module.attr("dtype")("float64"), module.attr("dtype")("int64")};
+  }();
+  return *cached;
+}
+
+std::string dtype_name(nb::handle object) {
+  if (!nb::hasattr(object, "dtype")) return nb::str(object.type().attr("__name__")).c_str();
+  std::string name = nb::str(object.attr("dtype")).c_str();
+  return name.rfind("torch.", 0) == 0 ? name.substr(6) : name;
+}
+
+}  // namespace
+
+ArrayArg::ArrayArg(const char* function, const char* name, nb::handle object, Content content)
+    : function_(function), name_(name), object_(object), content_(content) {
+  const TorchType& torch = torch_type();
+  if (torch.type != nullptr && PyObject_TypeCheck(object.ptr(), torch.type)) {
+    framework_ = Framework::kTorch;
+    if (torch.api != nullptr && torch.api->from_object != nullptr) {
+      from_dlpack(torch.api);
+    } else {
+      from_attributes();
+    }
+  } else {
+    from_buffer();
+  }
+}
+
+ArrayArg::~ArrayArg() {
+  if (buffer_.obj != nullptr) PyBuffer_Release(&buffer_);
+}
+
+void ArrayArg::fail(const std::string& expected) const {
+  throw TypeError(text(function_, ": ", name_, " must be ", expected, ", got ", dtype_name(object_)));
+}
+
+void ArrayArg::set_element(char kind, int bits) {
+  if (content_ == Content::kBool) {
+    if (kind != '?') fail("a boolean array");
+  } else if (content_ == Content::kInt64) {
+    if (kind != 'i' || bits != 64) fail("an int64 array");
+  } else if (kind == 'f' && bits == 32) {
+    array_.dtype = DType::kFloat32;
+  } else if (kind == 'f' && bits == 16) {
+    array_.dtype = DType::kFloat16;
+  } else if (kind == 'b' && bits == 16) {
+    array_.dtype = DType::kBFloat16;
+  } else if (kind == 'f' && bits == 64) {
+    array_.dtype = DType::kFloat64;
+  } else {
+    fail("float32, float16, bfloat16 or float64");
+  }
+}
+
+void ArrayArg::from_buffer() {
+  // Lists and bytes are refused: guessing a dtype for them would hide a copy and a mistake.
+  if (!PyObject_TypeCheck(object_.ptr(), reinterpret_cast<PyTypeObject*>(numpy().ndarray.ptr())))
+    throw TypeError(text(function_, ": ", name_, " must be a torch tensor, a NumPy array or have __dlpack__, got ",
+                         nb::str(object_.type().attr("__name__")).c_str()));
+  if (PyObject_GetBuffer(object_.ptr(), &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
+    PyErr_Clear();
+    fail("float32, float16, bfloat16 or float64");
+  }
+  const char* format = buffer_.format == nullptr ? "B" : buffer_.format;
+  if (*format == '=' || *format == '@' || *format == '<') ++format;
+  const int bits = static_cast<int>(buffer_.itemsize * 8);
+  const bool single = format[0] != '\0' && format[1] == '\0';
+  const char code = single ? format[0] : '\0';
+  set_element(code == 'f' || code == 'd' || code == 'e' ? 'f' : code == 'l' || code == 'q' ? 'i' : code == '?' ? '?' : 'x',
+              bits);
+  array_.data = buffer_.buf;
+  array_.ndim = buffer_.ndim;
+  check(array_.ndim <= kMaxDims, function_, ": ", name_, " must have at most ", kMaxDims, " dimensions, got ",
+        array_.ndim);
+  for (int d = 0; d < array_.ndim; ++d) {
+    array_.shape[d] = buffer_.shape[d];
+    if (buffer_.strides[d] % buffer_.itemsize != 0) fail("an array whose strides are whole elements");
+    array_.strides[d] = buffer_.strides[d] / buffer_.itemsize;
+  }
+  if (reinterpret_cast<uintptr_t>(array_.data) % static_cast<uintptr_t>(buffer_.itemsize) != 0)
+    fail("an array aligned to its elements");
+}
+
+void ArrayArg::from_dlpack(const void* table) {
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(table);
+  dlpack::Tensor tensor{};
+  if (api->from_object(object_.ptr(), &tensor) != 0) throw nb::python_error();
+  if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCudaHost)
+    throw NotImplemented(text(function_, ": ", name_, " is on ", nb::str(object_.attr("device")).c_str(),
+                              ", and this build has kernels for the CPU only"));
+  const char kind = tensor.dtype.code == dlpack::kFloat    ? 'f'
+                    : tensor.dtype.code == dlpack::kBFloat ? 'b'
+                    : tensor.dtype.code == dlpack::kBool   ? '?'
+                    : tensor.dtype.code == dlpack::kInt    ? 'i'
+                                                           : 'x';
+  set_element(tensor.dtype.lanes == 1 ? kind : 'x', tensor.dtype.bits);
+  array_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  array_.ndim = tensor.ndim;
+  check(array_.ndim <= kMaxDims, function_, ": ", name_, " must have at most ", kMaxDims, " dimensions, got ",
+        array_.ndim);
+  int64_t dense = 1;
+  for (int d = tensor.ndim - 1; d >= 0; --d) {
+    array_.shape[d] = tensor.shape[d];
+    array_.strides[d] = tensor.strides != nullptr ? tensor.strides[d] : dense;
+    dense *= tensor.shape[d];
+  }
+}
+
+void ArrayArg::from_attributes() {
+  const std::string device = nb::str(object_.attr("device").attr("type")).c_str();
+  if (device != "cpu")
+    throw NotImplemented(text(function_, ": ", name_, " is on ", nb::str(object_.attr("device")).c_str(),
+                              ", and this build has kernels for the CPU only"));
+  const std::string dtype = dtype_name(object_);
+  const int bits = static_cast<int>(nb::cast<int64_t>(object_.attr("element_size")()) * 8);
+  set_element(dtype == "bfloat16"                                               ? 'b'
+              : dtype == "bool"                                                 ? '?'
+              : dtype == "int64"                                                ? 'i'
+              : dtype == "float32" || dtype == "float16" || dtype == "float64" ? 'f'
+                                                                                : 'x',
+              bits);
+  array_.data = reinterpret_cast<void*>(nb::cast<uintptr_t>(object_.attr("data_ptr")()));
+  nb::tuple shape(object_.attr("shape")), strides(object_.attr("stride")());
+  array_.ndim = static_cast<int>(shape.size());
+  check(array_.ndim <= kMaxDims, function_, ": ", name_, " must have at most ", kMaxDims, " dimensions, got ",
+        array_.ndim);
+  for (int d = 0; d < array_.ndim; ++d) {
+    array_.shape[d] = nb::cast<int64_t>(shape[d]);
+    array_.strides[d] = nb::cast<int64_t>(strides[d]);
+  }
+}
+
+std::string ArrayArg::shape() const {
+  std::string result = "[";
+  for (int d = 0; d < array_.ndim; ++d) result += (d == 0 ? "" : ", ") + std::to_string(array_.shape[d]);
+  return result + "]";
+}
+
+NewArray new_array(Framework framework, Element element, int ndim, const int64_t* shape) {
+  if (framework == Framework::kTorch && torch_type().api != nullptr) {
+    const dlpack::ExchangeApi* api = torch_type().api;
+    int64_t dims[kMaxDims + 2];
+    for (int d = 0; d < ndim; ++d) dims[d] = shape[d];
+    dlpack::Tensor prototype{};
+    prototype.device = {dlpack::kCpu, 0};
+    prototype.ndim = ndim;
+    prototype.dtype = {element == Element::kInt64 ? dlpack::kInt : dlpack::kFloat,
+                       static_cast<uint8_t>(element == Element::kFloat32 ? 32 : 64), 1};
+    prototype.shape = dims;
+    dlpack::ManagedTensorVersioned* managed = nullptr;
+    std::string error = "the framework could not allocate the result";
+    const auto set_error = [](void* context, const char*, const char* message) {
+      *static_cast<std::string*>(context) = message;
+    };
+    if (api->allocate(&prototype, &managed, &error, set_error) != 0) {
+      PyErr_SetString(PyExc_MemoryError, error.c_str());
+      throw nb::python_error();
+    }
+    void* data = static_cast<char*>(managed->dl_tensor.data) + managed->dl_tensor.byte_offset;
+    void* object = nullptr;
+    if (api->managed_to_object(managed, &object) != 0) throw nb::python_error();
+    return {nb::steal(static_cast<PyObject*>(object)), data};
+  }
+  nb::object dims = nb::steal(PyTuple_New(ndim));
+  for (int d = 0; d < ndim; ++d) PyTuple_SetItem(dims.ptr(), d, PyLong_FromLongLong(shape[d]));
+  if (framework == Framework::kTorch) {
+    nb::module_ torch = nb::module_::import_("torch");
+    const char* dtype =
+        element == Element::kFloat32 ? "float32" : element == Element::kFloat64 ? "float64" : "int64";
+    nb::object object = torch.attr("empty")(dims, nb::arg("dtype") = torch.attr(dtype), nb::arg("device") = "cpu");
+    return {object, reinterpret_cast<void*>(nb::cast<uintptr_t>(object.attr("data_ptr")()))};
+  }
+  const NumPy& np = numpy();
+  const nb::object& dtype = element == Element::kFloat32 ? np.float32
+                            : element == Element::kFloat64 ? np.float64
+                                                           : np.int64;
+  nb::object object = np.empty(dims, dtype);
+  Py_buffer buffer;
+  if (PyObject_GetBuffer(object.ptr(), &buffer, PyBUF_WRITABLE | PyBUF_STRIDES) != 0) throw nb::python_error();
+  void* data = buffer.buf;
+  PyBuffer_Release(&buffer);
+  return {object, data};
+}
+
+Rows rows_of(const Array& array) {
+  Rows rows;
+  rows.data = array.data;
+  rows.dtype = array.dtype;
+  rows.rows = array.shape[array.ndim - 2];
+  rows.dim = array.shape[array.ndim - 1];
+  rows.row_stride = array.strides[array.ndim - 2];
+  rows.dim_stride = array.strides[array.ndim - 1];
+  return rows;
+}
+
+}  // namespace pycm::bind

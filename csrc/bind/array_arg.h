@@ -1,0 +1,63 @@
+// Arrays in and out of Python: NumPy by the buffer protocol, torch by its DLPack table (or, in versions without one, by
+// its attributes). Neither costs a call into the interpreter for the common case.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <string>
+
+#include "core/array.h"
+#include "core/check.h"
+
+namespace pycm::bind {
+
+namespace nb = nanobind;
+
+enum class Framework { kNumPy, kTorch };
+enum class Content { kFloat, kBool, kInt64 };
+
+// A borrowed view of a Python array, valid while this lives.
+class ArrayArg {
+ public:
+  // Raises TypeError, naming function and argument, for what is no array or has another content.
+  ArrayArg(const char* function, const char* name, nb::handle object, Content content = Content::kFloat);
+  ~ArrayArg();
+  ArrayArg(const ArrayArg&) = delete;
+  ArrayArg& operator=(const ArrayArg&) = delete;
+
+  const Array& array() const { return array_; }
+  Framework framework() const { return framework_; }
+  int64_t size(int axis) const { return array_.shape[axis]; }
+  std::string shape() const;
+
+ private:
+  void from_buffer();
+  void from_dlpack(const void* api);
+  void from_attributes();
+  void set_element(char kind, int bits);
+  void fail(const std::string& expected) const;
+
+  const char* function_;
+  const char* name_;
+  nb::handle object_;
+  Content content_;
+  Framework framework_ = Framework::kNumPy;
+  Array array_;
+  Py_buffer buffer_{};
+};
+
+// A new contiguous array of the framework on the CPU.
+struct NewArray {
+  nb::object object;
+  void* data;
+};
+enum class Element { kFloat32, kFloat64, kInt64 };
+NewArray new_array(Framework framework, Element element, int ndim, const int64_t* shape);
+
+// Rows [rows, dim] out of the last two axes.
+Rows rows_of(const Array& array);
+
+// The threads a call may use: what it asked for, else the library's default.
+int threads(int requested);
+
+}  // namespace pycm::bind

@@ -1,0 +1,12 @@
+// What each file of the bindings adds to the module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace pycm::bind {
+
+void bind_similarity(nanobind::module_& module);
+void bind_topk(nanobind::module_& module);
+void bind_system(nanobind::module_& module);
+
+}  // namespace pycm::bind

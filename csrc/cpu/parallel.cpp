@@ -1,0 +1,146 @@
+#include "cpu/parallel.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "core/check.h"
+
+namespace pycm::cpu {
+namespace {
+
+std::atomic<bool (*)()> interrupt_check{nullptr};
+
+// One call of run_parallel. Threads take tasks from `next` until none is left.
+struct Job {
+  Job(const ParallelBody& job_body, int64_t job_tasks) : body(job_body), tasks(job_tasks) {}
+  const ParallelBody& body;
+  const int64_t tasks;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> stop{false};
+  std::exception_ptr error;
+  std::mutex error_mutex;
+
+  void fail(std::exception_ptr e) {
+    std::lock_guard<std::mutex> lock(error_mutex);
+    if (!error) error = e;
+    stop = true;
+  }
+
+  void work(int slot, bool is_caller) {
+    using Clock = std::chrono::steady_clock;
+    const auto check = is_caller ? interrupt_check.load() : nullptr;
+    auto checked = check != nullptr ? Clock::now() : Clock::time_point();
+    try {
+      while (!stop.load(std::memory_order_relaxed)) {
+        const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
+        if (task >= tasks) return;
+        body(task, slot);
+        if (check != nullptr && Clock::now() - checked > std::chrono::milliseconds(50)) {
+          if (check()) throw Interrupted();
+          checked = Clock::now();
+        }
+      }
+    } catch (...) {
+      fail(std::current_exception());
+    }
+  }
+};
+
+class Pool {
+ public:
+  // Runs the job on the caller and up to helpers threads; false when another job holds the pool.
+  bool run(Job& job, int helpers) {
+    std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
+    if (!busy.owns_lock()) return false;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      while (static_cast<int>(threads_.size()) < helpers) {
+        const int slot = static_cast<int>(threads_.size()) + 1;
+        threads_.emplace_back([this, slot, seen = epoch_] { serve(slot, seen); });
+      }
+      job_ = &job;
+      helpers_ = helpers;
+      pending_ = helpers;
+      ++epoch_;
+    }
+    start_.notify_all();
+    job.work(0, true);
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [this] { return pending_ == 0; });
+    job_ = nullptr;
+    return true;
+  }
+
+ private:
+  void serve(int slot, uint64_t seen) {
+    const DefaultFloatMode float_mode;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      start_.wait(lock, [&] { return epoch_ != seen; });
+      seen = epoch_;
+      if (slot > helpers_) continue;
+      Job* job = job_;
+      lock.unlock();
+      job->work(slot, false);
+      lock.lock();
+      if (--pending_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex busy_;
+  std::mutex mutex_;
+  std::condition_variable start_, done_;
+  std::vector<std::thread> threads_;
+  Job* job_ = nullptr;
+  int helpers_ = 0, pending_ = 0;
+  uint64_t epoch_ = 0;
+};
+
+// Never destroyed: its threads wait until the process ends, and a forked child abandons its parent's.
+std::atomic<Pool*> pool{nullptr};
+
+Pool& the_pool() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { pool = nullptr; });
+  (void)registered;
+  Pool* existing = pool.load();
+  if (existing == nullptr) {
+    Pool* fresh = new Pool;
+    if (pool.compare_exchange_strong(existing, fresh)) return *fresh;
+    delete fresh;
+  }
+  return *existing;
+}
+
+}  // namespace
+
+void run_parallel(int64_t tasks, int num_threads, const ParallelBody& body) {
+  if (tasks <= 0) return;
+  const int helpers = static_cast<int>(std::min<int64_t>(tasks, num_threads)) - 1;
+  Job job(body, tasks);
+  const DefaultFloatMode float_mode;
+  if (helpers <= 0 || !the_pool().run(job, helpers)) job.work(0, true);
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+void set_interrupt_check(bool (*check)()) { interrupt_check = check; }
+
+#if defined(__x86_64__)
+DefaultFloatMode::DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+DefaultFloatMode::~DefaultFloatMode() { _mm_setcsr(saved_); }
+#else
+DefaultFloatMode::DefaultFloatMode() : saved_(0) {}
+DefaultFloatMode::~DefaultFloatMode() {}
+#endif
+
+}  // namespace pycm::cpu

@@ -1,0 +1,32 @@
+// topk: the k best matches of every query, exact (screen and verify) or fast (screen alone), without the N x M matrix.
+#pragma once
+
+#include "core/array.h"
+#include "core/metric.h"
+
+namespace pycm {
+
+enum class Precision { kExact, kFast };
+
+struct TopKArgs {
+  Rows queries;  // [N, D]
+  Rows gallery;  // [M, D], M >= 1
+  int64_t k = 1;  // in [1, M]
+  Metric metric = Metric::kCosine;
+  Precision precision = Precision::kExact;
+  Mask mask;  // true where a pair may match; all pairs when empty
+  // Gallery rows that query i must not match: exclude[exclude_offsets[i] ... exclude_offsets[i + 1]); null for none.
+  const int64_t* exclude = nullptr;
+  const int64_t* exclude_offsets = nullptr;
+  void* scores = nullptr;      // [N, k] contiguous; float64 for float64 inputs, else float32
+  int64_t* indices = nullptr;  // [N, k] contiguous
+  int num_threads = 1;
+};
+
+namespace cpu {
+void topk(const TopKArgs& args);
+// Bytes of scratch that topk takes beyond its inputs and outputs.
+int64_t topk_workspace_bytes(int64_t queries, int64_t gallery, int64_t dim, int64_t k, int num_threads);
+}  // namespace cpu
+
+}  // namespace pycm

@@ -1,0 +1,216 @@
+"""Scores and matches: the functions most users need."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pycm import _C
+
+if TYPE_CHECKING:
+    import torch
+
+    Array: TypeAlias = npt.NDArray[Any] | torch.Tensor
+    A = TypeVar("A", npt.NDArray[Any], torch.Tensor)
+
+Metric: TypeAlias = Literal["dot", "cosine", "pearson", "euclidean", "sqeuclidean"]
+Precision: TypeAlias = Literal["exact", "fast"]
+
+METRICS: tuple[Metric, ...] = ("dot", "cosine", "pearson", "euclidean", "sqeuclidean")
+DISTANCES: tuple[Metric, ...] = ("euclidean", "sqeuclidean")
+
+
+class Matches(NamedTuple):
+    """The best matches of each query, best first.
+
+    Attributes:
+        scores: ``[N, k]``, float32 (float64 for float64 inputs); distances, smallest first, for distance metrics.
+        indices: ``[N, k]`` int64 rows of the gallery; -1 where fewer than k rows could match, with score -inf
+            (+inf for a distance).
+    """
+
+    scores: Any
+    indices: Any
+
+
+def similarity(x: A, y: A, metric: Metric = "cosine") -> A:
+    """Every score of ``x`` against ``y``.
+
+    Args:
+        x: ``[..., N, D]`` float32, float16, bfloat16 or float64; torch tensor, NumPy array or anything with DLPack. Any
+            strides: rows are read where they lie.
+        y: ``[..., M, D]``, of x's dtype and kind. Batch axes broadcast.
+        metric: ``dot``, ``cosine``, ``pearson`` (larger is better), ``euclidean`` or ``sqeuclidean`` (smaller is).
+            Cosine with a zero row, and Pearson with a constant row, are 0.
+
+    Returns:
+        ``[..., N, M]``, float32 (float64 for float64 inputs), of x's kind and device. Distances that cancel are evaluated
+        again from differences, so identical rows are exactly 0 apart.
+
+    Raises:
+        TypeError: for an array of integers, differing dtypes, or no array.
+        ValueError: for shapes that do not fit, or an unknown metric.
+
+    Differentiable in both inputs for torch tensors. O(N·M·D) time; beside the result it keeps a packed copy of at
+    most 4096 rows of x and a few cache-sized blocks of y.
+    """
+    if type(x) is np.ndarray and type(y) is np.ndarray and x.dtype.kind == "f":
+        return cast("A", _C.similarity(x, y, metric))
+    return cast("A", _similarity(x, y, metric))
+
+
+def topk(
+    queries: A,
+    gallery: A,
+    k: int,
+    metric: Metric = "cosine",
+    *,
+    mask: Any = None,
+    exclude: Any = None,
+    precision: Precision = "exact",
+) -> Matches:
+    """The k best rows of the gallery for each query, without the N×M matrix.
+
+    Args:
+        queries: ``[N, D]`` float32, float16, bfloat16 or float64; torch, NumPy or DLPack.
+        gallery: ``[M, D]``, M >= 1, of the same dtype and kind.
+        k: from 1 to M.
+        metric: ``dot``, ``cosine``, ``pearson``, ``euclidean`` or ``sqeuclidean``.
+        mask: boolean ``[M]`` or ``[N, M]``; only pairs where it is true may match.
+        exclude: rows of the gallery a query must not match, such as itself or its known positives: an int array ``[N]``
+            (-1 for none), or several per query as compressed rows: a pair ``(offsets [N + 1], indices)``, a SciPy or a
+            torch CSR matrix ``[N, M]`` whose stored entries are excluded.
+        precision: ``exact``: the score of a pair is its fp64 value in a fixed order of operations, rounded to fp32 (not
+            rounded for float64 inputs); matches are ordered by score, then by index, lowest first. The same bits come
+            out for any batch size, thread count and processor. ``fast``: the fp32 screen's own scores, within the bound
+            of docs/exactness.md.
+
+    Returns:
+        ``Matches(scores [N, k], indices [N, k])``. A NaN score is never a match.
+
+    Raises:
+        TypeError: for integer arrays, differing dtypes, or no array.
+        ValueError: for shapes that do not fit, k outside [1, M], an empty gallery, or an index outside [0, M).
+
+    The scores are differentiable for torch tensors. O(N·M·D) time, O((N + M)·D + N·k) memory; see `workspace_bytes`.
+    """
+    if (
+        type(queries) is np.ndarray
+        and type(gallery) is np.ndarray
+        and queries.dtype.kind == "f"
+        and mask is None
+        and exclude is None
+    ):
+        return Matches(*_C.topk(queries, gallery, operator.index(k), metric, precision, None, None, None))
+    return _topk(queries, gallery, operator.index(k), metric, mask, exclude, precision)
+
+
+def workspace_bytes(queries: int, gallery: int, dim: int, k: int) -> int:
+    """The scratch memory `topk` takes on the CPU beyond its inputs and outputs, for these sizes and the current threads.
+
+    An upper bound but for rows in a strided or half-precision layout, which are converted a panel at a time.
+    """
+    return int(_C.topk_workspace_bytes(queries, gallery, dim, k))
+
+
+def set_num_threads(count: int) -> None:
+    """Use `count` threads for CPU kernels; 0 returns to the default.
+
+    The environment variable ``PYCM_NUM_THREADS`` wins over this. Without either, torch tensors use
+    ``torch.get_num_threads()`` and NumPy arrays every processor this process may run on.
+    """
+    _C.set_num_threads(count)
+
+
+# ---- other kinds of arrays ----
+
+
+def _is_torch(array: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _check_kinds(function: str, a_name: str, a: Any, b_name: str, b: Any) -> bool:
+    """Whether both are torch tensors; an error when only one is."""
+    a_torch, b_torch = _is_torch(a), _is_torch(b)
+    if a_torch != b_torch:
+        raise TypeError(
+            f"{function}: {a_name} and {b_name} must be of one kind, got {type(a).__name__} and {type(b).__name__}"
+        )
+    return a_torch
+
+
+def _as_numpy(function: str, name: str, array: Any) -> npt.NDArray[Any]:
+    """A NumPy array of the same memory where its dtype allows."""
+    if not isinstance(array, np.ndarray):
+        if not hasattr(array, "__dlpack__"):
+            raise TypeError(
+                f"{function}: {name} must be a torch tensor, a NumPy array or have __dlpack__, got {type(array).__name__}"
+            )
+        array = np.from_dlpack(array)
+    array = np.asarray(array)
+    if array.dtype.name == "bfloat16":  # an extension dtype without a buffer format; every value is an fp32 one
+        array = array.astype(np.float32)
+    if not array.dtype.isnative or not array.flags.aligned:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return cast("npt.NDArray[Any]", array)
+
+
+def _like(result: npt.NDArray[Any], array: Any) -> Any:
+    """`result` as the kind of array that came in."""
+    namespace = None if isinstance(array, np.ndarray) else getattr(array, "__array_namespace__", None)
+    return result if namespace is None else namespace().from_dlpack(result)
+
+
+def _similarity(x: Any, y: Any, metric: str) -> Any:
+    if _check_kinds("similarity", "x", x, "y", y):
+        from pycm import _torch_ops
+
+        return _torch_ops.similarity(x, y, metric)
+    result = _C.similarity(_as_numpy("similarity", "x", x), _as_numpy("similarity", "y", y), metric)
+    return _like(result, x)
+
+
+def _topk(queries: Any, gallery: Any, k: int, metric: str, mask: Any, exclude: Any, precision: str) -> Matches:
+    rows = len(queries) if hasattr(queries, "__len__") else queries.shape[0]
+    if _check_kinds("topk", "queries", queries, "gallery", gallery):
+        from pycm import _torch_ops
+
+        return _torch_ops.topk(queries, gallery, k, metric, mask, exclude, precision)
+    indices, offsets = (None, None) if exclude is None else _exclude_rows(exclude, rows)
+    scores, found = _C.topk(
+        _as_numpy("topk", "queries", queries),
+        _as_numpy("topk", "gallery", gallery),
+        k,
+        metric,
+        precision,
+        None if mask is None else _as_numpy("topk", "mask", mask),
+        indices,
+        offsets,
+    )
+    return Matches(_like(scores, queries), _like(found, queries))
+
+
+def _int64(name: str, values: Any) -> npt.NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"topk: {name} must hold integers, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _exclude_rows(exclude: Any, rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`exclude` as compressed rows (indices, offsets)."""
+    if hasattr(exclude, "indptr") and hasattr(exclude, "indices"):
+        return _int64("exclude", exclude.indices), _int64("exclude", exclude.indptr)
+    if isinstance(exclude, tuple):
+        if len(exclude) != 2:
+            raise ValueError(f"topk: exclude must be a pair (offsets, indices), got {len(exclude)} items")
+        return _int64("exclude", exclude[1]), _int64("exclude", exclude[0])
+    indices = _int64("exclude", exclude)
+    if indices.shape != (rows,):
+        raise ValueError(f"topk: exclude must have shape [{rows}], got {list(indices.shape)}")
+    return indices, np.arange(rows + 1, dtype=np.int64)
