@@ -1,0 +1,238 @@
+"""The kernels as torch operators: `torch.ops.pycm.similarity` and `torch.ops.pycm.topk`.
+
+They trace (`torch.compile`, `torch.export`), differentiate, and widen under autocast. A plain eager call that needs none
+of that goes straight to the kernel: the dispatcher alone would cost more than a small product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pycm import _C
+from pycm.functional import Matches, _exclude_rows
+
+torch.library.define("pycm::similarity", "(Tensor x, Tensor y, str metric) -> Tensor")
+torch.library.define(
+    "pycm::topk",
+    "(Tensor queries, Tensor gallery, int k, str metric, Tensor? mask, Tensor? exclude, Tensor? exclude_offsets, "
+    "str precision) -> (Tensor, Tensor)",
+)
+
+
+# ---- the functions behind pycm.similarity and pycm.topk ----
+
+
+def similarity(x: Tensor, y: Tensor, metric: str) -> Tensor:
+    if _direct(x, y):
+        return _C.similarity(x, y, metric, torch.get_num_threads())
+    _check_devices("similarity", "x", x, "y", y)
+    return torch.ops.pycm.similarity(x, y, metric)
+
+
+def topk(
+    queries: Tensor, gallery: Tensor, k: int, metric: str, mask: Any, exclude: Any, precision: str
+) -> Matches:
+    if mask is None and exclude is None and _direct(queries, gallery):
+        threads = torch.get_num_threads()
+        return Matches(*_C.topk(queries, gallery, k, metric, precision, None, None, None, threads))
+    _check_devices("topk", "queries", queries, "gallery", gallery)
+    if mask is not None:
+        mask = torch.as_tensor(mask)
+        _check_devices("topk", "queries", queries, "mask", mask)
+    indices, offsets = (None, None) if exclude is None else _exclude_tensors(exclude, queries)
+    scores, found = torch.ops.pycm.topk(
+        queries, gallery, k, metric, mask, indices, offsets, precision
+    )
+    return Matches(scores, found)
+
+
+def _direct(a: Tensor, b: Tensor) -> bool:
+    """Whether nothing but the values is asked for: no gradient, trace, transform, autocast or profile."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(a) is Tensor
+        and type(b) is Tensor
+        and a.is_cpu
+        and b.is_cpu
+        and not ((a.requires_grad or b.requires_grad) and torch.is_grad_enabled())
+        and not a.is_neg()
+        and not b.is_neg()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._autograd._profiler_enabled()
+    )
+
+
+def _check_devices(function: str, a_name: str, a: Tensor, b_name: str, b: Tensor) -> None:
+    if a.device != b.device:
+        raise ValueError(f"{function}: {b_name} must be on {a_name}'s device {a.device}, got {b.device}")
+    if a.device.type not in ("cpu", "meta"):
+        raise NotImplementedError(
+            f"{function}: {a_name} is on {a.device}, and this version has kernels for the CPU only"
+        )
+
+
+def _exclude_tensors(exclude: Any, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """`exclude` as compressed rows (indices, offsets)."""
+    if isinstance(exclude, Tensor) and exclude.layout == torch.sparse_csr:
+        return exclude.col_indices().long(), exclude.crow_indices().long()
+    if isinstance(exclude, Tensor):
+        if exclude.is_floating_point() or exclude.dtype == torch.bool:
+            raise TypeError(f"topk: exclude must hold integers, got {exclude.dtype}")
+        if exclude.shape != queries.shape[:1]:
+            raise ValueError(
+                f"topk: exclude must have shape [{queries.shape[0]}], got {list(exclude.shape)}"
+            )
+        return exclude.long(), torch.arange(queries.shape[0] + 1)
+    indices, offsets = _exclude_rows(exclude, queries.shape[0])
+    return torch.from_numpy(indices), torch.from_numpy(offsets)
+
+
+# ---- CPU kernels ----
+
+
+@torch.library.impl("pycm::similarity", "CPU")
+def _similarity_cpu(x: Tensor, y: Tensor, metric: str) -> Tensor:
+    return _C.similarity(_plain(x), _plain(y), metric, torch.get_num_threads())
+
+
+@torch.library.impl("pycm::topk", "CPU")
+def _topk_cpu(
+    queries: Tensor,
+    gallery: Tensor,
+    k: int,
+    metric: str,
+    mask: Tensor | None,
+    exclude: Tensor | None,
+    exclude_offsets: Tensor | None,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    return _C.topk(
+        _plain(queries),
+        _plain(gallery),
+        k,
+        metric,
+        precision,
+        mask,
+        None if exclude is None else exclude.contiguous(),
+        None if exclude_offsets is None else exclude_offsets.contiguous(),
+        torch.get_num_threads(),
+    )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without torch's lazy negation, which a strided view cannot express."""
+    return tensor.detach().resolve_neg()
+
+
+# ---- shapes without values ----
+
+
+def _score_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("pycm::similarity")
+def _similarity_fake(x: Tensor, y: Tensor, metric: str) -> Tensor:
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    return x.new_empty((*batch, x.shape[-2], y.shape[-2]), dtype=_score_dtype(x.dtype))
+
+
+@torch.library.register_fake("pycm::topk")
+def _topk_fake(
+    queries: Tensor,
+    gallery: Tensor,
+    k: int,
+    metric: str,
+    mask: Tensor | None,
+    exclude: Tensor | None,
+    exclude_offsets: Tensor | None,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    shape = (queries.shape[0], k)
+    return (
+        queries.new_empty(shape, dtype=_score_dtype(queries.dtype)),
+        queries.new_empty(shape, dtype=torch.int64),
+    )
+
+
+# ---- gradients, written in differentiable operations, so that second derivatives exist ----
+
+
+def _pair_gradients(
+    x: Tensor, y: Tensor, scores: Tensor, grad: Tensor, metric: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of sum(grad * scores) with scores = similarity(x [..., N, D], y [..., M, D])."""
+    dtype = scores.dtype
+    a, b = x.to(dtype), y.to(dtype)
+    if metric == "pearson":
+        a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    if metric in ("cosine", "pearson"):
+        a_inverse, b_inverse = _inverse_norm(a, x, metric), _inverse_norm(b, y, metric)
+        a, b = a * a_inverse, b * b_inverse
+        weighted = grad * scores
+        grad_a = (grad @ b - weighted.sum(-1, keepdim=True) * a) * a_inverse
+        grad_b = (grad.mT @ a - weighted.sum(-2).unsqueeze(-1) * b) * b_inverse
+        if metric == "pearson":
+            grad_a = grad_a - grad_a.mean(-1, keepdim=True)
+            grad_b = grad_b - grad_b.mean(-1, keepdim=True)
+    elif metric == "dot":
+        grad_a, grad_b = grad @ b, grad.mT @ a
+    else:
+        if metric == "euclidean":
+            # At distance 0 the subgradient 0 is taken.
+            apart = scores > 0
+            weight = torch.where(apart, grad / torch.where(apart, scores, 1.0), 0.0)
+        else:
+            weight = 2 * grad
+        grad_a = a * weight.sum(-1, keepdim=True) - weight @ b
+        grad_b = b * weight.sum(-2).unsqueeze(-1) - weight.mT @ a
+    return grad_a.sum_to_size(x.shape).to(x.dtype), grad_b.sum_to_size(y.shape).to(y.dtype)
+
+
+def _inverse_norm(centred: Tensor, original: Tensor, metric: str) -> Tensor:
+    """1 / |row|, and 0 for a row whose score is defined as 0."""
+    zero = (original == (original[..., :1] if metric == "pearson" else 0)).all(-1, keepdim=True)
+    square = centred.square().sum(-1, keepdim=True)
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).rsqrt())
+
+
+def _similarity_setup(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    x, y, ctx.metric = inputs
+    ctx.save_for_backward(x, y, output)
+
+
+def _similarity_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    x, y, scores = ctx.saved_tensors
+    return (*_pair_gradients(x, y, scores, grad, ctx.metric), None)
+
+
+def _topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.metric = inputs[3]
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(inputs[0], inputs[1], *output)
+
+
+def _topk_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    queries, gallery, scores, indices = ctx.saved_tensors
+    found = indices >= 0
+    rows = indices.clamp(min=0)
+    grad = torch.where(found, grad, 0.0).unsqueeze(-2)
+    scores = torch.where(found, scores, 0.0).unsqueeze(-2)
+    grad_queries, grad_rows = _pair_gradients(
+        queries.unsqueeze(-2), gallery[rows], scores, grad, ctx.metric
+    )
+    grad_gallery = torch.zeros_like(gallery).index_add(0, rows.flatten(), grad_rows.flatten(0, 1))
+    return grad_queries.squeeze(-2), grad_gallery, None, None, None, None, None, None
+
+
+torch.library.register_autograd("pycm::similarity", _similarity_backward, setup_context=_similarity_setup)
+torch.library.register_autograd("pycm::topk", _topk_backward, setup_context=_topk_setup)
+for _op in ("pycm::similarity", "pycm::topk"):
+    torch.library.register_autocast(_op, "cpu", torch.float32)
+
