@@ -49,22 +49,31 @@ def topk(
     return Matches(scores, found)
 
 
+# Bound once: each lookup would cost as much as the answer.
+_is_compiling = torch.compiler.is_dynamo_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_in_transform = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
+_profiling = torch._C._autograd._profiler_enabled
+
+
 def _direct(a: Tensor, b: Tensor) -> bool:
-    """Whether nothing but the values is asked for: no gradient, trace, transform, autocast or profile."""
+    """Whether nothing but the values is asked for: no gradient, trace, transform, cast or profile."""
     return (
-        not torch.compiler.is_compiling()
+        not _is_compiling()
         and type(a) is Tensor
         and type(b) is Tensor
         and a.is_cpu
         and b.is_cpu
+        and a.dtype is b.dtype
         and not ((a.requires_grad or b.requires_grad) and torch.is_grad_enabled())
-        and not a.is_neg()
-        and not b.is_neg()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._autograd._profiler_enabled()
+        # torch negates lazily; only a strided view can be in that state
+        and (a.is_contiguous() or not a.is_neg())
+        and (b.is_contiguous() or not b.is_neg())
+        and not _dispatch_modes()
+        and not _in_transform()
+        and _tracing_state() is None
+        and not _profiling()
     )
 
 

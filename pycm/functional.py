@@ -58,7 +58,7 @@ def similarity(x: A, y: A, metric: Metric = "cosine") -> A:
     Differentiable in both inputs for torch tensors. O(N·M·D) time; beside the result it keeps a packed copy of at
     most 4096 rows of x and a few cache-sized blocks of y.
     """
-    if type(x) is np.ndarray and type(y) is np.ndarray and x.dtype.kind == "f":
+    if type(x) is np.ndarray and type(y) is np.ndarray:
         return cast("A", _C.similarity(x, y, metric))
     return cast("A", _similarity(x, y, metric))
 
@@ -98,15 +98,9 @@ def topk(
 
     The scores are differentiable for torch tensors. O(N·M·D) time, O((N + M)·D + N·k) memory; see `workspace_bytes`.
     """
-    if (
-        type(queries) is np.ndarray
-        and type(gallery) is np.ndarray
-        and queries.dtype.kind == "f"
-        and mask is None
-        and exclude is None
-    ):
-        return Matches(*_C.topk(queries, gallery, operator.index(k), metric, precision, None, None, None))
-    return _topk(queries, gallery, operator.index(k), metric, mask, exclude, precision)
+    if type(queries) is np.ndarray and type(gallery) is np.ndarray and mask is None and exclude is None:
+        return Matches(*_C.topk(queries, gallery, _integer(k), metric, precision, None, None, None))
+    return _topk(queries, gallery, _integer(k), metric, mask, exclude, precision)
 
 
 def workspace_bytes(queries: int, gallery: int, dim: int, k: int) -> int:
@@ -127,6 +121,18 @@ def set_num_threads(count: int) -> None:
 
 
 # ---- other kinds of arrays ----
+
+
+def _integer(k: Any) -> int:
+    if type(k) is int and k.bit_length() < 63:
+        return k
+    try:
+        k = operator.index(k)
+    except TypeError:
+        raise TypeError(f"topk: k must be an integer, got {type(k).__name__}") from None
+    if k.bit_length() >= 63:
+        raise ValueError(f"topk: k must be in [1, M], got {k}")
+    return int(k)
 
 
 def _is_torch(array: Any) -> bool:
@@ -152,12 +158,7 @@ def _as_numpy(function: str, name: str, array: Any) -> npt.NDArray[Any]:
                 f"{function}: {name} must be a torch tensor, a NumPy array or have __dlpack__, got {type(array).__name__}"
             )
         array = np.from_dlpack(array)
-    array = np.asarray(array)
-    if array.dtype.name == "bfloat16":  # an extension dtype without a buffer format; every value is an fp32 one
-        array = array.astype(np.float32)
-    if not array.dtype.isnative or not array.flags.aligned:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return cast("npt.NDArray[Any]", array)
+    return np.asarray(array)
 
 
 def _like(result: npt.NDArray[Any], array: Any) -> Any:
@@ -176,14 +177,14 @@ def _similarity(x: Any, y: Any, metric: str) -> Any:
 
 
 def _topk(queries: Any, gallery: Any, k: int, metric: str, mask: Any, exclude: Any, precision: str) -> Matches:
-    rows = len(queries) if hasattr(queries, "__len__") else queries.shape[0]
     if _check_kinds("topk", "queries", queries, "gallery", gallery):
         from pycm import _torch_ops
 
         return _torch_ops.topk(queries, gallery, k, metric, mask, exclude, precision)
-    indices, offsets = (None, None) if exclude is None else _exclude_rows(exclude, rows)
+    rows = _as_numpy("topk", "queries", queries)
+    indices, offsets = (None, None) if exclude is None else _exclude_rows(exclude, len(np.atleast_1d(rows)))
     scores, found = _C.topk(
-        _as_numpy("topk", "queries", queries),
+        rows,
         _as_numpy("topk", "gallery", gallery),
         k,
         metric,
@@ -199,6 +200,8 @@ def _int64(name: str, values: Any) -> npt.NDArray[np.int64]:
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
         raise TypeError(f"topk: {name} must hold integers, got {array.dtype}")
+    if array.dtype == np.uint64 and array.size and int(array.max()) >= 2**63:
+        raise ValueError(f"topk: {name} must be below 2^63, got {array.max()}")
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
@@ -206,6 +209,8 @@ def _exclude_rows(exclude: Any, rows: int) -> tuple[npt.NDArray[np.int64], npt.N
     """`exclude` as compressed rows (indices, offsets)."""
     if hasattr(exclude, "indptr") and hasattr(exclude, "indices"):
         return _int64("exclude", exclude.indices), _int64("exclude", exclude.indptr)
+    if hasattr(exclude, "crow_indices") and hasattr(exclude, "is_sparse_csr") and exclude.is_sparse_csr:
+        return _int64("exclude", exclude.col_indices()), _int64("exclude", exclude.crow_indices())
     if isinstance(exclude, tuple):
         if len(exclude) != 2:
             raise ValueError(f"topk: exclude must be a pair (offsets, indices), got {len(exclude)} items")

@@ -48,9 +48,11 @@ const NumPy& numpy() {
   return *cached;
 }
 
+std::string class_name(nb::handle object) { return nb::str(nb::object(object.type().attr("__name__"))).c_str(); }
+
 std::string dtype_name(nb::handle object) {
-  if (!nb::hasattr(object, "dtype")) return nb::str(object.type().attr("__name__")).c_str();
-  std::string name = nb::str(object.attr("dtype")).c_str();
+  if (!nb::hasattr(object, "dtype")) return class_name(object);
+  std::string name = nb::str(nb::object(object.attr("dtype"))).c_str();
   return name.rfind("torch.", 0) == 0 ? name.substr(6) : name;
 }
 
@@ -79,11 +81,23 @@ void ArrayArg::fail(const std::string& expected) const {
   throw TypeError(text(function_, ": ", name_, " must be ", expected, ", got ", dtype_name(object_)));
 }
 
+const char* ArrayArg::expected() const {
+  return content_ == Content::kBool    ? "a boolean array"
+         : content_ == Content::kInt64 ? "an int64 array"
+                                       : "float32, float16, bfloat16 or float64";
+}
+
+void ArrayArg::take_buffer_of(nb::object converted) {
+  if (buffer_.obj != nullptr) PyBuffer_Release(&buffer_);
+  converted_ = std::move(converted);
+  if (PyObject_GetBuffer(converted_.ptr(), &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) throw nb::python_error();
+}
+
 void ArrayArg::set_element(char kind, int bits) {
   if (content_ == Content::kBool) {
-    if (kind != '?') fail("a boolean array");
+    if (kind != '?') fail(expected());
   } else if (content_ == Content::kInt64) {
-    if (kind != 'i' || bits != 64) fail("an int64 array");
+    if (kind != 'i' || bits != 64) fail(expected());
   } else if (kind == 'f' && bits == 32) {
     array_.dtype = DType::kFloat32;
   } else if (kind == 'f' && bits == 16) {
@@ -93,7 +107,7 @@ void ArrayArg::set_element(char kind, int bits) {
   } else if (kind == 'f' && bits == 64) {
     array_.dtype = DType::kFloat64;
   } else {
-    fail("float32, float16, bfloat16 or float64");
+    fail(expected());
   }
 }
 
@@ -101,18 +115,27 @@ void ArrayArg::from_buffer() {
   // Lists and bytes are refused: guessing a dtype for them would hide a copy and a mistake.
   if (!PyObject_TypeCheck(object_.ptr(), reinterpret_cast<PyTypeObject*>(numpy().ndarray.ptr())))
     throw TypeError(text(function_, ": ", name_, " must be a torch tensor, a NumPy array or have __dlpack__, got ",
-                         nb::str(object_.type().attr("__name__")).c_str()));
+                         class_name(object_)));
+  bool bfloat16 = false;
   if (PyObject_GetBuffer(object_.ptr(), &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
     PyErr_Clear();
-    fail("float32, float16, bfloat16 or float64");
+    // An extension dtype has no buffer format; its bits have.
+    bfloat16 = dtype_name(object_) == "bfloat16";
+    if (!bfloat16) fail(expected());
+    take_buffer_of(object_.attr("view")("uint16"));
   }
+  const bool swapped = buffer_.format != nullptr && *buffer_.format == '>';
+  if (swapped || reinterpret_cast<uintptr_t>(buffer_.buf) % static_cast<uintptr_t>(buffer_.itemsize) != 0)
+    take_buffer_of(object_.attr("astype")(object_.attr("dtype").attr("newbyteorder")("=")));
   const char* format = buffer_.format == nullptr ? "B" : buffer_.format;
   if (*format == '=' || *format == '@' || *format == '<') ++format;
-  const int bits = static_cast<int>(buffer_.itemsize * 8);
-  const bool single = format[0] != '\0' && format[1] == '\0';
-  const char code = single ? format[0] : '\0';
-  set_element(code == 'f' || code == 'd' || code == 'e' ? 'f' : code == 'l' || code == 'q' ? 'i' : code == '?' ? '?' : 'x',
-              bits);
+  const char code = format[0] != '\0' && format[1] == '\0' ? format[0] : '\0';
+  const char kind = bfloat16                                     ? 'b'
+                    : code == 'f' || code == 'd' || code == 'e' ? 'f'
+                    : code == 'l' || code == 'q'                ? 'i'
+                    : code == '?'                               ? '?'
+                                                                : 'x';
+  set_element(kind, static_cast<int>(buffer_.itemsize * 8));
   array_.data = buffer_.buf;
   array_.ndim = buffer_.ndim;
   check(array_.ndim <= kMaxDims, function_, ": ", name_, " must have at most ", kMaxDims, " dimensions, got ",
@@ -122,16 +145,19 @@ void ArrayArg::from_buffer() {
     if (buffer_.strides[d] % buffer_.itemsize != 0) fail("an array whose strides are whole elements");
     array_.strides[d] = buffer_.strides[d] / buffer_.itemsize;
   }
-  if (reinterpret_cast<uintptr_t>(array_.data) % static_cast<uintptr_t>(buffer_.itemsize) != 0)
-    fail("an array aligned to its elements");
 }
 
 void ArrayArg::from_dlpack(const void* table) {
   const auto* api = static_cast<const dlpack::ExchangeApi*>(table);
   dlpack::Tensor tensor{};
-  if (api->from_object(object_.ptr(), &tensor) != 0) throw nb::python_error();
+  if (api->from_object(object_.ptr(), &tensor) != 0) {
+    PyErr_Clear();  // torch's message is a page of its own stack
+    throw TypeError(text(function_, ": ", name_, " must be a dense tensor on the CPU, got one on ",
+                         nb::str(nb::object(object_.attr("device"))).c_str(), " with layout ",
+                         nb::str(nb::object(object_.attr("layout"))).c_str()));
+  }
   if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCudaHost)
-    throw NotImplemented(text(function_, ": ", name_, " is on ", nb::str(object_.attr("device")).c_str(),
+    throw NotImplemented(text(function_, ": ", name_, " is on ", nb::str(nb::object(object_.attr("device"))).c_str(),
                               ", and this build has kernels for the CPU only"));
   const char kind = tensor.dtype.code == dlpack::kFloat    ? 'f'
                     : tensor.dtype.code == dlpack::kBFloat ? 'b'
@@ -152,9 +178,9 @@ void ArrayArg::from_dlpack(const void* table) {
 }
 
 void ArrayArg::from_attributes() {
-  const std::string device = nb::str(object_.attr("device").attr("type")).c_str();
+  const std::string device = nb::str(nb::object(object_.attr("device").attr("type"))).c_str();
   if (device != "cpu")
-    throw NotImplemented(text(function_, ": ", name_, " is on ", nb::str(object_.attr("device")).c_str(),
+    throw NotImplemented(text(function_, ": ", name_, " is on ", nb::str(nb::object(object_.attr("device"))).c_str(),
                               ", and this build has kernels for the CPU only"));
   const std::string dtype = dtype_name(object_);
   const int bits = static_cast<int>(nb::cast<int64_t>(object_.attr("element_size")()) * 8);
@@ -225,6 +251,12 @@ NewArray new_array(Framework framework, Element element, int ndim, const int64_t
   void* data = buffer.buf;
   PyBuffer_Release(&buffer);
   return {object, data};
+}
+
+const char* string_arg(const char* function, const char* name, nb::handle object) {
+  const char* value = PyUnicode_Check(object.ptr()) ? PyUnicode_AsUTF8AndSize(object.ptr(), nullptr) : nullptr;
+  if (value == nullptr) throw TypeError(text(function, ": ", name, " must be a string, got ", class_name(object)));
+  return value;
 }
 
 Rows rows_of(const Array& array) {

@@ -32,6 +32,8 @@ class ArrayArg {
 
  private:
   void from_buffer();
+  void take_buffer_of(nb::object converted);
+  const char* expected() const;
   void from_dlpack(const void* api);
   void from_attributes();
   void set_element(char kind, int bits);
@@ -44,6 +46,7 @@ class ArrayArg {
   Framework framework_ = Framework::kNumPy;
   Array array_;
   Py_buffer buffer_{};
+  nb::object converted_;  // a native copy of a byte-swapped or misaligned array
 };
 
 // A new contiguous array of the framework on the CPU.
@@ -53,6 +56,9 @@ struct NewArray {
 };
 enum class Element { kFloat32, kFloat64, kInt64 };
 NewArray new_array(Framework framework, Element element, int ndim, const int64_t* shape);
+
+// Raises TypeError for what is no string; valid while the object lives.
+const char* string_arg(const char* function, const char* name, nb::handle object);
 
 // Rows [rows, dim] out of the last two axes.
 Rows rows_of(const Array& array);

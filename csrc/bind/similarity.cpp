@@ -6,7 +6,7 @@
 namespace pycm::bind {
 namespace {
 
-nb::object similarity(nb::handle x_object, nb::handle y_object, const char* metric, int num_threads) {
+nb::object similarity(nb::handle x_object, nb::handle y_object, nb::handle metric, int num_threads) {
   constexpr const char* kName = "similarity";
   const ArrayArg x(kName, "x", x_object), y(kName, "y", y_object);
   const Array &a = x.array(), &b = y.array();
@@ -18,7 +18,7 @@ nb::object similarity(nb::handle x_object, nb::handle y_object, const char* metr
   SimilarityArgs args;
   args.x = rows_of(a);
   args.y = rows_of(b);
-  args.metric = parse_metric(kName, metric);
+  args.metric = parse_metric(kName, string_arg(kName, "metric", metric));
   args.num_threads = threads(num_threads);
   check(args.x.dim == args.y.dim, kName, ": y must have x's ", args.x.dim, " features, got shape ", y.shape());
   check(args.x.dim > 0, kName, ": x must have at least one feature, got shape ", x.shape());
@@ -52,7 +52,7 @@ nb::object similarity(nb::handle x_object, nb::handle y_object, const char* metr
 }  // namespace
 
 void bind_similarity(nb::module_& module) {
-  module.def("similarity", &similarity, nb::arg("x"), nb::arg("y"), nb::arg("metric"), nb::arg("num_threads") = 0);
+  module.def("similarity", &similarity, nb::arg("x"), nb::arg("y"), nb::arg("metric").none(), nb::arg("num_threads") = 0);
 }
 
 }  // namespace pycm::bind

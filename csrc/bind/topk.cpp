@@ -31,8 +31,8 @@ void set_exclude(TopKArgs& args, const ArrayArg& exclude, const ArrayArg& offset
   if (values.shape[0] == 0) args.exclude = &none;
 }
 
-nb::tuple topk(nb::handle queries_object, nb::handle gallery_object, int64_t k, const char* metric,
-               const char* precision, nb::handle mask_object, nb::handle exclude_object, nb::handle offsets_object,
+nb::tuple topk(nb::handle queries_object, nb::handle gallery_object, int64_t k, nb::handle metric,
+               nb::handle precision, nb::handle mask_object, nb::handle exclude_object, nb::handle offsets_object,
                int num_threads) {
   const ArrayArg queries(kName, "queries", queries_object), gallery(kName, "gallery", gallery_object);
   const Array &q = queries.array(), &g = gallery.array();
@@ -46,14 +46,14 @@ nb::tuple topk(nb::handle queries_object, nb::handle gallery_object, int64_t k, 
   args.queries = rows_of(q);
   args.gallery = rows_of(g);
   args.k = k;
-  args.metric = parse_metric(kName, metric);
+  args.metric = parse_metric(kName, string_arg(kName, "metric", metric));
   args.num_threads = threads(num_threads);
   check(args.queries.dim == args.gallery.dim, kName, ": gallery must have the queries' ", args.queries.dim,
         " features, got shape ", gallery.shape());
   check(args.queries.dim > 0, kName, ": queries must have at least one feature, got shape ", queries.shape());
   check(args.gallery.rows > 0, kName, ": gallery must have at least one row, got shape ", gallery.shape());
   check(k >= 1 && k <= args.gallery.rows, kName, ": k must be in [1, ", args.gallery.rows, "], got ", k);
-  const std::string mode = precision;
+  const std::string mode = string_arg(kName, "precision", precision);
   check(mode == "exact" || mode == "fast", kName, ": precision must be exact or fast, got '", mode, "'");
   args.precision = mode == "exact" ? Precision::kExact : Precision::kFast;
 
@@ -89,8 +89,8 @@ nb::tuple topk(nb::handle queries_object, nb::handle gallery_object, int64_t k, 
 }  // namespace
 
 void bind_topk(nb::module_& module) {
-  module.def("topk", &topk, nb::arg("queries"), nb::arg("gallery"), nb::arg("k"), nb::arg("metric"),
-             nb::arg("precision"), nb::arg("mask").none(), nb::arg("exclude").none(), nb::arg("exclude_offsets").none(),
+  module.def("topk", &topk, nb::arg("queries"), nb::arg("gallery"), nb::arg("k"), nb::arg("metric").none(),
+             nb::arg("precision").none(), nb::arg("mask").none(), nb::arg("exclude").none(), nb::arg("exclude_offsets").none(),
              nb::arg("num_threads") = 0);
   module.def(
       "topk_workspace_bytes",

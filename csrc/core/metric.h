@@ -6,6 +6,7 @@
 //   kCentre     each row's mean is subtracted first
 //   kNormalise  the sum is divided by the product of both rows' norms; a zero norm gives 0
 //   kDistance   smaller is better
+//   kRoot       the score is the square root of the sum
 // No product is fused with the addition that follows it, so that NumPy, every CPU and every GPU agree to the bit.
 #pragma once
 
@@ -23,14 +24,14 @@ enum class Term { kProduct, kDifference };
 struct Dot {
   static constexpr const char* kName = "dot";
   static constexpr Term kTerm = Term::kProduct;
-  static constexpr bool kCentre = false, kNormalise = false, kDistance = false;
+  static constexpr bool kCentre = false, kNormalise = false, kDistance = false, kRoot = false;
   static double finish(double sum, double, double) { return sum; }
 };
 
 struct Cosine {
   static constexpr const char* kName = "cosine";
   static constexpr Term kTerm = Term::kProduct;
-  static constexpr bool kCentre = false, kNormalise = true, kDistance = false;
+  static constexpr bool kCentre = false, kNormalise = true, kDistance = false, kRoot = false;
   static double finish(double sum, double query_norm, double gallery_norm) {
     const double norms = query_norm * gallery_norm;
     return norms == 0 ? 0.0 : sum / norms;
@@ -40,7 +41,7 @@ struct Cosine {
 struct Pearson {
   static constexpr const char* kName = "pearson";
   static constexpr Term kTerm = Term::kProduct;
-  static constexpr bool kCentre = true, kNormalise = true, kDistance = false;
+  static constexpr bool kCentre = true, kNormalise = true, kDistance = false, kRoot = false;
   static double finish(double sum, double query_norm, double gallery_norm) {
     return Cosine::finish(sum, query_norm, gallery_norm);
   }
@@ -49,14 +50,14 @@ struct Pearson {
 struct Euclidean {
   static constexpr const char* kName = "euclidean";
   static constexpr Term kTerm = Term::kDifference;
-  static constexpr bool kCentre = false, kNormalise = false, kDistance = true;
+  static constexpr bool kCentre = false, kNormalise = false, kDistance = true, kRoot = true;
   static double finish(double sum, double, double) { return std::sqrt(sum); }
 };
 
 struct SqEuclidean {
   static constexpr const char* kName = "sqeuclidean";
   static constexpr Term kTerm = Term::kDifference;
-  static constexpr bool kCentre = false, kNormalise = false, kDistance = true;
+  static constexpr bool kCentre = false, kNormalise = false, kDistance = true, kRoot = false;
   static double finish(double sum, double, double) { return sum; }
 };
 

@@ -322,17 +322,21 @@ double exact_sum(const double* q, const T* g, double shift, int64_t dim) {
     for (int l = 0; l < kAccumulators; ++l)
       acc[l] = add_term<kSum>(acc[l], q == nullptr ? nullptr : q + d + l * VecD::N, g + d + l * VecD::N, shifts);
   }
-  if (d < dim) {
-    // The missing terms are zeros: 0 * 0, or shift - shift.
-    alignas(64) double q_tail[kLanes] = {}, g_tail[kLanes];
-    for (int l = 0; l < kLanes; ++l) g_tail[l] = kSum == kSumShiftedProduct || kSum == kSumShiftedSquare ? shift : 0.0;
-    for (int64_t l = 0; d + l < dim; ++l) {
-      if (q != nullptr) q_tail[l] = q[d + l];
-      g_tail[l] = g[d + l];
-    }
+  // The rest: whole vectors, then one whose missing terms are zeros (0 * 0, or shift - shift). Lanes without a term stay.
 #pragma GCC unroll 16
-    for (int l = 0; l < kAccumulators; ++l)
-      acc[l] = add_term<kSum>(acc[l], q_tail + l * VecD::N, g_tail + l * VecD::N, shifts);
+  for (int l = 0; l < kAccumulators; ++l) {
+    const int64_t begin = d + l * VecD::N;
+    if (begin + VecD::N <= dim) {
+      acc[l] = add_term<kSum>(acc[l], q == nullptr ? nullptr : q + begin, g + begin, shifts);
+    } else if (begin < dim) {
+      double q_tail[VecD::N] = {}, g_tail[VecD::N];
+      for (int i = 0; i < VecD::N; ++i) {
+        const bool inside = begin + i < dim;
+        if (q != nullptr && inside) q_tail[i] = q[begin + i];
+        g_tail[i] = inside ? double(g[begin + i]) : kSum == kSumShiftedProduct || kSum == kSumShiftedSquare ? shift : 0.0;
+      }
+      acc[l] = add_term<kSum>(acc[l], q_tail, g_tail, shifts);
+    }
   }
 #pragma GCC unroll 8
   for (int half = kAccumulators / 2; half > 0; half /= 2)

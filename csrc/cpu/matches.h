@@ -36,6 +36,7 @@ class BestMatches {
   // A NaN is never a match.
   void offer(double key, int64_t index) {
     if (!(key >= worst_key_)) return;
+    if (matches_.empty()) matches_.reserve(std::min<int64_t>(2 * k_ + 64, 128));
     matches_.push_back({key, index});
     if (static_cast<int64_t>(matches_.size()) >= 2 * k_ + 64) keep_best();
   }

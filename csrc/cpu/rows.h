@@ -73,7 +73,7 @@ class RowReader {
 // What a metric needs of a row besides its elements, in fp64 in the fixed order.
 struct RowStats {
   double mean = 0;  // 0 unless the metric centres
-  double norm = 0;  // of the centred row; exactly 0 for a constant one
+  double norm = 0;  // of the centred row, exactly 0 for a constant one; unset where the score needs none
 };
 
 template <class M, class S>
@@ -85,7 +85,16 @@ RowStats row_stats(const S* row, int64_t dim) {
     if (std::all_of(row, end, [first = row[0]](S value) { return value == first; })) return stats;
     stats.mean = exact_sum<S>(kSumElements, nullptr, row, 0, dim) / static_cast<double>(dim);
   }
-  stats.norm = std::sqrt(exact_sum<S>(kSumShiftedSquare, nullptr, row, stats.mean, dim));
+  if constexpr (M::kNormalise) stats.norm = std::sqrt(exact_sum<S>(kSumShiftedSquare, nullptr, row, stats.mean, dim));
+  return stats;
+}
+
+// The same, with the norm that a screen's bound needs for `dot`.
+template <class M, class S>
+RowStats bound_stats(const S* row, int64_t dim) {
+  RowStats stats = row_stats<M>(row, dim);
+  if constexpr (!M::kNormalise && !M::kDistance)
+    stats.norm = std::sqrt(exact_sum<S>(kSumShiftedSquare, nullptr, row, 0, dim));
   return stats;
 }
 
@@ -101,6 +110,13 @@ void affine(const S* in, double shift, const double* centre, double factor, int6
       out[d] = static_cast<T>(value * factor);
     }
   }
+}
+
+// The norm of a normalised row: 1, or 0 for a zero row. Where fp64 squares leave their range nothing is known, not even
+// that the exact score is near: infinite, so that every pair of that row is verified.
+inline double normalised_norm(double norm) {
+  if (norm == 0) return 0;
+  return norm > 1e-140 && norm < 1e140 ? 1 : std::numeric_limits<double>::infinity();
 }
 
 // Whether 1 / norm, and a product with a row of that norm, keep their precision in T. If not, and for NaN, the row itself
@@ -146,15 +162,13 @@ template <class T>
 struct PackedQueries {
   int64_t rows = 0, dim = 0;
   Buffer<T> packed;
-  Buffer<double> norm;    // of the encoded row
-  Buffer<RowStats> stats;
+  Buffer<double> norm;  // of the encoded row; for `dot` only where a bound asks for it
 
   void reserve(int64_t row_count, int64_t dimension) {
     rows = row_count;
     dim = dimension;
     packed.reserve(round_up(rows, kernels().height) * dim);
     norm.reserve(rows);
-    stats.reserve(rows);
   }
   int64_t tiles() const { return (rows + kernels().height - 1) / kernels().height; }
   int64_t first(int64_t tile) const { return tile * kernels().height; }
@@ -164,19 +178,21 @@ struct PackedQueries {
 };
 
 // Encodes rows [begin, begin + out.rows) of `queries`, tile t of them. `staging`: height x dim; `scratch`: dim.
-template <class M, class S, class T>
+// kBound: the norms of `dot` are wanted too.
+template <class M, bool kBound, class S, class T>
 void encode_queries(const RowReader<S>& queries, int64_t begin, const double* centre, int64_t t, PackedQueries<T>& out,
                     S* scratch, T* staging) {
   const int64_t dim = out.dim;
   for (int i = 0; i < out.count(t); ++i) {
     const int64_t r = out.first(t) + i;
     const S* row = queries.read(begin + r, scratch);
-    const RowStats stats = row_stats<M>(row, dim);
+    const RowStats stats = kBound ? bound_stats<M>(row, dim) : row_stats<M>(row, dim);
     const double factor = !M::kNormalise ? 1 : stats.norm == 0 ? 0 : 1 / stats.norm;
     T* encoded = staging + i * dim;
     affine<S, T>(row, stats.mean, M::kDistance ? centre : nullptr, factor, dim, encoded);
-    out.stats[r] = stats;
-    out.norm[r] = std::sqrt(exact_sum<T>(kSumShiftedSquare, nullptr, encoded, 0, dim));
+    out.norm[r] = M::kDistance    ? std::sqrt(exact_sum<T>(kSumShiftedSquare, nullptr, encoded, 0, dim))
+                  : M::kNormalise ? normalised_norm(stats.norm)
+                                  : stats.norm;
   }
   pack<T>(staging, dim, out.count(t), dim, out.height(t), const_cast<T*>(out.tile(t)));
 }
@@ -187,7 +203,7 @@ struct GalleryBlock {
   int64_t begin = 0, count = 0, dim = 0;
   int columns = 0;
   Buffer<T> panels, scale, bias, square;
-  Buffer<double> norm;  // of the encoded row
+  Buffer<double> norm;  // of the encoded row after its scale
 
   void reserve(int64_t rows, int64_t dimension) {
     dim = dimension;
@@ -223,7 +239,7 @@ struct PanelScratch {
 };
 
 // Encodes rows [block.begin, block.begin + block.count). stats[r] of the block's row r is written first when `fresh`.
-template <class M, class S, class T>
+template <class M, bool kBound, class S, class T>
 void encode_gallery(const RowReader<S>& gallery, const double* centre, RowStats* stats, bool fresh,
                     GalleryBlock<T>& block, PanelScratch<S, T>& scratch) {
   constexpr bool kChanged = M::kCentre || M::kDistance || !std::is_same_v<S, T>;
@@ -235,8 +251,8 @@ void encode_gallery(const RowReader<S>& gallery, const double* centre, RowStats*
     bool changed = kChanged;
     for (int j = 0; j < count; ++j) {
       const int64_t r = first + j;
-      if (fresh) stats[r] = row_stats<M>(rows + j * stride, dim);
-      block.norm[r] = stats[r].norm;
+      if (fresh) stats[r] = kBound ? bound_stats<M>(rows + j * stride, dim) : row_stats<M>(rows + j * stride, dim);
+      block.norm[r] = M::kNormalise ? normalised_norm(stats[r].norm) : stats[r].norm;
       block.scale[r] = 1;
       block.bias[r] = 0;
       if constexpr (M::kNormalise) {
@@ -262,7 +278,7 @@ void encode_gallery(const RowReader<S>& gallery, const double* centre, RowStats*
       double factor = 1;
       if (M::kNormalise && !representable<T>(stats[r].norm)) {
         factor = 1 / stats[r].norm;
-        block.scale[r] = block.norm[r] = 1;
+        block.scale[r] = 1;
       }
       affine<S, T>(rows + j * stride, stats[r].mean, M::kDistance ? centre : nullptr, factor, dim, encoded);
       if constexpr (M::kDistance) {

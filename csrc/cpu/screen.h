@@ -52,11 +52,10 @@ struct ScreenColumns {
       const double norm = block.norm[j];
       // A normalised row has norm 1 after its scale, which magnifies what underflowed before it.
       const double scale = std::max(1.0, std::fabs(static_cast<double>(block.scale[j])));
-      const double scaled_norm = M::kNormalise ? 1 : norm;
       const bool used = exact && j < block.count;
-      column_slack[j] = used ? upward(bound.relative * scaled_norm) : 0;
+      column_slack[j] = used ? upward(bound.relative * norm) : 0;
       slack[j] = used ? upward(bound.square * norm * norm + (bound.absolute + 0x1p-148 * root) * scale +
-                               0x1p-148 * root * scaled_norm)
+                               0x1p-148 * root * norm)
                       : 0;
     }
   }
@@ -97,7 +96,7 @@ struct ScreenRows {
   float threshold_of(int64_t row, double key) const {
     double value = key;
     if (M::kDistance) {
-      const double distance_square = std::is_same_v<M, Euclidean> ? key * key : -key;
+      const double distance_square = M::kRoot ? key * key : -key;
       value = 0.5 * (square[row] - distance_square) - 0x1p-22 * (square[row] + distance_square);
     }
     if (std::isnan(value)) return -std::numeric_limits<float>::infinity();
@@ -110,8 +109,9 @@ struct ScreenRows {
   template <class M>
   double key_of(int64_t row, float value) const {
     if (!M::kDistance) return value;
-    const double distance_square = std::max(0.0, square[row] - 2.0 * static_cast<double>(value));
-    return -static_cast<double>(static_cast<float>(std::is_same_v<M, Euclidean> ? std::sqrt(distance_square) : distance_square));
+    const double difference = square[row] - 2.0 * static_cast<double>(value);
+    const double distance_square = difference < 0 ? 0 : difference;  // NaN stays
+    return -static_cast<double>(static_cast<float>(M::kRoot ? std::sqrt(distance_square) : distance_square));
   }
 };
 

@@ -65,7 +65,7 @@ class Similarity {
     parallel_for(queries_.tiles(), count * dim > (1 << 16) ? threads_ : 1, [&](int64_t t, int slot) {
       Scratch<T>& scratch = slots_[slot];
       scratch.panel.reserve(kMaxTileColumns, dim);
-      encode_queries<M, T, T>(x_, begin, centre_.get(), t, queries_, scratch.panel.source.get(),
+      encode_queries<M, false, T, T>(x_, begin, centre_.get(), t, queries_, scratch.panel.source.get(),
                               scratch.panel.encoded.get());
     });
   }
@@ -78,7 +78,7 @@ class Similarity {
     block.count = count;
     scratch.panel.reserve(block.columns, dim);
     scratch.stats.reserve(count);
-    encode_gallery<M, T, T>(y_, centre_.get(), scratch.stats.get(), true, block, scratch.panel);
+    encode_gallery<M, false, T, T>(y_, centre_.get(), scratch.stats.get(), true, block, scratch.panel);
     T row_square[kMaxTileRows] = {};
     for (int64_t t = 0; t < queries_.tiles(); ++t) {
       const int64_t row = begin + queries_.first(t);
@@ -90,7 +90,7 @@ class Similarity {
       store.rows = queries_.count(t);
       store.row_stride = columns;
       store.distance = M::kDistance;
-      store.root = std::is_same_v<M, Euclidean>;
+      store.root = M::kRoot;
       if constexpr (M::kDistance) {
         for (int i = 0; i < store.rows; ++i) {
           const double norm = queries_.norm[queries_.first(t) + i];

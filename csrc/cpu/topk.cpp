@@ -8,17 +8,16 @@
 //   survivors, about k a query, are scored in fp64 and ordered by (score, index).
 //
 // Blocks are visited in a scattered order, so that a threshold is soon as good as one from a random sample.
-// Work: 2 N M D flops. Memory: the gallery once per chunk of queries. Few queries, or a k near M, skip the screen: there
-// the fp64 scan is bound by memory, or everything survives anyway.
+// Work: 2 N M D flops. Memory: the gallery once per chunk of queries.
 #include "ops/topk.h"
 
 #include <atomic>
 #include <memory>
 #include <numeric>
 
-#include "cpu/matches.h"
-#include "cpu/rows.h"
 #include "cpu/screen.h"
+#include "cpu/topk_scan.h"
+#include "cpu/verify.h"
 
 namespace pycm::cpu {
 namespace {
@@ -26,6 +25,7 @@ namespace {
 constexpr int64_t kCandidateBytes = 32 << 20;  // per thread
 constexpr int64_t kMaxChunk = 2048;
 constexpr int64_t kScanQueries = 2;
+constexpr double kScanWork = 4096, kParallelWork = 5e5;  // multiply-adds
 
 int64_t candidate_capacity(int64_t k) { return 2 * k + 64; }
 
@@ -43,9 +43,8 @@ struct Slot {
   GalleryBlock<float> block;
   ScreenColumns columns;
   PanelScratch<S, float> panel;
-  Buffer<double> query;  // the query being verified
-  int64_t query_row = -1;
-  Buffer<S> query_scratch, gallery_scratch;
+  LoadedQuery<S> query;  // the one being verified
+  Buffer<S> scratch;
 };
 
 // The queries of one chunk, encoded, with the thresholds every thread reads and raises.
@@ -66,21 +65,17 @@ struct Chunk {
 template <class M, class S>
 class TopK {
  public:
-  explicit TopK(const TopKArgs& args)
+  TopK(const TopKArgs& args, int num_threads)
       : args_(args),
-        queries_(args.queries),
-        gallery_(args.gallery),
+        verifier_(args.queries, args.gallery),
         dim_(args.queries.dim),
         rows_(args.gallery.rows),
         filter_(args.mask, args.exclude, args.exclude_offsets, args.queries.rows),
-        bound_(Fp32Screen::bound<M, S>(dim_)) {
-    const double pairs = static_cast<double>(args.queries.rows) * static_cast<double>(rows_);
-    threads_ = pairs * static_cast<double>(dim_) > 5e5 ? args.num_threads : 1;
-    slots_ = std::vector<Slot<S>>(threads_);
-    stats_.reserve(rows_);
-    scan_ = args.queries.rows <= kScanQueries || 4 * args.k > rows_;
-    if constexpr (M::kDistance)
-      if (!scan_) centre_ = distance_centre(gallery_);
+        bound_(Fp32Screen::bound<M, S>(dim_)),
+        threads_(num_threads),
+        stats_(rows_),
+        slots_(num_threads) {
+    if constexpr (M::kDistance) centre_ = distance_centre(verifier_.gallery());
     per_block_ = std::min(block_rows<float>(dim_), round_up(rows_, kMaxTileColumns));
     if (rows_ / per_block_ < 4 * threads_)
       per_block_ = std::clamp<int64_t>(rows_ / (4 * threads_) / kMaxTileColumns * kMaxTileColumns, kMaxTileColumns,
@@ -94,7 +89,6 @@ class TopK {
   void run() {
     const int64_t total = args_.queries.rows;
     int64_t per_chunk = chunk_rows(total, args_.k);
-    if (scan_) per_chunk = std::min<int64_t>(per_chunk, 64);
     const bool split_gallery = blocks_ >= 4 * threads_ || total <= threads_ * kMaxTileRows;
     if (split_gallery) {
       for (int64_t begin = 0; begin < total; begin += per_chunk) {
@@ -135,36 +129,28 @@ class TopK {
     chunk.thresholds = std::make_unique<std::atomic<float>[]>(rows);
     for (int64_t i = 0; i < rows; ++i) chunk.thresholds[i] = -kInfinity;
     for (Slot<S>& slot : only != nullptr ? Span{only, 1} : Span{slots_.data(), slots_.size()}) {
-      slot.query.reserve(dim_);
-      slot.query_row = -1;
-      slot.query_scratch.reserve(dim_);
-      slot.gallery_scratch.reserve(dim_);
+      slot.scratch.reserve(dim_);
       slot.panel.reserve(kMaxTileColumns, dim_);
       slot.verified.resize(rows);
       for (BestMatches& best : slot.verified) best.reset(args_.k);
       slot.counts.reserve(rows);
       std::fill_n(slot.counts.get(), rows, 0);
-      if (!scan_) slot.candidates.reserve(rows * candidate_capacity(args_.k));
+      slot.candidates.reserve(rows * candidate_capacity(args_.k));
     }
     chunk.queries.reserve(rows, dim_);
-    if (scan_) {
-      Slot<S>& slot = only != nullptr ? *only : slots_[0];
-      for (int64_t i = 0; i < rows; ++i)
-        chunk.queries.stats[i] = row_stats<M>(queries_.read(begin + i, slot.query_scratch.get()), dim_);
-      return;
-    }
     parallel_for(chunk.queries.tiles(), rows * dim_ > (1 << 16) ? threads : 1, [&](int64_t t, int index) {
       Slot<S>& slot = only != nullptr ? *only : slots_[index];
-      encode_queries<M, S, float>(queries_, begin, centre_.get(), t, chunk.queries, slot.query_scratch.get(),
+      encode_queries<M, true, S, float>(verifier_.queries(), begin, centre_.get(), t, chunk.queries, slot.scratch.get(),
                                   slot.panel.encoded.get());
     });
     chunk.screen.template set<M>(bound_, chunk.queries, args_.precision == Precision::kExact);
   }
 
   void prepare_stats(int64_t b, Slot<S>& slot) {
-    slot.gallery_scratch.reserve(dim_);
+    slot.scratch.reserve(dim_);
+    const RowReader<S>& gallery = verifier_.gallery();
     for (int64_t i = b * per_block_; i < std::min((b + 1) * per_block_, rows_); ++i)
-      stats_[i] = row_stats<M>(gallery_.read(i, slot.gallery_scratch.get()), dim_);
+      stats_[i] = bound_stats<M>(gallery.read(i, slot.scratch.get()), dim_);
   }
 
   // ---- screening ----
@@ -172,12 +158,11 @@ class TopK {
   void visit_block(Chunk& chunk, int64_t order, Slot<S>& slot) {
     const int64_t begin = order * step_ % blocks_ * per_block_;
     const int64_t count = std::min(per_block_, rows_ - begin);
-    if (scan_) return scan_block(chunk, begin, count, slot);
     GalleryBlock<float>& block = slot.block;
     block.reserve(per_block_, dim_);
     block.begin = begin;
     block.count = count;
-    encode_gallery<M, S, float>(gallery_, centre_.get(), stats_.get() + begin, !stats_ready_, block, slot.panel);
+    encode_gallery<M, true, S, float>(verifier_.gallery(), centre_.get(), stats_.get() + begin, !stats_ready_, block, slot.panel);
     slot.columns.template set<M>(bound_, block, args_.precision == Precision::kExact);
     for (int64_t t = 0; t < chunk.queries.tiles(); ++t) {
       const int64_t first = chunk.queries.first(t);
@@ -245,27 +230,6 @@ class TopK {
 
   // ---- verifying ----
 
-  // The key of a pair: its exact score, rounded to fp32 unless the inputs are fp64; negated for distances.
-  double key_of(const RowStats& query_stats, const double* query, const S* row, const RowStats& row_stats) const {
-    constexpr ExactSum kSum = M::kTerm == Term::kDifference ? kSumSquaredDifference
-                              : M::kCentre                  ? kSumShiftedProduct
-                                                            : kSumProduct;
-    const double sum = exact_sum<S>(kSum, query, row, row_stats.mean, dim_);
-    double score = M::finish(sum, query_stats.norm, row_stats.norm);
-    if constexpr (std::is_same_v<S, float>) score = static_cast<float>(score);
-    return M::kDistance ? -score : score;
-  }
-
-  const double* load_query(const Chunk& chunk, int64_t row, Slot<S>& slot) const {
-    if (slot.query_row == chunk.begin + row) return slot.query.get();
-    const S* query = queries_.read(chunk.begin + row, slot.query_scratch.get());
-    const double mean = chunk.queries.stats[row].mean;
-    for (int64_t d = 0; d < dim_; ++d)
-      slot.query[d] = M::kCentre ? static_cast<double>(query[d]) - mean : static_cast<double>(query[d]);
-    slot.query_row = chunk.begin + row;
-    return slot.query.get();
-  }
-
   void verify(const Chunk& chunk, int64_t row, const Candidate* candidates, int64_t count, BestMatches& best,
               Slot<S>& slot) const {
     if (args_.precision == Precision::kFast) {
@@ -273,38 +237,11 @@ class TopK {
         best.offer(chunk.screen.template key_of<M>(row, candidates[c].value), candidates[c].index);
       return;
     }
-    const double* query = load_query(chunk, row, slot);
+    verifier_.load(chunk.begin + row, slot.query, slot.scratch.get());
     for (int64_t c = 0; c < count; ++c) {
       const int64_t index = candidates[c].index;
-      if (c + 2 < count) prefetch(candidates[c + 2].index);
-      const S* row_data = gallery_.read(index, slot.gallery_scratch.get());
-      best.offer(key_of(chunk.queries.stats[row], query, row_data, stats_[index]), index);
-    }
-  }
-
-  void prefetch(int64_t index) const {
-    const char* row = static_cast<const char*>(gallery_.rows().row(index));
-    const int64_t bytes = std::min<int64_t>(dim_ * item_size(gallery_.rows().dtype), 2048);
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
-  }
-
-  // The fp64 scan: every pair verified.
-  void scan_block(Chunk& chunk, int64_t begin, int64_t count, Slot<S>& slot) {
-    for (int64_t i = begin; i < begin + count; ++i) {
-      const S* row_data = gallery_.read(i, slot.gallery_scratch.get());
-      if (!stats_ready_) stats_[i] = M::kNormalise ? row_stats<M>(row_data, dim_) : RowStats();
-      if (chunk.rows == 1) {
-        if (filter_.allows(chunk.begin, i))
-          slot.verified[0].offer(key_of(chunk.queries.stats[0], load_query(chunk, 0, slot), row_data, stats_[i]), i);
-      }
-    }
-    if (chunk.rows == 1) return;
-    for (int64_t row = 0; row < chunk.rows; ++row) {
-      const double* query = load_query(chunk, row, slot);
-      for (int64_t i = begin; i < begin + count; ++i)
-        if (filter_.allows(chunk.begin + row, i))
-          slot.verified[row].offer(
-              key_of(chunk.queries.stats[row], query, gallery_.read(i, slot.gallery_scratch.get()), stats_[i]), i);
+      if (c + 2 < count) verifier_.prefetch(candidates[c + 2].index);
+      best.offer(verifier_.key(slot.query, index, stats_[index], slot.scratch.get()), index);
     }
   }
 
@@ -318,33 +255,23 @@ class TopK {
     best.reset(args_.k);
     for (Slot<S>& slot : slots) {
       best.merge(slot.verified[row]);
-      if (scan_) continue;
       const Candidate* list = slot.candidates.get() + row * capacity;
       survivors.insert(survivors.end(), list, list + slot.counts[row]);
     }
     int64_t count = static_cast<int64_t>(survivors.size());
     prune(survivors.data(), count, args_.k, chunk.threshold(row));
     verify(chunk, row, survivors.data(), count, best, mine);
-    write(chunk.begin + row, best.sorted());
-  }
-
-  void write(int64_t row, const std::vector<Match>& matches) const {
-    const double filler = M::kDistance ? kInfinity : -kInfinity;
-    for (int64_t i = 0; i < args_.k; ++i) {
-      const bool found = i < static_cast<int64_t>(matches.size());
-      const double score = !found ? filler : M::kDistance ? -matches[i].key : matches[i].key;
-      static_cast<S*>(args_.scores)[row * args_.k + i] = static_cast<S>(score);
-      args_.indices[row * args_.k + i] = found ? matches[i].index : -1;
-    }
+    const int64_t at = (chunk.begin + row) * args_.k;
+    Verifier<M, S>::write(best.sorted(), args_.k, static_cast<S*>(args_.scores) + at, args_.indices + at);
   }
 
   const TopKArgs& args_;
-  RowReader<S> queries_, gallery_;
+  Verifier<M, S> verifier_;
   int64_t dim_, rows_;
   Filter filter_;
   ScreenBound bound_;
-  int threads_ = 1;
-  bool scan_ = false, stats_ready_ = false;
+  int threads_;
+  bool stats_ready_ = false;
   int64_t per_block_ = 0, blocks_ = 0, step_ = 1;
   Buffer<double> centre_;
   Buffer<RowStats> stats_;
@@ -356,8 +283,20 @@ class TopK {
 void topk(const TopKArgs& args) {
   if (args.queries.rows == 0) return;
   const DefaultFloatMode float_mode;
+  const double work = static_cast<double>(args.queries.rows) * static_cast<double>(args.gallery.rows) *
+                      static_cast<double>(args.gallery.dim);
+  const int threads = work > kParallelWork ? args.num_threads : 1;
+  const bool scan = args.queries.rows <= kScanQueries || 4 * args.k > args.gallery.rows || work < kScanWork;
   visit(args.metric, [&](auto metric) {
-    visit_source(args.queries.dtype, [&](auto source) { TopK<decltype(metric), decltype(source)>(args).run(); });
+    visit_source(args.queries.dtype, [&](auto source) {
+      using M = decltype(metric);
+      using S = decltype(source);
+      if (scan) {
+        ScanTopK<M, S>(args, threads).run();
+      } else {
+        TopK<M, S>(args, threads).run();
+      }
+    });
   });
 }
 
