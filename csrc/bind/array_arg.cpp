@@ -11,6 +11,8 @@ struct TorchType {
   const dlpack::ExchangeApi* api = nullptr;
 };
 
+bool exchange_table = true;
+
 TorchType find_torch() {
   TorchType found;
   PyObject* modules = PyImport_GetModuleDict();
@@ -58,18 +60,24 @@ std::string dtype_name(nb::handle object) {
 
 }  // namespace
 
+void use_exchange_table(bool use) { exchange_table = use; }
+
 ArrayArg::ArrayArg(const char* function, const char* name, nb::handle object, Content content)
     : function_(function), name_(name), object_(object), content_(content) {
-  const TorchType& torch = torch_type();
-  if (torch.type != nullptr && PyObject_TypeCheck(object.ptr(), torch.type)) {
-    framework_ = Framework::kTorch;
-    if (torch.api != nullptr && torch.api->from_object != nullptr) {
-      from_dlpack(torch.api);
-    } else {
-      from_attributes();
-    }
-  } else {
+  if (PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(numpy().ndarray.ptr()))) {
     from_buffer();
+    return;
+  }
+  const TorchType& torch = torch_type();
+  // Lists and bytes are refused: guessing a dtype for them would hide a copy and a mistake.
+  if (torch.type == nullptr || !PyObject_TypeCheck(object.ptr(), torch.type))
+    throw TypeError(text(function, ": ", name, " must be a torch tensor, a NumPy array or have __dlpack__, got ",
+                         class_name(object)));
+  framework_ = Framework::kTorch;
+  if (exchange_table && torch.api != nullptr && torch.api->from_object != nullptr) {
+    from_dlpack(torch.api);
+  } else {
+    from_attributes();
   }
 }
 
@@ -112,10 +120,6 @@ void ArrayArg::set_element(char kind, int bits) {
 }
 
 void ArrayArg::from_buffer() {
-  // Lists and bytes are refused: guessing a dtype for them would hide a copy and a mistake.
-  if (!PyObject_TypeCheck(object_.ptr(), reinterpret_cast<PyTypeObject*>(numpy().ndarray.ptr())))
-    throw TypeError(text(function_, ": ", name_, " must be a torch tensor, a NumPy array or have __dlpack__, got ",
-                         class_name(object_)));
   bool bfloat16 = false;
   if (PyObject_GetBuffer(object_.ptr(), &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
     PyErr_Clear();
@@ -201,14 +205,14 @@ void ArrayArg::from_attributes() {
   }
 }
 
-std::string ArrayArg::shape() const {
-  std::string result = "[";
-  for (int d = 0; d < array_.ndim; ++d) result += (d == 0 ? "" : ", ") + std::to_string(array_.shape[d]);
-  return result + "]";
+std::ostream& operator<<(std::ostream& stream, const Shape& shape) {
+  stream << "[";
+  for (int d = 0; d < shape.array.ndim; ++d) stream << (d == 0 ? "" : ", ") << shape.array.shape[d];
+  return stream << "]";
 }
 
 NewArray new_array(Framework framework, Element element, int ndim, const int64_t* shape) {
-  if (framework == Framework::kTorch && torch_type().api != nullptr) {
+  if (framework == Framework::kTorch && exchange_table && torch_type().api != nullptr) {
     const dlpack::ExchangeApi* api = torch_type().api;
     int64_t dims[kMaxDims + 2];
     for (int d = 0; d < ndim; ++d) dims[d] = shape[d];

@@ -4,6 +4,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <ostream>
 #include <string>
 
 #include "core/array.h"
@@ -15,6 +16,12 @@ namespace nb = nanobind;
 
 enum class Framework { kNumPy, kTorch };
 enum class Content { kFloat, kBool, kInt64 };
+
+// Printed in errors as "[2, 3]"; nothing is formatted until then.
+struct Shape {
+  const Array& array;
+};
+std::ostream& operator<<(std::ostream& stream, const Shape& shape);
 
 // A borrowed view of a Python array, valid while this lives.
 class ArrayArg {
@@ -28,7 +35,7 @@ class ArrayArg {
   const Array& array() const { return array_; }
   Framework framework() const { return framework_; }
   int64_t size(int axis) const { return array_.shape[axis]; }
-  std::string shape() const;
+  Shape shape() const { return {array_}; }
 
  private:
   void from_buffer();
@@ -62,6 +69,9 @@ const char* string_arg(const char* function, const char* name, nb::handle object
 
 // Rows [rows, dim] out of the last two axes.
 Rows rows_of(const Array& array);
+
+// Whether torch tensors come by the exchange table where torch has one (the default); off, as in torch before 2.13.
+void use_exchange_table(bool use);
 
 // The threads a call may use: what it asked for, else the library's default.
 int threads(int requested);

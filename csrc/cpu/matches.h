@@ -37,7 +37,9 @@ class BestMatches {
   void offer(double key, int64_t index) {
     if (!(key >= worst_key_)) return;
     if (matches_.empty()) matches_.reserve(std::min<int64_t>(2 * k_ + 64, 128));
-    matches_.push_back({key, index});
+    Match& match = matches_.emplace_back();  // in place: a copy of a fresh pair waits for its two stores
+    match.key = key;
+    match.index = index;
     if (static_cast<int64_t>(matches_.size()) >= 2 * k_ + 64) keep_best();
   }
   void keep_best() {

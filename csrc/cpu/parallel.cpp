@@ -39,7 +39,7 @@ struct Job {
 
   void work(int slot, bool is_caller) {
     using Clock = std::chrono::steady_clock;
-    const auto check = is_caller ? interrupt_check.load() : nullptr;
+    const auto check = is_caller && tasks > 1 ? interrupt_check.load() : nullptr;
     auto checked = check != nullptr ? Clock::now() : Clock::time_point();
     try {
       while (!stop.load(std::memory_order_relaxed)) {

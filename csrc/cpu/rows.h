@@ -35,6 +35,7 @@ double exact_sum(ExactSum sum, const double* q, const S* g, double shift, int64_
 template <class S>
 class RowReader {
  public:
+  RowReader() = default;
   explicit RowReader(const Rows& rows)
       : rows_(rows), direct_(rows.dim_stride == 1 && (rows.dtype == DType::kFloat32 || rows.dtype == DType::kFloat64)) {}
 
@@ -67,7 +68,7 @@ class RowReader {
   }
 
   Rows rows_;
-  bool direct_;
+  bool direct_ = true;
 };
 
 // What a metric needs of a row besides its elements, in fp64 in the fixed order.

@@ -36,6 +36,11 @@ struct Fp32Screen {
   }
 };
 
+// Rows longer than this may overflow a partial sum, after which a value says nothing: their slack is infinite. Rows of
+// norm 1 and their scales never do.
+constexpr double kMaxNorm = 0x1p62;
+inline double slack_norm(double norm) { return norm > kMaxNorm ? std::numeric_limits<double>::infinity() : norm; }
+
 // Towards +inf, so that a float never understates a bound held as a double.
 inline float upward(double value) { return static_cast<float>(value * (1 + 0x1p-22)); }
 
@@ -49,7 +54,7 @@ struct ScreenColumns {
     slack.reserve(round_up(padded, kMaxTileColumns));
     const double root = std::sqrt(static_cast<double>(block.dim));
     for (int64_t j = 0; j < padded; ++j) {
-      const double norm = block.norm[j];
+      const double norm = slack_norm(block.norm[j]);
       // A normalised row has norm 1 after its scale, which magnifies what underflowed before it.
       const double scale = std::max(1.0, std::fabs(static_cast<double>(block.scale[j])));
       const bool used = exact && j < block.count;
@@ -74,7 +79,7 @@ struct ScreenRows {
     for (int64_t i = 0; i < queries.rows; ++i) {
       const double norm = queries.norm[i];
       square[i] = norm * norm;
-      row_slack[i] = exact ? upward(norm) : 0;
+      row_slack[i] = exact ? upward(slack_norm(norm)) : 0;
       row_error[i] = exact ? bound.square * square[i] + 0x1p-148 * root * norm : 0;
     }
   }

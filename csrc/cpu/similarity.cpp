@@ -20,8 +20,8 @@ constexpr int64_t kChunk = 4096;
 // One matrix of the batch.
 template <class T>
 struct Problem {
-  Rows x, y;
-  T* out;
+  Rows x, y;  // [N, D], [M, D]
+  T* out;     // [N, M]
 };
 
 template <class T>
@@ -35,10 +35,13 @@ struct Scratch {
 template <class M, class T>
 class Similarity {
  public:
-  Similarity(const Problem<T>& problem, int num_threads)
-      : x_(problem.x), y_(problem.y), out_(problem.out), threads_(num_threads), slots_(num_threads) {}
+  explicit Similarity(int num_threads) : threads_(num_threads), slots_(num_threads) {}
 
-  void run() {
+  // Scratch stays for the next matrix of the batch.
+  void run(const Problem<T>& problem) {
+    x_ = RowReader<T>(problem.x);
+    y_ = RowReader<T>(problem.y);
+    out_ = problem.out;
     const int64_t rows = x_.rows().rows, columns = y_.rows().rows, dim = x_.rows().dim;
     if constexpr (M::kDistance) centre_ = distance_centre(y_);
     const int64_t per_block = std::min(block_size(columns, dim), round_up(columns, tile_columns<T>()));
@@ -135,7 +138,7 @@ class Similarity {
   }
 
   RowReader<T> x_, y_;
-  T* out_;
+  T* out_ = nullptr;
   int threads_;
   std::vector<Scratch<T>> slots_;
   Buffer<double> centre_;
@@ -164,9 +167,12 @@ void run(const SimilarityArgs& args) {
   const bool large = flops * static_cast<double>(batch) > kParallelFlops;
   const int threads = large ? args.num_threads : 1;
   if (batch >= 4 * threads || flops < kParallelFlops) {
-    parallel_for(batch, threads, [&](int64_t b, int) { Similarity<M, T>(problem(b), 1).run(); });
+    std::vector<Similarity<M, T>> per_slot;
+    for (int slot = 0; slot < threads; ++slot) per_slot.emplace_back(1);
+    parallel_for(batch, threads, [&](int64_t b, int slot) { per_slot[slot].run(problem(b)); });
   } else {
-    for (int64_t b = 0; b < batch; ++b) Similarity<M, T>(problem(b), threads).run();
+    Similarity<M, T> shared(threads);
+    for (int64_t b = 0; b < batch; ++b) shared.run(problem(b));
   }
 }
 
