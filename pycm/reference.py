@@ -47,9 +47,9 @@ def ratio(total: Float64, norms: Float64) -> Float64:
 
 
 def centre(x: Float64) -> Float64:
-    """Rows minus their mean; a constant row becomes exactly zero."""
+    """Rows minus their mean; a constant finite row becomes exactly zero."""
     mean = fixed_order_sum(x) / x.shape[-1]
-    constant = (x == x[..., :1]).all(axis=-1)
+    constant = (x == x[..., :1]).all(axis=-1) & np.isfinite(x[..., 0])
     return np.where(constant[..., None], 0.0, x - mean[..., None])
 
 

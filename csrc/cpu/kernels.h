@@ -15,7 +15,7 @@ namespace pycm::cpu {
 constexpr int kMaxTileRows = 12;
 constexpr int kMaxTileColumns = 32;
 // Sums longer than this are split, so that rounding grows with kDepth + D / kDepth rather than with D.
-constexpr int64_t kDepth = 512;
+constexpr int64_t kDepth = 128;
 
 // One operand of a tile is packed "dimension first": a[d * height + row], b[d * columns + column].
 template <class T>

@@ -83,7 +83,8 @@ RowStats row_stats(const S* row, int64_t dim) {
   if constexpr (M::kCentre) {
     // The rounded mean of a constant row may miss it by an ulp; its norm must be 0 all the same.
     const S* end = row + dim;
-    if (std::all_of(row, end, [first = row[0]](S value) { return value == first; })) return stats;
+    const bool constant = std::all_of(row, end, [first = row[0]](S value) { return value == first; });
+    if (constant && std::isfinite(row[0])) return stats;
     stats.mean = exact_sum<S>(kSumElements, nullptr, row, 0, dim) / static_cast<double>(dim);
   }
   if constexpr (M::kNormalise) stats.norm = std::sqrt(exact_sum<S>(kSumShiftedSquare, nullptr, row, stats.mean, dim));
