@@ -7,7 +7,16 @@ sentences. `import pycm` needs NumPy only; what needs more is imported on first 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+try:
+    from pycm import _C  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"pycm: no compiled module in {Path(__file__).parent}: this is the source folder; install it with "
+        "`pip install .` and import it from elsewhere, or with `pip install -e .`"
+    ) from error
 
 from pycm._info import __version__, backend_info
 from pycm.functional import (

@@ -15,12 +15,8 @@ TEMPORARY_SUFFIX = ".tmp"
 @overload
 def atomic_write(path: str | os.PathLike[str], mode: Literal["wb"]) -> AbstractContextManager[IO[bytes]]: ...
 @overload
-def atomic_write(
-    path: str | os.PathLike[str], mode: Literal["w"] = "w"
-) -> AbstractContextManager[IO[str]]: ...
-def atomic_write(
-    path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w"
-) -> AbstractContextManager[IO[Any]]:
+def atomic_write(path: str | os.PathLike[str], mode: Literal["w"] = "w") -> AbstractContextManager[IO[str]]: ...
+def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w") -> AbstractContextManager[IO[Any]]:
     """Open a file that appears under `path`, complete, when the block ends, or not at all.
 
     The data go to a hidden file beside `path` (same file system), are flushed to the disk, and the file is

@@ -40,9 +40,9 @@ def backend_info() -> dict[str, Any]:
     """What is in the build and on the machine.
 
     Returns:
-        ``version``; ``build``: compiler, CPU levels and CUDA architectures compiled in; ``cpu``: the level in use, those
-        this processor has, threads; ``cuda``: the devices found; ``packages``: versions of the optional packages, None when
-        absent; ``missing``: a line for each thing that is not there, with the reason and how to get it.
+        ``version``; ``build``: compiler, CPU levels and CUDA architectures compiled in; ``cpu``: the level in use,
+        those this processor has, threads; ``cuda``: the devices found; ``packages``: versions of the optional packages,
+        None when absent; ``missing``: a line for each thing that is not there, why, and how to get it.
     """
     build = _C.build_info()
     packages = {name: _version(name) for name in _PACKAGES}

@@ -1,12 +1,13 @@
 """The kernels as torch operators: `torch.ops.pycm.similarity` and `torch.ops.pycm.topk`.
 
-They trace (`torch.compile`, `torch.export`), differentiate, and widen under autocast. A plain eager call that needs none
-of that goes straight to the kernel: the dispatcher alone would cost more than a small product.
+They trace (`torch.compile`, `torch.export`), differentiate, and widen under autocast. A plain eager call that
+needs none of that goes straight to the kernel: the dispatcher alone would cost more than a small product.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from pycm.functional import Matches, _exclude_rows
 torch.library.define("pycm::similarity", "(Tensor x, Tensor y, str metric) -> Tensor")
 torch.library.define(
     "pycm::topk",
-    "(Tensor queries, Tensor gallery, int k, str metric, Tensor? mask, Tensor? exclude, Tensor? exclude_offsets, "
-    "str precision) -> (Tensor, Tensor)",
+    "(Tensor queries, Tensor gallery, int k, str metric, Tensor? mask, Tensor? exclude, "
+    "Tensor? exclude_offsets, str precision) -> (Tensor, Tensor)",
 )
 
 
@@ -27,25 +28,25 @@ torch.library.define(
 
 def similarity(x: Tensor, y: Tensor, metric: str) -> Tensor:
     if _direct(x, y):
-        return _C.similarity(x, y, metric, torch.get_num_threads())
+        return cast(Tensor, _C.similarity(x, y, metric, torch.get_num_threads()))
     _check_devices("similarity", "x", x, "y", y)
-    return torch.ops.pycm.similarity(x, y, metric)
+    return cast(Tensor, torch.ops.pycm.similarity(x, y, metric))
 
 
-def topk(
-    queries: Tensor, gallery: Tensor, k: int, metric: str, mask: Any, exclude: Any, precision: str
-) -> Matches:
+def topk(queries: Tensor, gallery: Tensor, k: int, metric: str, mask: Any, exclude: Any, precision: str) -> Matches:
     if mask is None and exclude is None and _direct(queries, gallery):
         threads = torch.get_num_threads()
-        return Matches(*_C.topk(queries, gallery, k, metric, precision, None, None, None, threads))
+        return tuple.__new__(Matches, _C.topk(queries, gallery, k, metric, precision, None, None, None, threads))
     _check_devices("topk", "queries", queries, "gallery", gallery)
+    try:
+        k = operator.index(k)
+    except TypeError:
+        raise TypeError(f"topk: k must be an integer, got {type(k).__name__}") from None
     if mask is not None:
         mask = torch.as_tensor(mask)
         _check_devices("topk", "queries", queries, "mask", mask)
     indices, offsets = (None, None) if exclude is None else _exclude_tensors(exclude, queries)
-    scores, found = torch.ops.pycm.topk(
-        queries, gallery, k, metric, mask, indices, offsets, precision
-    )
+    scores, found = torch.ops.pycm.topk(queries, gallery, k, metric, mask, indices, offsets, precision)
     return Matches(scores, found)
 
 
@@ -88,15 +89,16 @@ def _check_devices(function: str, a_name: str, a: Tensor, b_name: str, b: Tensor
 
 def _exclude_tensors(exclude: Any, queries: Tensor) -> tuple[Tensor, Tensor]:
     """`exclude` as compressed rows (indices, offsets)."""
+    for part in exclude if isinstance(exclude, tuple) else (exclude,):
+        if isinstance(part, Tensor):
+            _check_devices("topk", "queries", queries, "exclude", part)
     if isinstance(exclude, Tensor) and exclude.layout == torch.sparse_csr:
         return exclude.col_indices().long(), exclude.crow_indices().long()
     if isinstance(exclude, Tensor):
         if exclude.is_floating_point() or exclude.dtype == torch.bool:
             raise TypeError(f"topk: exclude must hold integers, got {exclude.dtype}")
         if exclude.shape != queries.shape[:1]:
-            raise ValueError(
-                f"topk: exclude must have shape [{queries.shape[0]}], got {list(exclude.shape)}"
-            )
+            raise ValueError(f"topk: exclude must have shape [{queries.shape[0]}], got {list(exclude.shape)}")
         return exclude.long(), torch.arange(queries.shape[0] + 1)
     indices, offsets = _exclude_rows(exclude, queries.shape[0])
     return torch.from_numpy(indices), torch.from_numpy(offsets)
@@ -107,7 +109,7 @@ def _exclude_tensors(exclude: Any, queries: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.impl("pycm::similarity", "CPU")
 def _similarity_cpu(x: Tensor, y: Tensor, metric: str) -> Tensor:
-    return _C.similarity(_plain(x), _plain(y), metric, torch.get_num_threads())
+    return cast(Tensor, _C.similarity(_plain(x), _plain(y), metric, torch.get_num_threads()))
 
 
 @torch.library.impl("pycm::topk", "CPU")
@@ -146,13 +148,13 @@ def _score_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake("pycm::similarity")
+@torch.library.register_fake("pycm::similarity")  # type: ignore[untyped-decorator]
 def _similarity_fake(x: Tensor, y: Tensor, metric: str) -> Tensor:
-    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])  # type: ignore[no-untyped-call]
     return x.new_empty((*batch, x.shape[-2], y.shape[-2]), dtype=_score_dtype(x.dtype))
 
 
-@torch.library.register_fake("pycm::topk")
+@torch.library.register_fake("pycm::topk")  # type: ignore[untyped-decorator]
 def _topk_fake(
     queries: Tensor,
     gallery: Tensor,
@@ -173,9 +175,7 @@ def _topk_fake(
 # ---- gradients, written in differentiable operations, so that second derivatives exist ----
 
 
-def _pair_gradients(
-    x: Tensor, y: Tensor, scores: Tensor, grad: Tensor, metric: str
-) -> tuple[Tensor, Tensor]:
+def _pair_gradients(x: Tensor, y: Tensor, scores: Tensor, grad: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """Gradients of sum(grad * scores) with scores = similarity(x [..., N, D], y [..., M, D])."""
     dtype = scores.dtype
     a, b = x.to(dtype), y.to(dtype)
@@ -233,9 +233,7 @@ def _topk_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     rows = indices.clamp(min=0)
     grad = torch.where(found, grad, 0.0).unsqueeze(-2)
     scores = torch.where(found, scores, 0.0).unsqueeze(-2)
-    grad_queries, grad_rows = _pair_gradients(
-        queries.unsqueeze(-2), gallery[rows], scores, grad, ctx.metric
-    )
+    grad_queries, grad_rows = _pair_gradients(queries.unsqueeze(-2), gallery[rows], scores, grad, ctx.metric)
     grad_gallery = torch.zeros_like(gallery).index_add(0, rows.flatten(), grad_rows.flatten(0, 1))
     return grad_queries.squeeze(-2), grad_gallery, None, None, None, None, None, None
 
@@ -244,4 +242,3 @@ torch.library.register_autograd("pycm::similarity", _similarity_backward, setup_
 torch.library.register_autograd("pycm::topk", _topk_backward, setup_context=_topk_setup)
 for _op in ("pycm::similarity", "pycm::topk"):
     torch.library.register_autocast(_op, "cpu", torch.float32)
-

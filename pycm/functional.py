@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -28,7 +27,8 @@ class Matches(NamedTuple):
     """The best matches of each query, best first.
 
     Attributes:
-        scores: ``[N, k]``, float32 (float64 for float64 inputs); distances, smallest first, for distance metrics.
+        scores: ``[N, k]``, float32 (float64 for float64 inputs); distances, smallest first, for distance
+            metrics.
         indices: ``[N, k]`` int64 rows of the gallery; -1 where fewer than k rows could match, with score -inf
             (+inf for a distance).
     """
@@ -37,26 +37,30 @@ class Matches(NamedTuple):
     indices: Any
 
 
+# What Matches(...) does, without the call of a Python function.
+_new = tuple.__new__
+
+
 def similarity(x: A, y: A, metric: Metric = "cosine") -> A:
     """Every score of ``x`` against ``y``.
 
     Args:
-        x: ``[..., N, D]`` float32, float16, bfloat16 or float64; torch tensor, NumPy array or anything with DLPack. Any
-            strides: rows are read where they lie.
+        x: ``[..., N, D]`` float32, float16, bfloat16 or float64; torch tensor, NumPy array or anything with
+            DLPack. Any strides: rows are read where they lie.
         y: ``[..., M, D]``, of x's dtype and kind. Batch axes broadcast.
-        metric: ``dot``, ``cosine``, ``pearson`` (larger is better), ``euclidean`` or ``sqeuclidean`` (smaller is).
-            Cosine with a zero row, and Pearson with a constant row, are 0.
+        metric: ``dot``, ``cosine``, ``pearson`` (larger is better), ``euclidean`` or ``sqeuclidean`` (smaller
+            is). Cosine with a zero row, and Pearson with a constant row, are 0.
 
     Returns:
-        ``[..., N, M]``, float32 (float64 for float64 inputs), of x's kind and device. Distances that cancel are evaluated
-        again from differences, so identical rows are exactly 0 apart.
+        ``[..., N, M]``, float32 (float64 for float64 inputs), of x's kind and device. Distances that cancel are
+        evaluated again from differences, so identical rows are exactly 0 apart.
 
     Raises:
         TypeError: for an array of integers, differing dtypes, or no array.
         ValueError: for shapes that do not fit, or an unknown metric.
 
-    Differentiable in both inputs for torch tensors. O(N·M·D) time; beside the result it keeps a packed copy of at
-    most 4096 rows of x and a few cache-sized blocks of y.
+    Differentiable in both inputs for torch tensors. O(N·M·D) time; beside the result it keeps a packed copy of
+    at most 4096 rows of x and a few cache-sized blocks of y.
     """
     if type(x) is np.ndarray and type(y) is np.ndarray:
         return cast("A", _C.similarity(x, y, metric))
@@ -81,30 +85,31 @@ def topk(
         k: from 1 to M.
         metric: ``dot``, ``cosine``, ``pearson``, ``euclidean`` or ``sqeuclidean``.
         mask: boolean ``[M]`` or ``[N, M]``; only pairs where it is true may match.
-        exclude: rows of the gallery a query must not match, such as itself or its known positives: an int array ``[N]``
-            (-1 for none), or several per query as compressed rows: a pair ``(offsets [N + 1], indices)``, a SciPy or a
-            torch CSR matrix ``[N, M]`` whose stored entries are excluded.
-        precision: ``exact``: the score of a pair is its fp64 value in a fixed order of operations, rounded to fp32 (not
-            rounded for float64 inputs); matches are ordered by score, then by index, lowest first. The same bits come
-            out for any batch size, thread count and processor. ``fast``: the fp32 screen's own scores, within the bound
-            of docs/exactness.md.
+        exclude: rows of the gallery a query must not match, such as itself or its known positives: an int array
+            ``[N]`` (-1 for none), or several per query as compressed rows: a pair ``(offsets [N + 1], indices)``,
+            a SciPy or a torch CSR matrix ``[N, M]`` whose stored entries are excluded.
+        precision: ``exact``: the score of a pair is its fp64 value in a fixed order of operations, rounded to
+            fp32 (not rounded for float64 inputs); matches are ordered by score, then by index, lowest first. The
+            same bits come out for any batch size, thread count and processor. ``fast``: the fp32 screen's own
+            scores, within the bound of docs/exactness.md.
 
     Returns:
         ``Matches(scores [N, k], indices [N, k])``. A NaN score is never a match.
 
     Raises:
         TypeError: for integer arrays, differing dtypes, or no array.
-        ValueError: for shapes that do not fit, k outside [1, M], an empty gallery, or an index outside [0, M).
+        ValueError: for shapes that do not fit, k outside [1, M], an empty gallery, or an index outside it.
 
-    The scores are differentiable for torch tensors. O(N·M·D) time, O((N + M)·D + N·k) memory; see `workspace_bytes`.
+    The scores are differentiable for torch tensors. O(N·M·D) time, O((N + M)·D + N·k) memory; see
+    `workspace_bytes`.
     """
     if type(queries) is np.ndarray and type(gallery) is np.ndarray and mask is None and exclude is None:
-        return Matches(*_C.topk(queries, gallery, _integer(k), metric, precision, None, None, None))
-    return _topk(queries, gallery, _integer(k), metric, mask, exclude, precision)
+        return _new(Matches, _C.topk(queries, gallery, k, metric, precision, None, None, None))
+    return _topk(queries, gallery, k, metric, mask, exclude, precision)
 
 
 def workspace_bytes(queries: int, gallery: int, dim: int, k: int) -> int:
-    """The scratch memory `topk` takes on the CPU beyond its inputs and outputs, for these sizes and the current threads.
+    """Bytes of scratch that `topk` takes beyond its inputs and outputs, for these sizes and the threads set.
 
     An upper bound but for rows in a strided or half-precision layout, which are converted a panel at a time.
     """
@@ -121,18 +126,6 @@ def set_num_threads(count: int) -> None:
 
 
 # ---- other kinds of arrays ----
-
-
-def _integer(k: Any) -> int:
-    if type(k) is int and k.bit_length() < 63:
-        return k
-    try:
-        k = operator.index(k)
-    except TypeError:
-        raise TypeError(f"topk: k must be an integer, got {type(k).__name__}") from None
-    if k.bit_length() >= 63:
-        raise ValueError(f"topk: k must be in [1, M], got {k}")
-    return int(k)
 
 
 def _is_torch(array: Any) -> bool:
@@ -155,7 +148,8 @@ def _as_numpy(function: str, name: str, array: Any) -> npt.NDArray[Any]:
     if not isinstance(array, np.ndarray):
         if not hasattr(array, "__dlpack__"):
             raise TypeError(
-                f"{function}: {name} must be a torch tensor, a NumPy array or have __dlpack__, got {type(array).__name__}"
+                f"{function}: {name} must be a torch tensor, a NumPy array or have __dlpack__, "
+                f"got {type(array).__name__}"
             )
         array = np.from_dlpack(array)
     return np.asarray(array)

@@ -1,7 +1,7 @@
 """The specification: every operation in NumPy, fp64, written to be read. The kernels agree with it to the bit.
 
-A pair's score is a sum of fp64 terms in one fixed order: 32 lanes, lane l adding the terms l, l + 32, l + 64, ... in turn
-from zero; then lane l adds lane l + 16, l + 8, l + 4, l + 2, l + 1. No multiplication is fused with an addition.
+A pair's score is a sum of fp64 terms in one fixed order: 32 lanes, lane l adding the terms l, l + 32, l + 64, ... in
+turn from zero; then lane l adds lane l + 16, l + 8, l + 4, l + 2, l + 1. No product is fused with an addition.
 """
 
 from __future__ import annotations

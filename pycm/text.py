@@ -36,9 +36,7 @@ class _Vectorizer(TextDescriptor):
     _sklearn: ClassVar[str]
 
     def __init__(self, **options: Any) -> None:
-        self._options = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
-        }
+        self._options = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
         self._fitted: Any = None
 
     def _new(self, **more: Any) -> Any:
@@ -221,8 +219,7 @@ class WordEmbeddings(TextDescriptor):
             raise ValueError(f"WordEmbeddings: sif_a must be above 0, got {sif_a}")
         if weighting == "sif" and not 0 <= sif_components < self.vectors.shape[1]:
             raise ValueError(
-                f"WordEmbeddings: sif_components must be in [0, {self.vectors.shape[1]}), "
-                f"got {sif_components}"
+                f"WordEmbeddings: sif_components must be in [0, {self.vectors.shape[1]}), got {sif_components}"
             )
         self.weighting, self.sif_a, self.sif_components = weighting, float(sif_a), sif_components
         self._weights: npt.NDArray[np.float32] | None = None  # [words]
@@ -252,9 +249,7 @@ class WordEmbeddings(TextDescriptor):
             if not isinstance(loaded, WordEmbeddings):
                 raise ValueError(f"WordEmbeddings.load: {path} holds a {type(loaded).__name__}")
             return loaded
-        words, vectors = read_word_vectors(
-            path, format=format, vocabulary=vocabulary, limit=limit, progress=progress
-        )
+        words, vectors = read_word_vectors(path, format=format, vocabulary=vocabulary, limit=limit, progress=progress)
         if not words:
             raise ValueError(f"WordEmbeddings.load: {path} has none of the words of the vocabulary")
         return cls(words, vectors, weighting=weighting, sif_a=sif_a, sif_components=sif_components)

@@ -3,6 +3,9 @@
 #include "bind/dlpack.h"
 
 namespace pycm::bind {
+
+std::string class_name(nb::handle object) { return nb::str(nb::object(object.type().attr("__name__"))).c_str(); }
+
 namespace {
 
 // torch.Tensor, once torch is imported, and its exchange table where it has one.
@@ -49,8 +52,6 @@ const NumPy& numpy() {
   }();
   return *cached;
 }
-
-std::string class_name(nb::handle object) { return nb::str(nb::object(object.type().attr("__name__"))).c_str(); }
 
 std::string dtype_name(nb::handle object) {
   if (!nb::hasattr(object, "dtype")) return class_name(object);

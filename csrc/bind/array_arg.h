@@ -64,6 +64,8 @@ struct NewArray {
 enum class Element { kFloat32, kFloat64, kInt64 };
 NewArray new_array(Framework framework, Element element, int ndim, const int64_t* shape);
 
+std::string class_name(nb::handle object);
+
 // Raises TypeError for what is no string; valid while the object lives.
 const char* string_arg(const char* function, const char* name, nb::handle object);
 

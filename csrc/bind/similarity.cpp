@@ -52,7 +52,9 @@ nb::object similarity(nb::handle x_object, nb::handle y_object, nb::handle metri
 }  // namespace
 
 void bind_similarity(nb::module_& module) {
-  module.def("similarity", &similarity, nb::arg("x"), nb::arg("y"), nb::arg("metric").none(), nb::arg("num_threads") = 0);
+  module.def("similarity", &similarity,
+             nb::sig("def similarity(x: typing.Any, y: typing.Any, metric: str, num_threads: int = 0) -> typing.Any"),
+             nb::arg("x"), nb::arg("y"), nb::arg("metric").none(), nb::arg("num_threads") = 0);
 }
 
 }  // namespace pycm::bind

@@ -31,7 +31,20 @@ void set_exclude(TopKArgs& args, const ArrayArg& exclude, const ArrayArg& offset
   if (values.shape[0] == 0) args.exclude = &none;
 }
 
-nb::tuple topk(nb::handle queries_object, nb::handle gallery_object, int64_t k, nb::handle metric,
+// k as any Python integer; what no int64 holds is out of range whatever the gallery.
+int64_t integer_k(nb::handle object, int64_t limit) {
+  nb::object index = PyLong_Check(object.ptr()) ? nb::borrow(object) : nb::steal(PyNumber_Index(object.ptr()));
+  if (!index.is_valid()) {
+    PyErr_Clear();
+    throw TypeError(text(kName, ": k must be an integer, got ", class_name(object)));
+  }
+  int overflow = 0;
+  const int64_t k = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  check(overflow == 0 && k >= 1 && k <= limit, kName, ": k must be in [1, ", limit, "], got ", nb::str(index).c_str());
+  return k;
+}
+
+nb::tuple topk(nb::handle queries_object, nb::handle gallery_object, nb::handle k_object, nb::handle metric,
                nb::handle precision, nb::handle mask_object, nb::handle exclude_object, nb::handle offsets_object,
                int num_threads) {
   const ArrayArg queries(kName, "queries", queries_object), gallery(kName, "gallery", gallery_object);
@@ -45,14 +58,13 @@ nb::tuple topk(nb::handle queries_object, nb::handle gallery_object, int64_t k, 
   TopKArgs args;
   args.queries = rows_of(q);
   args.gallery = rows_of(g);
-  args.k = k;
   args.metric = parse_metric(kName, string_arg(kName, "metric", metric));
   args.num_threads = threads(num_threads);
   check(args.queries.dim == args.gallery.dim, kName, ": gallery must have the queries' ", args.queries.dim,
         " features, got shape ", gallery.shape());
   check(args.queries.dim > 0, kName, ": queries must have at least one feature, got shape ", queries.shape());
   check(args.gallery.rows > 0, kName, ": gallery must have at least one row, got shape ", gallery.shape());
-  check(k >= 1 && k <= args.gallery.rows, kName, ": k must be in [1, ", args.gallery.rows, "], got ", k);
+  const int64_t k = args.k = integer_k(k_object, args.gallery.rows);
   const std::string mode = string_arg(kName, "precision", precision);
   check(mode == "exact" || mode == "fast", kName, ": precision must be exact or fast, got '", mode, "'");
   args.precision = mode == "exact" ? Precision::kExact : Precision::kFast;
@@ -89,7 +101,11 @@ nb::tuple topk(nb::handle queries_object, nb::handle gallery_object, int64_t k, 
 }  // namespace
 
 void bind_topk(nb::module_& module) {
-  module.def("topk", &topk, nb::arg("queries"), nb::arg("gallery"), nb::arg("k"), nb::arg("metric").none(),
+  module.def("topk", &topk,
+             nb::sig("def topk(queries: typing.Any, gallery: typing.Any, k: typing.SupportsIndex, metric: str, "
+                     "precision: str, mask: typing.Any, exclude: typing.Any, exclude_offsets: typing.Any, "
+                     "num_threads: int = 0) -> tuple[typing.Any, typing.Any]"),
+             nb::arg("queries"), nb::arg("gallery"), nb::arg("k"), nb::arg("metric").none(),
              nb::arg("precision").none(), nb::arg("mask").none(), nb::arg("exclude").none(), nb::arg("exclude_offsets").none(),
              nb::arg("num_threads") = 0);
   module.def(

@@ -43,7 +43,8 @@ struct Slot {
   GalleryBlock<float> block;
   ScreenColumns columns;
   PanelScratch<S, float> panel;
-  LoadedQuery<S> query;  // the one being verified
+  LoadedQuery query;  // the one being verified
+  Buffer<double> query_values;
   Buffer<S> scratch;
 };
 
@@ -130,9 +131,11 @@ class TopK {
     for (int64_t i = 0; i < rows; ++i) chunk.thresholds[i] = -kInfinity;
     for (Slot<S>& slot : only != nullptr ? Span{only, 1} : Span{slots_.data(), slots_.size()}) {
       slot.scratch.reserve(dim_);
+      slot.query_values.reserve(dim_);
+      slot.query.values = slot.query_values.get();
       slot.panel.reserve(kMaxTileColumns, dim_);
       slot.verified.resize(rows);
-      for (BestMatches& best : slot.verified) best.reset(args_.k);
+      for (BestMatches& best : slot.verified) best.reset(args_.k, rows_);
       slot.counts.reserve(rows);
       std::fill_n(slot.counts.get(), rows, 0);
       slot.candidates.reserve(rows * candidate_capacity(args_.k));
@@ -252,7 +255,7 @@ class TopK {
     const int64_t capacity = candidate_capacity(args_.k);
     std::vector<Candidate> survivors;
     BestMatches best;
-    best.reset(args_.k);
+    best.reset(args_.k, rows_);
     for (Slot<S>& slot : slots) {
       best.merge(slot.verified[row]);
       const Candidate* list = slot.candidates.get() + row * capacity;

@@ -30,10 +30,12 @@ class ScanTopK {
       slot.best.resize(per_chunk);
     }
     queries_.resize(per_chunk);
+    values_.reserve(per_chunk * verifier_.dim());
+    for (int64_t i = 0; i < per_chunk; ++i) queries_[i].values = values_.get() + i * verifier_.dim();
     for (int64_t begin = 0; begin < total; begin += per_chunk) {
       const int64_t count = std::min(per_chunk, total - begin);
       for (Slot& slot : slots_)
-        for (BestMatches& best : slot.best) best.reset(args_.k);
+        for (BestMatches& best : slot.best) best.reset(args_.k, rows);
       for (int64_t i = 0; i < count; ++i) verifier_.load(begin + i, queries_[i], slots_[0].scratch.get());
       parallel_for(blocks, threads_, [&](int64_t b, int slot) {
         scan(begin, count, b * per_block, std::min(rows, (b + 1) * per_block), slots_[slot]);
@@ -75,7 +77,8 @@ class ScanTopK {
   Filter filter_;
   int threads_;
   std::vector<Slot> slots_;
-  std::vector<LoadedQuery<S>> queries_;
+  std::vector<LoadedQuery> queries_;
+  Buffer<double> values_;
   Buffer<RowStats> stats_;
 };
 

@@ -7,11 +7,10 @@
 namespace pycm::cpu {
 
 // A query held in fp64, centred where the metric centres.
-template <class S>
 struct LoadedQuery {
   int64_t row = -1;
   RowStats stats;
-  Buffer<double> values;
+  double* values = nullptr;  // dim elements, the caller's
 };
 
 template <class M, class S>
@@ -24,10 +23,9 @@ class Verifier {
   int64_t dim() const { return gallery_.rows().dim; }
 
   // `scratch`: dim elements, as everywhere below.
-  void load(int64_t row, LoadedQuery<S>& query, S* scratch) const {
+  void load(int64_t row, LoadedQuery& query, S* scratch) const {
     if (query.row == row) return;
     const S* values = queries_.read(row, scratch);
-    query.values.reserve(dim());
     query.stats = row_stats<M>(values, dim());
     for (int64_t d = 0; d < dim(); ++d)
       query.values[d] = M::kCentre ? static_cast<double>(values[d]) - query.stats.mean : static_cast<double>(values[d]);
@@ -39,11 +37,11 @@ class Verifier {
   }
 
   // The exact score, rounded to fp32 unless the inputs are fp64; negated for distances, so that larger is better.
-  double key(const LoadedQuery<S>& query, int64_t index, const RowStats& stats, S* scratch) const {
+  double key(const LoadedQuery& query, int64_t index, const RowStats& stats, S* scratch) const {
     constexpr ExactSum kSum = M::kTerm == Term::kDifference ? kSumSquaredDifference
                               : M::kCentre                  ? kSumShiftedProduct
                                                             : kSumProduct;
-    const double sum = exact_sum<S>(kSum, query.values.get(), gallery_.read(index, scratch), stats.mean, dim());
+    const double sum = exact_sum<S>(kSum, query.values, gallery_.read(index, scratch), stats.mean, dim());
     double score = M::finish(sum, query.stats.norm, stats.norm);
     if constexpr (std::is_same_v<S, float>) score = static_cast<float>(score);
     return M::kDistance ? -score : score;

@@ -7,9 +7,12 @@ encoder that needs them, when it is made.
 from .backbones import TimmBackbone, TorchvisionBackbone
 from .base import ClassifierEncoder, Encoder, ImageItem, Modality
 from .cache import EncodeResult, FeatureCache
+from .color import ColorHistogram
+from .concat import ConcatEncoder
 from .dual import DualEncoder, OpenCLIP, TransformersCLIP, TransformersSigLIP
 from .efficientnet import EfficientNetLite0, imagenet_classes
 from .images import ImageReadError, UnreadableInputError, load_image
+from .layers import LayersEncoder
 from .module import ModuleEncoder, TorchEncoder
 from .preprocess import ImagePreprocess
 from .registry import get_encoder, known_encoders
@@ -17,6 +20,8 @@ from .sentence import MiniLM, SentenceTransformerEncoder
 
 __all__ = [
     "ClassifierEncoder",
+    "ColorHistogram",
+    "ConcatEncoder",
     "DualEncoder",
     "EfficientNetLite0",
     "EncodeResult",
@@ -25,6 +30,7 @@ __all__ = [
     "ImageItem",
     "ImagePreprocess",
     "ImageReadError",
+    "LayersEncoder",
     "MiniLM",
     "Modality",
     "ModuleEncoder",

@@ -114,9 +114,7 @@ class TorchvisionBackbone(_Backbone):
             preprocess = preprocess or weights.transforms()
         else:
             built = model
-        super().__init__(
-            built, name=name or f"torchvision:{type(built).__name__}", modality="image", device=device
-        )
+        super().__init__(built, name=name or f"torchvision:{type(built).__name__}", modality="image", device=device)
         self.preprocess = preprocess or ImagePreprocess(interpolation="bilinear")
         self._last = self._last_linear()
         self._dim = self._last.in_features

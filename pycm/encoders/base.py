@@ -70,9 +70,7 @@ class ClassifierEncoder(Encoder, Protocol):
     @property
     def class_names(self) -> list[str]: ...
 
-    def classify(
-        self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None
-    ) -> Features:
+    def classify(self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None) -> Features:
         """Class probabilities, float32 [N, len(class_names)], rows summing to 1."""
         ...
 
@@ -112,6 +110,4 @@ def progress_bar(
         if progress is None:
             return iter(iterable)
         raise ImportError("progress=True needs tqdm: pip install tqdm") from None
-    return iter(
-        tqdm(iterable, total=total, desc=desc, disable=None if progress is None else False, leave=False)
-    )
+    return iter(tqdm(iterable, total=total, desc=desc, disable=None if progress is None else False, leave=False))

@@ -156,9 +156,7 @@ class FeatureCache:
     def _store(self, encoder: Encoder, method: str) -> ShardStore:
         fingerprint = encoder.fingerprint
         if not isinstance(fingerprint, str) or not fingerprint:
-            raise TypeError(
-                f"FeatureCache.encode: {type(encoder).__name__}.fingerprint must be a non-empty str"
-            )
+            raise TypeError(f"FeatureCache.encode: {type(encoder).__name__}.fingerprint must be a non-empty str")
         name = hashlib.sha256(f"{_FORMAT}\0{fingerprint}\0{method}".encode()).hexdigest()[:32]
         return ShardStore(self.folder / name)
 
@@ -211,8 +209,7 @@ class _Run:
         if features.ndim != 2 or len(features) != len(inputs) or width not in (None, features.shape[1]):
             expected = "dim" if width is None else str(width)
             raise ValueError(
-                f"{self.function}: the encoder must return [{len(inputs)}, {expected}], "
-                f"got {list(features.shape)}"
+                f"{self.function}: the encoder must return [{len(inputs)}, {expected}], got {list(features.shape)}"
             )
         return features
 
@@ -220,9 +217,7 @@ class _Run:
 def _is_image(function: str, encoder: Encoder) -> bool:
     modality = getattr(encoder, "modality", None)
     if modality not in ("image", "text"):
-        raise TypeError(
-            f'{function}: {type(encoder).__name__}.modality must be "image" or "text", got {modality!r}'
-        )
+        raise TypeError(f'{function}: {type(encoder).__name__}.modality must be "image" or "text", got {modality!r}')
     return bool(modality == "image")
 
 

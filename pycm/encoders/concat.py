@@ -41,8 +41,7 @@ class ConcatEncoder:
         factors = [1.0] * len(encoders) if weights is None else [float(weight) for weight in weights]
         if len(factors) != len(encoders):
             raise ValueError(
-                f"ConcatEncoder: weights must have {len(encoders)} entries, one for each encoder, "
-                f"got {len(factors)}"
+                f"ConcatEncoder: weights must have {len(encoders)} entries, one for each encoder, got {len(factors)}"
             )
         if not all(0 < factor < float("inf") for factor in factors):
             raise ValueError(f"ConcatEncoder: weights must be positive and finite, got {factors}")

@@ -63,9 +63,7 @@ class TextDescriptor(ABC):
         self._check_fitted("fingerprint")
         return digest_of(type(self).__name__, *self._state())
 
-    def encode(
-        self, items: Sequence[str], *, batch_size: int = 1024, progress: bool | None = None
-    ) -> Features:
+    def encode(self, items: Sequence[str], *, batch_size: int = 1024, progress: bool | None = None) -> Features:
         """Encode texts to float32 [N, dim], dense: N * dim * 4 bytes. See `Encoder.encode`.
 
         A text without a known word gives a row of zeros, whose cosine with everything is 0.

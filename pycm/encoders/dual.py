@@ -143,9 +143,7 @@ class _TransformersDual(DualEncoder):
         self.logit_scale = math.exp(_number(self.model.logit_scale))
         self.logit_bias = _number(getattr(self.model, "logit_bias", 0.0))
         name = name or f"{self._default}:{type(built).__name__}"
-        self.image = _Side(
-            built, "image", name, self._prepare_images, self._image_forward, self._image_config
-        )
+        self.image = _Side(built, "image", name, self._prepare_images, self._image_forward, self._image_config)
         self.text = _Side(built, "text", name, self._prepare_texts, self._text_forward, self._text_config)
 
     def _prepare_images(self, items: list[Any]) -> Batch:
@@ -234,9 +232,7 @@ class OpenCLIP(DualEncoder):
             name = name or f"open_clip:{model}"
             architecture, _, tag = (model, "", "") if model.startswith("hf-hub:") else model.partition("/")
             if not tag and not model.startswith("hf-hub:"):
-                raise ValueError(
-                    f"OpenCLIP: model must be ARCHITECTURE/PRETRAINED-TAG or hf-hub:NAME, got {model!r}"
-                )
+                raise ValueError(f"OpenCLIP: model must be ARCHITECTURE/PRETRAINED-TAG or hf-hub:NAME, got {model!r}")
             built: Any
             built, own = open_clip.create_model_from_pretrained(architecture, pretrained=tag or None)
             preprocess = preprocess or own

@@ -61,9 +61,7 @@ class EfficientNetLite0(TorchEncoder):
         """The 1000 ImageNet class names, in the order of `classify`'s columns."""
         return list(imagenet_classes())
 
-    def classify(
-        self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None
-    ) -> Features:
+    def classify(self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None) -> Features:
         """ImageNet class probabilities (softmax), float32 [N, 1000]; arguments and errors as `encode`."""
         return self._run("classify", items, self._probabilities, batch_size, progress, width=1000)
 

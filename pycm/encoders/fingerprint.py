@@ -154,9 +154,7 @@ class _Stream:
         import torch
 
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        self._write(
-            "tensor", str(tensor.dtype).encode(), repr(tuple(tensor.shape)).encode(), memoryview(data)
-        )
+        self._write("tensor", str(tensor.dtype).encode(), repr(tuple(tensor.shape)).encode(), memoryview(data))
 
     def _add_module(self, module: Any) -> None:
         """Structure, code and settings of every submodule, then the weights and persistent buffers."""
@@ -180,9 +178,7 @@ class _Stream:
 
 def _content(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: value
-        for key, value in values.items()
-        if not (isinstance(key, str) and key.lstrip("_") in _NOT_CONTENT)
+        key: value for key, value in values.items() if not (isinstance(key, str) and key.lstrip("_") in _NOT_CONTENT)
     }
 
 

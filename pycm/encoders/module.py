@@ -249,7 +249,6 @@ def stack_images(tensors: list[torch.Tensor]) -> torch.Tensor:
             raise TypeError(f"preprocess must return a tensor [C, H, W], got {type(tensor).__name__}")
         if tensor.shape != tensors[0].shape:
             raise ValueError(
-                "preprocess must give every image one shape, "
-                f"got {list(tensors[0].shape)} and {list(tensor.shape)}"
+                f"preprocess must give every image one shape, got {list(tensors[0].shape)} and {list(tensor.shape)}"
             )
     return torch.stack(tensors)

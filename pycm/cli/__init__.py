@@ -1,0 +1,1 @@
+"""The command line: `pycm demo`, `pycm match`, `pycm info`."""

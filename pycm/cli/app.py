@@ -1,0 +1,144 @@
+"""The typer app. What a command needs is imported when it runs, so that `pycm --help` is quick."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="pycm",
+    help="Match images with texts, exactly and fast.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Keep features here, so that nothing is encoded twice."),
+]
+
+
+class MetricName(str, Enum):
+    """The metrics, as choices of an option."""
+
+    cosine = "cosine"
+    dot = "dot"
+    pearson = "pearson"
+    euclidean = "euclidean"
+    sqeuclidean = "sqeuclidean"
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Match images with texts, exactly and fast."""
+    if version:
+        from pycm import __version__
+
+        typer.echo(f"pycm {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The report.")] = Path("pycm-demo.html"),
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Also the photographs of which ImageNet, and so the encoder, knows nothing."),
+    ] = False,
+    cache: Cache = None,
+    debug: Debug = False,
+) -> None:
+    """Match photographs with sentences, both ways, and write an HTML report. Needs no network."""
+    from .demo import run_demo
+
+    run_demo(out, every=every, cache=cache)
+
+
+@app.command()
+def match(
+    images: Annotated[
+        Path,
+        typer.Option(
+            "--images",
+            metavar="PATH",
+            help="A folder, searched with its subfolders, or JSONL or CSV with an image column.",
+        ),
+    ],
+    texts: Annotated[Path, typer.Option("--texts", metavar="FILE", help="Texts: .txt (one a line), .jsonl or .csv.")],
+    k: Annotated[
+        str | None,
+        typer.Option(
+            "--k",
+            metavar="K[,K]",
+            help="Matches per image and per text, or TEXTS,IMAGES. Default: 5, or all.",
+        ),
+    ] = None,
+    metric: Annotated[
+        MetricName | None,
+        typer.Option("--metric", help="How features are compared. Default: cosine, or that of a saved matcher."),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", metavar="SPEC", help="Image encoder, e.g. clip:NAME. Default: efficientnet-lite0."),
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--text-encoder",
+            metavar="SPEC",
+            help="Text encoder. Default: the other side of --encoder, or minilm.",
+        ),
+    ] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option("--space", metavar="DIR", help="A saved space, or a saved matcher with its encoders."),
+    ] = None,
+    cache: Cache = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the matches: .html, .csv or .jsonl (ranks count from 0)."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Match your images with your texts, both ways.
+
+    Where the texts' file names the image of each text (columns image and text), right and wrong are
+    told apart.
+    """
+    from .match import MatchOptions, run_match
+
+    run_match(
+        MatchOptions(
+            images=images,
+            texts=texts,
+            k=k,
+            metric=None if metric is None else metric.value,
+            encoder=encoder,
+            text_encoder=text_encoder,
+            space=space,
+            cache=cache,
+            skip_unreadable=skip_unreadable,
+            out=out,
+        )
+    )
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, debug: Debug = False) -> None:
+    """Show what is in this build and on this machine, and what is missing and why."""
+    from .info import run_info
+
+    run_info(as_json=as_json)

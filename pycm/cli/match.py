@@ -1,0 +1,207 @@
+"""`pycm match`: the user's images and texts."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from pycm import backend_info
+
+from ..encoders import known_encoders
+from ..functional import DISTANCES, Metric
+from ..matchers.features import check_k
+from ..report import Report, Stat, write_report
+from ..report.render import bar_widths
+from .errors import CommandError
+from .inputs import TextLine, read_images, read_texts
+from .output import check_output, print_table, shown, write_rows
+from .present import Direction, Results, duration, facts, groupby_query, groups, score_name
+
+if TYPE_CHECKING:
+    from ..matchers import ImageTextMatcher, ImageTextMatches
+
+_ENDINGS = (".html", ".csv", ".jsonl")
+_TERMINAL_QUERIES = 20
+_REPORT_QUERIES = 200
+_DEFAULT = ("efficientnet-lite0", "minilm")
+_TWO_SIDED = ("clip:", "siglip:", "open_clip:")
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """The options of `pycm match`, as given."""
+
+    images: Path
+    texts: Path
+    k: str | None
+    metric: Metric | None
+    encoder: str | None
+    text_encoder: str | None
+    space: Path | None
+    cache: Path | None
+    skip_unreadable: bool
+    out: Path | None
+
+
+def run_match(options: MatchOptions) -> None:
+    """Check all that can be checked, then match, print, and write."""
+    if options.out is not None:
+        check_output(options.out, _ENDINGS)
+    images, lines = read_images(options.images), read_texts(options.texts)
+    k = _parse_k(options.k)
+    check_k("match", k, len(images), len(lines))
+
+    start = time.perf_counter()
+    with Console(stderr=True).status("Loading the encoders"):
+        matcher = _matcher(options)
+    loading = time.perf_counter() - start
+    found = matcher.match(
+        images, [line.text for line in lines], k, on_error="skip" if options.skip_unreadable else "raise"
+    )
+
+    paths = [images[i] for i in found.kept]
+    base = options.images if options.images.is_dir() else Path(os.path.commonpath([p.parent for p in paths]))
+    results = Results(found, [shown(path, base) for path in paths], _owners(lines, paths))
+    _print(results, loading)
+    if options.out is None:
+        return
+    if options.out.suffix.lower() == ".html":
+        write_report(_report(options, matcher, results, paths, loading), options.out)
+    else:
+        write_rows(options.out, [*results.rows("image_to_text"), *results.rows("text_to_image")])
+    Console(highlight=False).print(Text(f"Written: {options.out}"), soft_wrap=True)
+
+
+def _parse_k(text: str | None) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise CommandError(f"--k must be a number or two as 5,1, got {text!r}")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _matcher(options: MatchOptions) -> ImageTextMatcher:
+    from ..matchers import ImageTextMatcher
+    from ..spaces import load_space
+
+    folder = options.space
+    if folder is not None and _is_matcher(folder):
+        matcher = ImageTextMatcher.load(
+            folder, image_encoder=options.encoder, text_encoder=options.text_encoder, cache=options.cache
+        )
+        matcher.metric = options.metric or matcher.metric
+        return matcher
+    metric = options.metric or "cosine"
+    image_spec = options.encoder or _DEFAULT[0]
+    _check_spec("--encoder", image_spec)
+    two_sided = image_spec.startswith(_TWO_SIDED)
+    text_spec = options.text_encoder or (image_spec if two_sided else _DEFAULT[1])
+    _check_spec("--text-encoder", text_spec)
+    if (image_spec, text_spec) == _DEFAULT:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # both are on the disk
+        if folder is None:
+            return ImageTextMatcher.default(options.cache, metric=metric)
+    space = None if folder is None else load_space(folder)
+    if space is None and not two_sided:
+        raise CommandError(
+            f"--encoder {image_spec} and --text-encoder {text_spec} do not share a space: "
+            "pass --space with a saved space or matcher"
+        )
+    return ImageTextMatcher(image_spec, text_spec, space, metric, cache=options.cache)
+
+
+def _check_spec(option: str, spec: str) -> None:
+    """Refuse a spec that no encoder has, before one is loaded."""
+    known = known_encoders()
+    if spec not in known and spec.partition(":")[0] not in {name.partition(":")[0] for name in known if ":" in name}:
+        raise CommandError(f"{option}: unknown encoder {spec!r}; known: {', '.join(known)}")
+
+
+def _is_matcher(folder: Path) -> bool:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CommandError(f"--space {folder}: no saved space or matcher there (config.json is missing)")
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("class") == "ImageTextMatcher")
+    except (ValueError, AttributeError) as error:
+        raise CommandError(f"--space {folder}: config.json is not that of a space or matcher: {error}") from error
+
+
+def _owners(lines: Sequence[TextLine], paths: Sequence[Path]) -> list[int] | None:
+    """For each text its image's row, -1 where that was left out; None where not every text names one."""
+    if any(line.image is None for line in lines):
+        return None
+    row_of = {os.path.realpath(path): i for i, path in enumerate(paths)}
+    owners = [row_of.get(os.path.realpath(str(line.image)), -1) for line in lines]
+    return owners if any(owner >= 0 for owner in owners) else None
+
+
+def _print(results: Results, loading: float) -> None:
+    console = Console(highlight=False)
+    found = results.found
+    distance = found.metric in DISTANCES
+    directions: list[tuple[str, Direction, tuple[str, str]]] = [
+        ("Images to texts", "image_to_text", ("image", "text")),
+        ("Texts to images", "text_to_image", ("text", "image")),
+    ]
+    for title, direction, heads in directions:
+        by_query = groupby_query(results.rows(direction))
+        rows = [row for query in list(by_query)[:_TERMINAL_QUERIES] for row in by_query[query]]
+        print_table(console, title, *heads, rows, bar_widths([row.score for row in rows], distance))
+        if len(by_query) > _TERMINAL_QUERIES:
+            console.print(f"... and {len(by_query) - _TERMINAL_QUERIES:,} more; --out keeps all\n", style="dim")
+    for stat in _stats(results):
+        console.print(Text.assemble((f"{stat.value} ", "bold"), stat.label))
+    for name, reason in found.errors:
+        console.print(Text(f"left out: {shown(name)}: {reason}", style="yellow"), soft_wrap=True)
+    seconds = found.seconds
+    encoding = seconds["encode images"] + seconds["encode texts"]
+    console.print(
+        f"{len(found.images):,} images, {len(found.texts):,} texts: loading {duration(loading)}, "
+        f"encoding {duration(encoding)}, scoring {duration(seconds['score'])}."
+    )
+
+
+def _stats(results: Results) -> list[Stat]:
+    if results.owner is None:
+        return []
+    right_images, images = results.right("image_to_text")
+    right_texts, texts = results.right("text_to_image")
+    return [
+        Stat(f"{right_images:,} of {images:,}", "images whose best text is right"),
+        Stat(f"{right_texts:,} of {texts:,}", "texts whose best image is right"),
+    ]
+
+
+def _report(
+    options: MatchOptions, matcher: ImageTextMatcher, results: Results, paths: Sequence[Path], loading: float
+) -> Report:
+    found: ImageTextMatches = results.found
+    notes = [f"Left out: {shown(name)} ({reason})." for name, reason in found.errors]
+    most = max(len(found.images), len(found.texts))
+    if most > _REPORT_QUERIES:
+        notes.append(f"The first {_REPORT_QUERIES} of each kind are shown. CSV and JSONL output has all.")
+    return Report(
+        title="Images and texts, matched",
+        lede=f"{len(found.images):,} images of {shown(options.images)} and {len(found.texts):,} texts of "
+        f"{shown(options.texts)}, compared by {found.metric}"
+        + (" (a distance: smaller is better)." if found.metric in DISTANCES else "."),
+        groups=groups(results, paths, keep=5, limit=_REPORT_QUERIES),
+        stats=_stats(results),
+        notes=notes,
+        facts=facts(matcher, found, loading, backend_info()),
+        score_name=score_name(found.metric),
+        distance=found.metric in DISTANCES,
+    )

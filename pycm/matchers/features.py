@@ -1,0 +1,147 @@
+"""What matchers share: items to finite feature rows, through the cache where there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..encoders import Encoder, EncodeResult, FeatureCache, UnreadableInputError
+from ..encoders.base import Features, ImageItem, check_items, progress_bar
+from ..encoders.images import item_name, load_images
+
+OnError: TypeAlias = Literal["raise", "skip"]
+#: texts[i] is the text of image i, or a list of its texts.
+Texts: TypeAlias = Sequence[str] | Sequence[Sequence[str]]
+
+_DEFAULT_K = 5
+
+
+def check_on_error(function: str, on_error: str) -> None:
+    """Raise ValueError for anything but "raise" and "skip"."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'{function}: on_error must be "raise" or "skip", got {on_error!r}')
+
+
+def as_cache(cache: str | os.PathLike[str] | FeatureCache | None) -> FeatureCache | None:
+    """A folder's name as the cache in it. Raises OSError where the folder can be neither found nor made."""
+    return cache if cache is None or isinstance(cache, FeatureCache) else FeatureCache(cache)
+
+
+def encode_items(
+    function: str,
+    encoder: Encoder,
+    items: Sequence[Any],
+    *,
+    method: str = "encode",
+    cache: FeatureCache | None = None,
+    batch_size: int = 32,
+    progress: bool | None = None,
+    on_error: OnError = "raise",
+) -> EncodeResult:
+    """Features of `items`; all the images are tried before an unreadable one raises.
+
+    Raises:
+        UnreadableInputError: unreadable images under on_error="raise", or no readable one under "skip".
+        ValueError: NaN or infinity in the features; names the item.
+    """
+    if cache is not None:
+        result = cache.encode(
+            encoder, items, method=method, batch_size=batch_size, progress=progress, on_error=on_error
+        )
+    elif on_error == "skip" and encoder.modality == "image":
+        result = _encode_readable(function, encoder, items, method, batch_size, progress)
+    else:
+        features = getattr(encoder, method)(items, batch_size=batch_size, progress=progress)
+        result = EncodeResult(np.asarray(features, np.float32), np.arange(len(items)), [])
+    if len(items) and not len(result.kept):
+        raise UnreadableInputError(result.errors, len(items))
+    if len(result.features) != len(result.kept):
+        raise ValueError(f"{function}: {encoder.name} gave {len(result.features)} rows for {len(result.kept)} items")
+    return result
+
+
+def _encode_readable(
+    function: str,
+    encoder: Encoder,
+    items: Sequence[Any],
+    method: str,
+    batch_size: int,
+    progress: bool | None,
+) -> EncodeResult:
+    check_items(function, items)
+    rows: list[Features] = []
+    kept: list[int] = []
+    errors: list[tuple[str, str]] = []
+    starts = range(0, len(items), batch_size)
+    for start in progress_bar(starts, progress=progress, desc=f"{encoder.name} {method}"):
+        images, readable, failed = load_images(function, items[start : start + batch_size], first=start)
+        errors += failed
+        kept += readable
+        if images:
+            rows.append(getattr(encoder, method)(images, batch_size=batch_size, progress=False))
+    features = np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+    return EncodeResult(np.asarray(features, np.float32), np.array(kept, np.int64), errors)
+
+
+def check_finite(function: str, kind: str, features: Features, names: Sequence[str]) -> None:
+    """Raise ValueError naming the first item whose row holds NaN or infinity, and how many there are."""
+    bad = ~np.isfinite(features).all(axis=1)
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise ValueError(
+            f"{function}: the features of {kind} {names[first]!r} hold NaN or infinity "
+            f"({int(bad.sum())} of {len(features)} {kind}s)"
+        )
+
+
+def check_k(function: str, k: int | tuple[int, int] | None, n: int, m: int) -> tuple[int, int]:
+    """(texts per image, images per text) for n images and m texts."""
+    if n == 0 or m == 0:
+        raise ValueError(f"{function}: {'images' if n == 0 else 'texts'} is empty")
+    if k is None:
+        return min(_DEFAULT_K, m), min(_DEFAULT_K, n)
+    if isinstance(k, tuple) and len(k) == 2:
+        limits = [(k[0], m, f" for {m} texts"), (k[1], n, f" for {n} images")]
+    else:
+        limits = [(k, min(n, m), f" for {n} images and {m} texts; a pair sets each direction")]
+    for value, limit, what in limits:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{function}: k must be an int or a pair of them, got {k!r}")
+        if not 1 <= value <= limit:
+            raise ValueError(f"{function}: k must be in [1, {limit}]{what}, got {value}")
+    return int(limits[0][0]), int(limits[-1][0])
+
+
+def flatten_texts(function: str, images: Sequence[ImageItem], texts: Texts) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """(all texts, the image that each belongs to)."""
+    check_items(function, images)
+    check_items(function, texts)
+    if len(images) != len(texts):
+        raise ValueError(f"{function}: texts must have one entry for each of {len(images)} images, got {len(texts)}")
+    flat: list[str] = []
+    owner: list[int] = []
+    for i, entry in enumerate(texts):
+        group = [entry] if isinstance(entry, str) else list(entry)
+        if not group:
+            raise ValueError(f"{function}: texts[{i}] is empty: image {item_name(images[i], i)!r} has no text")
+        for text in group:
+            if not isinstance(text, str):
+                raise TypeError(f"{function}: texts[{i}] must be a str or hold str, got {type(text).__name__}")
+        flat += group
+        owner += [i] * len(group)
+    return flat, np.array(owner, np.int64)
+
+
+def keep_pairs(
+    owner: npt.NDArray[np.int64], kept: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The texts whose image was kept, and the row of that image among the kept ones.
+
+    `owner` is the image of each text; `kept`, ascending, are the images that have a row.
+    """
+    used = np.flatnonzero(np.isin(owner, kept))
+    return used, np.searchsorted(kept, owner[used])

@@ -1,0 +1,415 @@
+"""`ImageTextMatcher`: which sentence belongs to which image."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..encoders import Encoder, EncodeResult, FeatureCache, get_encoder
+from ..encoders.base import Features, ImageItem, Modality, check_batch_size, check_items
+from ..encoders.descriptor import TextDescriptor
+from ..encoders.images import item_name
+from ..evaluate import RetrievalMetrics, retrieval_metrics
+from ..functional import METRICS, Matches, Metric, similarity, topk
+from ..spaces import ConSE, HubnessCorrection, Space
+from . import storage
+from .features import (
+    OnError,
+    Texts,
+    as_cache,
+    check_finite,
+    check_k,
+    check_on_error,
+    encode_items,
+    flatten_texts,
+    keep_pairs,
+)
+
+
+class ImageTextMetrics(NamedTuple):
+    """What `ImageTextMatcher.evaluate` returns: images as queries, and texts as queries."""
+
+    image_to_text: RetrievalMetrics
+    text_to_image: RetrievalMetrics
+
+
+@dataclass(frozen=True)
+class ImageTextMatches:
+    """What `ImageTextMatcher.match` returns.
+
+    Attributes:
+        image_to_text: for each image the best texts: scores float32 and indices int64, [N, k], into `texts`.
+        text_to_image: for each text the best images, [M, k], into `images`.
+        images: the names of the N images that could be read: their paths, or "items[i]".
+        texts: the M texts.
+        metric: of the scores; for "euclidean" and "sqeuclidean" they are distances, smallest first.
+        kept: int64 [N], which of the given images `images` are.
+        errors: (name, reason) of each image left out; empty unless on_error="skip".
+        seconds: what took how long: "encode images", "encode texts", "score".
+    """
+
+    image_to_text: Matches
+    text_to_image: Matches
+    images: list[str]
+    texts: list[str]
+    metric: Metric
+    kept: npt.NDArray[np.int64]
+    errors: list[tuple[str, str]] = field(default_factory=list)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class ImageTextMatcher:
+    """Matches images with texts, both ways.
+
+    Args:
+        image_encoder, text_encoder: encoders, or specs for `get_encoder` such as "clip:NAME".
+        space: maps the features of both into one space; None where the encoders share one already. With
+            `ConSE` the image encoder must be a classifier.
+        metric: "cosine", "dot", "pearson", "euclidean" or "sqeuclidean".
+        cache: a folder (made if missing) or a `FeatureCache`: features are kept by content, so that a second
+            run does not encode again and one that was interrupted goes on.
+        batch_size: items per forward pass.
+        progress: None shows bars on a terminal only, True always, False never.
+
+    Raises:
+        ValueError, TypeError: an unknown spec or metric, or an encoder of the other modality.
+        ImportError: a package that an encoder needs is not installed; the message names it.
+        OSError: the cache folder cannot be made.
+
+    Images are paths, PIL images or uint8 arrays. Where some cannot be read, all are tried and then
+    `UnreadableInputError` names every one; with on_error="skip" they are left out and listed.
+
+    Example:
+        >>> matcher = ImageTextMatcher.default()                                  # doctest: +SKIP
+        >>> found = matcher.match(["cat.jpg"], ["a sleeping cat", "a red car"])   # doctest: +SKIP
+        >>> found.texts[found.image_to_text.indices[0, 0]]                        # doctest: +SKIP
+        'a sleeping cat'
+    """
+
+    def __init__(
+        self,
+        image_encoder: Encoder | str,
+        text_encoder: Encoder | str,
+        space: Space | None = None,
+        metric: Metric = "cosine",
+        *,
+        cache: str | os.PathLike[str] | FeatureCache | None = None,
+        batch_size: int = 32,
+        progress: bool | None = None,
+    ) -> None:
+        if metric not in METRICS:
+            raise ValueError(f"ImageTextMatcher: metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        if space is not None and not isinstance(space, Space):
+            raise TypeError(f"ImageTextMatcher: space must be a space or None, got {type(space).__name__}")
+        check_batch_size("ImageTextMatcher", batch_size)
+        self.cache = as_cache(cache)
+        self.image_encoder = _encoder("image_encoder", image_encoder, "image")
+        self.text_encoder = _encoder("text_encoder", text_encoder, "text")
+        self.image_spec = image_encoder if isinstance(image_encoder, str) else None
+        self.text_spec = text_encoder if isinstance(text_encoder, str) else None
+        self.space = space
+        self.metric: Metric = metric
+        self.batch_size = batch_size
+        self.progress = progress
+        if _image_method(space) == "classify" and not hasattr(self.image_encoder, "classify"):
+            raise TypeError(
+                "ImageTextMatcher: ConSE takes class probabilities, but image_encoder "
+                f"{self.image_encoder.name!r} has no classify(); EfficientNetLite0 has"
+            )
+
+    @classmethod
+    def default(
+        cls,
+        cache: str | os.PathLike[str] | FeatureCache | None = None,
+        *,
+        metric: Metric = "cosine",
+        batch_size: int = 32,
+        progress: bool | None = None,
+    ) -> ImageTextMatcher:
+        """A matcher that needs no training and no network: EfficientNet-Lite0 and MiniLM joined by `ConSE`.
+
+        An image is where the names of its ten most probable ImageNet classes are, as sentences ("a photo of a
+        tabby."): what ImageNet has no class for, it does not see. The weights come inside packages of the
+        extra "demo". The 1000 names are encoded here, once: seconds without a cache.
+        """
+        cache = as_cache(cache)
+        image_encoder = get_encoder("efficientnet-lite0", "image")
+        text_encoder = get_encoder("minilm", "text")
+        names: list[str] = image_encoder.class_names  # type: ignore[attr-defined]
+        sentences = [f"a photo of a {name.partition(',')[0]}." for name in names]
+        embeddings = encode_items(
+            "ImageTextMatcher.default",
+            text_encoder,
+            sentences,
+            cache=cache,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        matcher = cls(
+            image_encoder,
+            text_encoder,
+            ConSE(embeddings.features, top=10),
+            metric,
+            cache=cache,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        matcher.image_spec, matcher.text_spec = "efficientnet-lite0", "minilm"
+        return matcher
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageTextMatcher({self.image_encoder.name!r}, {self.text_encoder.name!r}, "
+            f"space={self.space!r}, metric={self.metric!r})"
+        )
+
+    def fit(self, images: Sequence[ImageItem], texts: Texts, *, on_error: OnError = "raise") -> ImageTextMatcher:
+        """Learn the space, and first the text encoder where it has to be fitted (TF-IDF, bag of words).
+
+        Args:
+            images: N images.
+            texts: N entries; texts[i] is the text of image i, or a list of its texts.
+            on_error: "skip" leaves unreadable images out together with their texts.
+
+        Returns:
+            self.
+
+        Raises:
+            UnreadableInputError: some images cannot be read.
+            ValueError: there is no space to fit, lengths that differ, an image without a text, NaN features.
+        """
+        function = "ImageTextMatcher.fit"
+        check_on_error(function, on_error)
+        if self.space is None:
+            raise ValueError(f"{function}: there is nothing to fit, space is None; pass e.g. space=Ridge()")
+        flat, owner = flatten_texts(function, images, texts)
+        image_result = self._image_features(function, images, on_error)
+        used, image_of = keep_pairs(owner, image_result.kept)
+        flat = [flat[i] for i in used]
+        if isinstance(self.text_encoder, TextDescriptor):
+            self.text_encoder.fit(flat)
+        text_features = self._text_features(function, flat)
+        pairs = np.stack([image_of, np.arange(len(flat))], axis=1)
+        self.space.fit(image_result.features, text_features, pairs)
+        return self
+
+    def match(
+        self,
+        images: Sequence[ImageItem],
+        texts: Sequence[str],
+        k: int | tuple[int, int] | None = None,
+        *,
+        on_error: OnError = "raise",
+    ) -> ImageTextMatches:
+        """The best texts of each image and the best images of each text, exact, ties to the lower index.
+
+        Args:
+            images: N >= 1 images.
+            texts: M >= 1 texts.
+            k: how many, for both directions, or (texts per image, images per text); each from 1 to the number
+                there is. None: five, or all where there are fewer.
+            on_error: "skip" leaves unreadable images out and lists them in `.errors`.
+
+        Raises:
+            UnreadableInputError: some images cannot be read, or none can.
+            ValueError: no images or texts, k out of range, NaN features, features that do not fit.
+            RuntimeError: a space or a text encoder that needs `fit` first.
+
+        Cost: the encoders', then O(N M D); memory O((N + M) D).
+        """
+        function = "ImageTextMatcher.match"
+        check_on_error(function, on_error)
+        check_k(function, k, len(images), len(texts))  # before the long work
+        clock = time.perf_counter
+        start = clock()
+        image_rows, result = self._embed_images(function, images, on_error)
+        encoded_images = clock()
+        text_rows = self._embed_texts(function, texts)
+        encoded_texts = clock()
+        per_image, per_text = check_k(function, k, len(image_rows), len(texts))  # fewer, if some were skipped
+        self._check_fit(function, image_rows, text_rows)
+        image_to_text = topk(image_rows, text_rows, per_image, self.metric)
+        text_to_image = topk(text_rows, image_rows, per_text, self.metric)
+        scored = clock()
+        return ImageTextMatches(
+            image_to_text,
+            text_to_image,
+            images=[item_name(images[i], int(i)) for i in result.kept],
+            texts=list(texts),
+            metric=self.metric,
+            kept=result.kept,
+            errors=result.errors,
+            seconds={
+                "encode images": encoded_images - start,
+                "encode texts": encoded_texts - encoded_images,
+                "score": scored - encoded_texts,
+            },
+        )
+
+    def scores(self, images: Sequence[ImageItem], texts: Sequence[str]) -> Features:
+        """The full matrix [N, M] float32: scores, or distances for distance metrics. Errors as `match`."""
+        function = "ImageTextMatcher.scores"
+        image_rows, _ = self._embed_images(function, images, "raise")
+        text_rows = self._embed_texts(function, texts)
+        self._check_fit(function, image_rows, text_rows)
+        return similarity(image_rows, text_rows, self.metric)
+
+    def embed_images(self, images: Sequence[ImageItem]) -> Features:
+        """Rows [N, d] of the common space, float32, not normalised. Errors as `match`."""
+        return self._embed_images("ImageTextMatcher.embed_images", images, "raise")[0]
+
+    def embed_texts(self, texts: Sequence[str]) -> Features:
+        """Rows [M, d] of the common space, float32, not normalised. Errors as `match`."""
+        return self._embed_texts("ImageTextMatcher.embed_texts", texts)
+
+    def evaluate(
+        self,
+        images: Sequence[ImageItem],
+        texts: Texts,
+        ks: Sequence[int] = (1, 5, 10),
+        *,
+        on_error: OnError = "raise",
+    ) -> ImageTextMetrics:
+        """Recall at k and ranks in both directions, where the matches are known.
+
+        Args:
+            images: N images, each a candidate of every text.
+            texts: texts[i] is the text of image i, or a list of its texts; all are candidates of every image.
+            ks: the cutoffs of recall.
+            on_error: "skip" leaves unreadable images out together with their texts.
+
+        Errors as `match`; ties count as `retrieval_metrics` says.
+        """
+        function = "ImageTextMatcher.evaluate"
+        check_on_error(function, on_error)
+        flat, owner = flatten_texts(function, images, texts)
+        image_rows, result = self._embed_images(function, images, on_error)
+        used, image_of = keep_pairs(owner, result.kept)
+        text_rows = self._embed_texts(function, [flat[i] for i in used])
+        self._check_fit(function, image_rows, text_rows)
+        texts_of = [np.flatnonzero(image_of == row) for row in range(len(image_rows))]
+        return ImageTextMetrics(
+            retrieval_metrics((image_rows, text_rows, self.metric), texts_of, ks),
+            retrieval_metrics((text_rows, image_rows, self.metric), image_of, ks),
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json, the space (space/) and a fitted text encoder (text_encoder/) to `folder`.
+
+        Encoders made from a spec are saved by it; others are named only, and `load` asks for them. Each file
+        is written under a temporary name first, config.json last. Features in the cache are not part of it.
+
+        Raises:
+            OSError: untouched.
+            RuntimeError: the space or the text encoder is not fitted.
+        """
+        storage.save(self, folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        image_encoder: Encoder | str | None = None,
+        text_encoder: Encoder | str | None = None,
+        cache: str | os.PathLike[str] | FeatureCache | None = None,
+        strict: bool = True,
+    ) -> ImageTextMatcher:
+        """The matcher that `save` wrote.
+
+        Args:
+            folder: given to `save`.
+            image_encoder, text_encoder: in place of the saved spec; required where the encoder had none.
+            cache: as for the constructor.
+            strict: refuse an encoder whose fingerprint is not that of the saved one, since the space was
+                fitted to other features. False allows it.
+
+        Raises:
+            OSError: a file is missing.
+            ValueError: not a saved matcher, an encoder that has to be passed, or one that differs.
+        """
+        parts = storage.load(folder, image_encoder, text_encoder, strict=strict)
+        matcher = cls(parts.image_encoder, parts.text_encoder, parts.space, parts.metric, cache=cache)
+        matcher.image_spec, matcher.text_spec = parts.image_spec, parts.text_spec
+        return matcher
+
+    # -- steps shared by the methods above --
+
+    def _image_features(self, function: str, images: Sequence[ImageItem], on_error: OnError) -> EncodeResult:
+        check_items(function, images)
+        if len(images) == 0:
+            raise ValueError(f"{function}: images is empty")
+        result = encode_items(
+            function,
+            self.image_encoder,
+            images,
+            method=_image_method(self.space),
+            cache=self.cache,
+            batch_size=self.batch_size,
+            progress=self.progress,
+            on_error=on_error,
+        )
+        names = [item_name(images[i], int(i)) for i in result.kept]
+        check_finite(function, "image", result.features, names)
+        return result
+
+    def _text_features(self, function: str, texts: Sequence[str]) -> Features:
+        check_items(function, texts)
+        if len(texts) == 0:
+            raise ValueError(f"{function}: texts is empty")
+        result = encode_items(
+            function,
+            self.text_encoder,
+            texts,
+            cache=self.cache,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+        check_finite(function, "text", result.features, texts)
+        return result.features
+
+    def _embed_images(
+        self, function: str, images: Sequence[ImageItem], on_error: OnError
+    ) -> tuple[Features, EncodeResult]:
+        result = self._image_features(function, images, on_error)
+        space = self.space
+        return (result.features if space is None else space.transform_images(result.features)), result
+
+    def _embed_texts(self, function: str, texts: Sequence[str]) -> Features:
+        features = self._text_features(function, texts)
+        return features if self.space is None else self.space.transform_texts(features)
+
+    def _check_fit(self, function: str, image_rows: Features, text_rows: Features) -> None:
+        if image_rows.shape[1] != text_rows.shape[1]:
+            raise ValueError(
+                f"{function}: images have {image_rows.shape[1]} dimensions ({self.image_encoder.name}) "
+                f"and texts {text_rows.shape[1]} ({self.text_encoder.name}): pass a space, e.g. Ridge(), "
+                "and fit it"
+            )
+
+
+def _encoder(argument: str, given: Encoder | str, modality: Modality) -> Encoder:
+    encoder = get_encoder(given, modality) if isinstance(given, str) else given
+    # Not isinstance(encoder, Encoder): it would compute the dimension and the fingerprint.
+    if not callable(getattr(encoder, "encode", None)) or not hasattr(encoder, "modality"):
+        raise TypeError(
+            f"ImageTextMatcher: {argument} must be an encoder or the spec of one, got {type(encoder).__name__}"
+        )
+    if encoder.modality != modality:
+        raise ValueError(
+            f"ImageTextMatcher: {argument} must encode {modality}s, but {encoder.name!r} encodes {encoder.modality}s"
+        )
+    return encoder
+
+
+def _image_method(space: Space | None) -> str:
+    """The image encoder's method that gives what `space` takes."""
+    while isinstance(space, HubnessCorrection):
+        space = space.space
+    return "classify" if isinstance(space, ConSE) else "encode"

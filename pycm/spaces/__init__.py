@@ -1,0 +1,13 @@
+"""Common spaces: estimators that map image features and text features to where they can be compared.
+
+Each has `fit`, `transform_images`, `transform_texts`, `get_params`, `set_params` and `save`; `load_space`
+reads any of them back. NumPy only, in float64, and deterministic; saving needs safetensors.
+"""
+
+from .base import Space, load_space
+from .cca import CCA
+from .conse import ConSE
+from .hubness import HubnessCorrection
+from .ridge import Ridge
+
+__all__ = ["CCA", "ConSE", "HubnessCorrection", "Ridge", "Space", "load_space"]

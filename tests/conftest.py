@@ -1,0 +1,46 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+import pycm
+
+LEVELS: list[str] = pycm.backend_info()["cpu"]["available_levels"]
+
+
+def use_level(name: str) -> None:
+    """Switch the kernels, and hold the library to what it says of itself."""
+    pycm._C.set_simd_level(name)
+    assert pycm.backend_info()["cpu"]["level"] == name
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this machine in turn."""
+    before = pycm.backend_info()["cpu"]["level"]
+    use_level(request.param)
+    yield request.param
+    use_level(before)
+
+
+@pytest.fixture
+def every_level() -> Iterator[list[str]]:
+    """The names, for a test that switches by itself; the level is restored afterwards."""
+    before = pycm.backend_info()["cpu"]["level"]
+    yield LEVELS
+    use_level(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """For a test that calls set_num_threads."""
+    if os.environ.get("PYCM_NUM_THREADS"):
+        pytest.skip("PYCM_NUM_THREADS wins over set_num_threads")
+    yield
+    pycm.set_num_threads(0)
