@@ -4,20 +4,17 @@ The compiled part of pycm. Use the functions of the package `pycm` instead.
 
 from typing import Any, SupportsIndex
 
+
 def similarity(x: Any, y: Any, metric: str, num_threads: int = 0) -> Any: ...
-def topk(
-    queries: Any,
-    gallery: Any,
-    k: SupportsIndex,
-    metric: str,
-    precision: str,
-    mask: Any,
-    exclude: Any,
-    exclude_offsets: Any,
-    num_threads: int = 0,
-) -> tuple[Any, Any]: ...
+
+def topk(queries: Any, gallery: Any, k: SupportsIndex, metric: str, precision: str, mask: Any, exclude: Any, exclude_offsets: Any, num_threads: int = 0) -> tuple[Any, Any]: ...
+
 def topk_workspace_bytes(queries: int, gallery: int, dim: int, k: int, num_threads: int = 0) -> int: ...
+
 def build_info() -> dict[str, Any]: ...
+
 def use_exchange_table(use: bool) -> None: ...
+
 def set_simd_level(level: str) -> None: ...
+
 def set_num_threads(count: int) -> None: ...

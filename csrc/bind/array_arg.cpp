@@ -1,5 +1,10 @@
 #include "bind/array_arg.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include "bind/dlpack.h"
 
 namespace pycm::bind {
@@ -51,6 +56,18 @@ const NumPy& numpy() {
                      module.attr("dtype")("float64"), module.attr("dtype")("int64")};
   }();
   return *cached;
+}
+
+// Fresh pages cost as much as writing them; NumPy asks for huge ones by itself, torch does not.
+void prefer_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+  constexpr int64_t kWorthwhile = 4 << 20;
+  if (bytes < kWorthwhile) return;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / page * page;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: refused, it changes nothing
+#endif
 }
 
 std::string dtype_name(nb::handle object) {
@@ -135,7 +152,7 @@ void ArrayArg::from_buffer() {
   const char* format = buffer_.format == nullptr ? "B" : buffer_.format;
   if (*format == '=' || *format == '@' || *format == '<') ++format;
   const char code = format[0] != '\0' && format[1] == '\0' ? format[0] : '\0';
-  const char kind = bfloat16                                     ? 'b'
+  const char kind = bfloat16                                    ? 'b'
                     : code == 'f' || code == 'd' || code == 'e' ? 'f'
                     : code == 'l' || code == 'q'                ? 'i'
                     : code == '?'                               ? '?'
@@ -189,11 +206,11 @@ void ArrayArg::from_attributes() {
                               ", and this build has kernels for the CPU only"));
   const std::string dtype = dtype_name(object_);
   const int bits = static_cast<int>(nb::cast<int64_t>(object_.attr("element_size")()) * 8);
-  set_element(dtype == "bfloat16"                                               ? 'b'
-              : dtype == "bool"                                                 ? '?'
-              : dtype == "int64"                                                ? 'i'
+  set_element(dtype == "bfloat16"                                              ? 'b'
+              : dtype == "bool"                                                ? '?'
+              : dtype == "int64"                                               ? 'i'
               : dtype == "float32" || dtype == "float16" || dtype == "float64" ? 'f'
-                                                                                : 'x',
+                                                                               : 'x',
               bits);
   array_.data = reinterpret_cast<void*>(nb::cast<uintptr_t>(object_.attr("data_ptr")()));
   nb::tuple shape(object_.attr("shape")), strides(object_.attr("stride")());
@@ -233,6 +250,9 @@ NewArray new_array(Framework framework, Element element, int ndim, const int64_t
       throw nb::python_error();
     }
     void* data = static_cast<char*>(managed->dl_tensor.data) + managed->dl_tensor.byte_offset;
+    int64_t bytes = element == Element::kFloat32 ? 4 : 8;
+    for (int d = 0; d < ndim; ++d) bytes *= shape[d];
+    prefer_huge_pages(data, bytes);
     void* object = nullptr;
     if (api->managed_to_object(managed, &object) != 0) throw nb::python_error();
     return {nb::steal(static_cast<PyObject*>(object)), data};
@@ -241,13 +261,12 @@ NewArray new_array(Framework framework, Element element, int ndim, const int64_t
   for (int d = 0; d < ndim; ++d) PyTuple_SetItem(dims.ptr(), d, PyLong_FromLongLong(shape[d]));
   if (framework == Framework::kTorch) {
     nb::module_ torch = nb::module_::import_("torch");
-    const char* dtype =
-        element == Element::kFloat32 ? "float32" : element == Element::kFloat64 ? "float64" : "int64";
+    const char* dtype = element == Element::kFloat32 ? "float32" : element == Element::kFloat64 ? "float64" : "int64";
     nb::object object = torch.attr("empty")(dims, nb::arg("dtype") = torch.attr(dtype), nb::arg("device") = "cpu");
     return {object, reinterpret_cast<void*>(nb::cast<uintptr_t>(object.attr("data_ptr")()))};
   }
   const NumPy& np = numpy();
-  const nb::object& dtype = element == Element::kFloat32 ? np.float32
+  const nb::object& dtype = element == Element::kFloat32   ? np.float32
                             : element == Element::kFloat64 ? np.float64
                                                            : np.int64;
   nb::object object = np.empty(dims, dtype);

@@ -22,7 +22,8 @@ void set_exclude(TopKArgs& args, const ArrayArg& exclude, const ArrayArg& offset
   check(args.exclude_offsets[0] == 0 && args.exclude_offsets[args.queries.rows] == values.shape[0], kName,
         ": exclude offsets must run from 0 to ", values.shape[0]);
   for (int64_t i = 0; i < args.queries.rows; ++i)
-    check(args.exclude_offsets[i] <= args.exclude_offsets[i + 1], kName, ": exclude offsets must not decrease, row ", i);
+    check(args.exclude_offsets[i] <= args.exclude_offsets[i + 1], kName, ": exclude offsets must not decrease, row ",
+          i);
   for (int64_t i = 0; i < values.shape[0]; ++i)
     check(args.exclude[i] >= -1 && args.exclude[i] < args.gallery.rows, kName, ": exclude must be in [0, ",
           args.gallery.rows, ") or -1 for none, got ", args.exclude[i]);
@@ -54,7 +55,8 @@ nb::tuple topk(nb::handle queries_object, nb::handle gallery_object, nb::handle 
   if (queries.framework() != gallery.framework())
     throw TypeError(text(kName, ": queries and gallery must both be torch or both NumPy arrays"));
   if (q.dtype != g.dtype)
-    throw TypeError(text(kName, ": gallery must have the queries' dtype ", name_of(q.dtype), ", got ", name_of(g.dtype)));
+    throw TypeError(
+        text(kName, ": gallery must have the queries' dtype ", name_of(q.dtype), ", got ", name_of(g.dtype)));
   TopKArgs args;
   args.queries = rows_of(q);
   args.gallery = rows_of(g);
@@ -86,8 +88,8 @@ nb::tuple topk(nb::handle queries_object, nb::handle gallery_object, nb::handle 
     set_exclude(args, *exclude, *offsets);
   }
   const int64_t shape[] = {args.queries.rows, k};
-  NewArray scores = new_array(queries.framework(), q.dtype == DType::kFloat64 ? Element::kFloat64 : Element::kFloat32,
-                              2, shape);
+  NewArray scores =
+      new_array(queries.framework(), q.dtype == DType::kFloat64 ? Element::kFloat64 : Element::kFloat32, 2, shape);
   NewArray indices = new_array(queries.framework(), Element::kInt64, 2, shape);
   args.scores = scores.data;
   args.indices = static_cast<int64_t*>(indices.data);
@@ -106,8 +108,8 @@ void bind_topk(nb::module_& module) {
                      "precision: str, mask: typing.Any, exclude: typing.Any, exclude_offsets: typing.Any, "
                      "num_threads: int = 0) -> tuple[typing.Any, typing.Any]"),
              nb::arg("queries"), nb::arg("gallery"), nb::arg("k"), nb::arg("metric").none(),
-             nb::arg("precision").none(), nb::arg("mask").none(), nb::arg("exclude").none(), nb::arg("exclude_offsets").none(),
-             nb::arg("num_threads") = 0);
+             nb::arg("precision").none(), nb::arg("mask").none(), nb::arg("exclude").none(),
+             nb::arg("exclude_offsets").none(), nb::arg("num_threads") = 0);
   module.def(
       "topk_workspace_bytes",
       [](int64_t queries, int64_t gallery, int64_t dim, int64_t k, int num_threads) {

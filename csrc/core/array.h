@@ -26,9 +26,7 @@ struct Rows {
   int64_t row_stride = 0;
   int64_t dim_stride = 1;
 
-  const void* row(int64_t i) const {
-    return static_cast<const char*>(data) + i * row_stride * item_size(dtype);
-  }
+  const void* row(int64_t i) const { return static_cast<const char*>(data) + i * row_stride * item_size(dtype); }
 };
 
 // A boolean of one byte, [rows, columns]; row_stride 0 when every row shares one line.
@@ -38,9 +36,7 @@ struct Mask {
   int64_t column_stride = 0;
 
   explicit operator bool() const { return data != nullptr; }
-  bool operator()(int64_t row, int64_t column) const {
-    return data[row * row_stride + column * column_stride] != 0;
-  }
+  bool operator()(int64_t row, int64_t column) const { return data[row * row_stride + column * column_stride] != 0; }
 };
 
 }  // namespace pycm

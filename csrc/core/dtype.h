@@ -8,9 +8,7 @@ namespace pycm {
 
 enum class DType : uint8_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
 
-inline int64_t item_size(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
-}
+inline int64_t item_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
 inline const char* name_of(DType dtype) {
   switch (dtype) {

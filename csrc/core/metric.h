@@ -80,8 +80,8 @@ inline Metric parse_metric(const char* function, const char* name) {
   for (Metric metric : {Metric::kDot, Metric::kCosine, Metric::kPearson, Metric::kEuclidean, Metric::kSqEuclidean}) {
     if (visit(metric, [&](auto m) { return std::strcmp(name, decltype(m)::kName) == 0; })) return metric;
   }
-  throw ValueError(text(function, ": metric must be one of dot, cosine, pearson, euclidean, sqeuclidean, got '", name,
-                        "'"));
+  throw ValueError(
+      text(function, ": metric must be one of dot, cosine, pearson, euclidean, sqeuclidean, got '", name, "'"));
 }
 
 }  // namespace pycm

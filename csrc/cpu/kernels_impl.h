@@ -333,7 +333,9 @@ double exact_sum(const double* q, const T* g, double shift, int64_t dim) {
       for (int i = 0; i < VecD::N; ++i) {
         const bool inside = begin + i < dim;
         if (q != nullptr && inside) q_tail[i] = q[begin + i];
-        g_tail[i] = inside ? double(g[begin + i]) : kSum == kSumShiftedProduct || kSum == kSumShiftedSquare ? shift : 0.0;
+        g_tail[i] = inside                                                    ? double(g[begin + i])
+                    : kSum == kSumShiftedProduct || kSum == kSumShiftedSquare ? shift
+                                                                              : 0.0;
       }
       acc[l] = add_term<kSum>(acc[l], q_tail, g_tail, shifts);
     }
@@ -349,22 +351,22 @@ double exact_sum(const double* q, const T* g, double shift, int64_t dim) {
 }
 
 constexpr Kernels table(const char* level) {
-  return {level,
-          kFullHeight,
-          kHeightStep,
-          kColumns<VecF>,
-          kColumns<VecD>,
-          screen,
-          store<VecF>,
-          store<VecD>,
-          pack_f32,
-          pack_f64,
-          affine_f32,
-          widen_f16,
-          widen_bf16,
-          {exact_sum<0, float>, exact_sum<1, float>, exact_sum<2, float>, exact_sum<3, float>, exact_sum<4, float>},
-          {exact_sum<0, double>, exact_sum<1, double>, exact_sum<2, double>, exact_sum<3, double>,
-           exact_sum<4, double>}};
+  return {
+      level,
+      kFullHeight,
+      kHeightStep,
+      kColumns<VecF>,
+      kColumns<VecD>,
+      screen,
+      store<VecF>,
+      store<VecD>,
+      pack_f32,
+      pack_f64,
+      affine_f32,
+      widen_f16,
+      widen_bf16,
+      {exact_sum<0, float>, exact_sum<1, float>, exact_sum<2, float>, exact_sum<3, float>, exact_sum<4, float>},
+      {exact_sum<0, double>, exact_sum<1, double>, exact_sum<2, double>, exact_sum<3, double>, exact_sum<4, double>}};
 }
 
 }  // namespace

@@ -91,8 +91,8 @@ class Filter {
   }
   bool allows(int64_t query, int64_t index) const {
     if (mask_ && !mask_(query, index)) return false;
-    return offsets_.empty() || !std::binary_search(exclude_.begin() + offsets_[query],
-                                                   exclude_.begin() + offsets_[query + 1], index);
+    return offsets_.empty() ||
+           !std::binary_search(exclude_.begin() + offsets_[query], exclude_.begin() + offsets_[query + 1], index);
   }
 
  private:

@@ -37,7 +37,8 @@ class RowReader {
  public:
   RowReader() = default;
   explicit RowReader(const Rows& rows)
-      : rows_(rows), direct_(rows.dim_stride == 1 && (rows.dtype == DType::kFloat32 || rows.dtype == DType::kFloat64)) {}
+      : rows_(rows),
+        direct_(rows.dim_stride == 1 && (rows.dtype == DType::kFloat32 || rows.dtype == DType::kFloat64)) {}
 
   const Rows& rows() const { return rows_; }
 

@@ -59,9 +59,10 @@ struct ScreenColumns {
       const double scale = std::max(1.0, std::fabs(static_cast<double>(block.scale[j])));
       const bool used = exact && j < block.count;
       column_slack[j] = used ? upward(bound.relative * norm) : 0;
-      slack[j] = used ? upward(bound.square * norm * norm + (bound.absolute + 0x1p-148 * root) * scale +
-                               0x1p-148 * root * norm)
-                      : 0;
+      slack[j] =
+          used
+              ? upward(bound.square * norm * norm + (bound.absolute + 0x1p-148 * root) * scale + 0x1p-148 * root * norm)
+              : 0;
     }
   }
 };

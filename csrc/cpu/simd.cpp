@@ -31,8 +31,7 @@ std::atomic<const Kernels*> current{nullptr};
 bool simd_level_available(const char* level) {
   if (std::strcmp(level, "scalar") == 0) return true;
 #if defined(__x86_64__)
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (std::strcmp(level, "avx2") == 0) return avx2;
   if (std::strcmp(level, "avx512") == 0)
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&

@@ -69,7 +69,7 @@ class Similarity {
       Scratch<T>& scratch = slots_[slot];
       scratch.panel.reserve(kMaxTileColumns, dim);
       encode_queries<M, false, T, T>(x_, begin, centre_.get(), t, queries_, scratch.panel.source.get(),
-                              scratch.panel.encoded.get());
+                                     scratch.panel.encoded.get());
     });
   }
 
@@ -162,8 +162,8 @@ void run(const SimilarityArgs& args) {
     return result;
   };
   constexpr double kParallelFlops = 1e6;
-  const double flops = 2.0 * static_cast<double>(args.x.rows) * static_cast<double>(args.y.rows) *
-                       static_cast<double>(args.x.dim);
+  const double flops =
+      2.0 * static_cast<double>(args.x.rows) * static_cast<double>(args.y.rows) * static_cast<double>(args.x.dim);
   const bool large = flops * static_cast<double>(batch) > kParallelFlops;
   const int threads = large ? args.num_threads : 1;
   if (batch >= 4 * threads || flops < kParallelFlops) {

@@ -79,8 +79,8 @@ class TopK {
     if constexpr (M::kDistance) centre_ = distance_centre(verifier_.gallery());
     per_block_ = std::min(block_rows<float>(dim_), round_up(rows_, kMaxTileColumns));
     if (rows_ / per_block_ < 4 * threads_)
-      per_block_ = std::clamp<int64_t>(rows_ / (4 * threads_) / kMaxTileColumns * kMaxTileColumns, kMaxTileColumns,
-                                       per_block_);
+      per_block_ =
+          std::clamp<int64_t>(rows_ / (4 * threads_) / kMaxTileColumns * kMaxTileColumns, kMaxTileColumns, per_block_);
     blocks_ = (rows_ + per_block_ - 1) / per_block_;
     // A step coprime to the number of blocks, near the golden section of it, visits each once and scatters them.
     step_ = std::max<int64_t>(1, static_cast<int64_t>(0.618 * static_cast<double>(blocks_)));
@@ -144,7 +144,7 @@ class TopK {
     parallel_for(chunk.queries.tiles(), rows * dim_ > (1 << 16) ? threads : 1, [&](int64_t t, int index) {
       Slot<S>& slot = only != nullptr ? *only : slots_[index];
       encode_queries<M, true, S, float>(verifier_.queries(), begin, centre_.get(), t, chunk.queries, slot.scratch.get(),
-                                  slot.panel.encoded.get());
+                                        slot.panel.encoded.get());
     });
     chunk.screen.template set<M>(bound_, chunk.queries, args_.precision == Precision::kExact);
   }
@@ -165,7 +165,8 @@ class TopK {
     block.reserve(per_block_, dim_);
     block.begin = begin;
     block.count = count;
-    encode_gallery<M, true, S, float>(verifier_.gallery(), centre_.get(), stats_.get() + begin, !stats_ready_, block, slot.panel);
+    encode_gallery<M, true, S, float>(verifier_.gallery(), centre_.get(), stats_.get() + begin, !stats_ready_, block,
+                                      slot.panel);
     slot.columns.template set<M>(bound_, block, args_.precision == Precision::kExact);
     for (int64_t t = 0; t < chunk.queries.tiles(); ++t) {
       const int64_t first = chunk.queries.first(t);

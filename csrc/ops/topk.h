@@ -9,8 +9,8 @@ namespace pycm {
 enum class Precision { kExact, kFast };
 
 struct TopKArgs {
-  Rows queries;  // [N, D]
-  Rows gallery;  // [M, D], M >= 1
+  Rows queries;   // [N, D]
+  Rows gallery;   // [M, D], M >= 1
   int64_t k = 1;  // in [1, M]
   Metric metric = Metric::kCosine;
   Precision precision = Precision::kExact;
