@@ -182,8 +182,8 @@ def _pair_gradients(x: Tensor, y: Tensor, scores: Tensor, grad: Tensor, metric: 
     if metric == "pearson":
         a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     if metric in ("cosine", "pearson"):
-        a_inverse, b_inverse = _inverse_norm(a, x, metric), _inverse_norm(b, y, metric)
-        a, b = a * a_inverse, b * b_inverse
+        a, a_inverse = _normalise(a, x, metric)
+        b, b_inverse = _normalise(b, y, metric)
         weighted = grad * scores
         grad_a = (grad @ b - weighted.sum(-1, keepdim=True) * a) * a_inverse
         grad_b = (grad.mT @ a - weighted.sum(-2).unsqueeze(-1) * b) * b_inverse
@@ -204,11 +204,16 @@ def _pair_gradients(x: Tensor, y: Tensor, scores: Tensor, grad: Tensor, metric: 
     return grad_a.sum_to_size(x.shape).to(x.dtype), grad_b.sum_to_size(y.shape).to(y.dtype)
 
 
-def _inverse_norm(centred: Tensor, original: Tensor, metric: str) -> Tensor:
-    """1 / |row|, and 0 for a row whose score is defined as 0."""
+def _normalise(centred: Tensor, original: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """Rows of norm 1, and the inverse norms; both 0 for a row whose score is defined as 0.
+
+    In fp64, where the squares of no fp32 row underflow.
+    """
     zero = (original == (original[..., :1] if metric == "pearson" else 0)).all(-1, keepdim=True)
-    square = centred.square().sum(-1, keepdim=True)
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).rsqrt())
+    rows = centred.double()
+    square = rows.square().sum(-1, keepdim=True)
+    inverse = torch.where(zero, 0.0, torch.where(zero, 1.0, square).rsqrt())
+    return (rows * inverse).to(centred.dtype), inverse.to(centred.dtype)
 
 
 def _similarity_setup(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:

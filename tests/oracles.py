@@ -29,9 +29,7 @@ def widen(array: Any) -> Array:
     return array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
 
 
-def topk(
-    queries: Any, gallery: Any, k: int, metric: str, allowed: Array | None = None
-) -> tuple[Array, Array]:
+def topk(queries: Any, gallery: Any, k: int, metric: str, allowed: Array | None = None) -> tuple[Array, Array]:
     """reference.topk with whole matrices instead of a loop over queries; `allowed` is [M] or [N, M]."""
     q, g = widen(queries), widen(gallery)
     dtype = np.float64 if q.dtype == np.float64 else np.float32

@@ -93,7 +93,7 @@ def products_overflow(rng: Generator, n: int, m: int, d: int) -> Made:
 
 @maker
 def at_the_limit_of_fp32(rng: Generator, n: int, m: int, d: int) -> Made:
-    """Squares, products and partial sums about the largest fp32 number: some overflow, one way or the other, some do not."""
+    """Squares, products and partial sums about the largest fp32 number: some overflow, either way."""
     q, g = (normal(rng, r, d) * 10.0 ** rng.uniform(18, 21, (r, 1)) for r in (n, m))
     return q.astype(np.float32), g.astype(np.float32)
 
@@ -195,8 +195,9 @@ def small_integers(rng: Generator, n: int, m: int, d: int) -> Made:
 def one_sided_rounding(rng: Generator, n: int, m: int, d: int) -> Made:
     """Every fp32 addition of a dot product rounds the same way, and the true best is the one the screen rates lowest.
 
-    q = (1, s, s, ...) and g = (1, t, t, ...) with s t just below half an ulp of 1 are lost one by one; just above, each
-    counts double. The first kind is made to win by a little: the screen's error is then within a few per cent of its bound.
+    q = (1, s, s, ...) and g = (1, t, t, ...) with s t just below half an ulp of 1 are lost one by one; just above,
+    each counts double. The first kind is made to win by a little: the screen's error is then 0.86 of its bound, and a
+    bound shrunk to 0.85 loses matches here (measured; the other makers notice 0.25 to 0.05).
     """
     d = 128 if d < 100 else 512  # as long as the kernels' longest chain of additions, or several
     q = np.full((n, d), 2.0**-12, np.float32)

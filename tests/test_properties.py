@@ -93,9 +93,7 @@ def test_batches_of_queries_do_not_matter(case: Case, seed: int) -> None:
     whole = pycm.topk(case.queries, case.gallery, case.k, case.metric)
     rng = np.random.default_rng(seed)
     cuts = np.sort(rng.integers(0, len(case.queries) + 1, 3))
-    parts = [
-        pycm.topk(part, case.gallery, case.k, case.metric) for part in np.split(case.queries, cuts) if len(part)
-    ]
+    parts = [pycm.topk(part, case.gallery, case.k, case.metric) for part in np.split(case.queries, cuts) if len(part)]
     if parts:
         assert_same((np.concatenate([p.scores for p in parts]), np.concatenate([p.indices for p in parts])), whole)
 
@@ -160,7 +158,10 @@ def test_similarity_is_near_the_truth(case: Case) -> None:
         scale = (norms[0][:, None] + norms[1]) ** (1 if case.metric == "euclidean" else 2)
     error = np.abs(got - want)
     if case.metric == "pearson":  # nearly constant rows lose digits to their mean, whatever the order of operations
-        spread = [np.abs(s - s.mean(1, keepdims=True)).max(1, initial=0) for s in (case.queries.astype(float), case.gallery.astype(float))]
+        spread = [
+            np.abs(s - s.mean(1, keepdims=True)).max(1, initial=0)
+            for s in (case.queries.astype(float), case.gallery.astype(float))
+        ]
         error = error[np.ix_(*(np.asarray((s == 0) | (s > 1e-3)) for s in spread))]
     limit = (dim + 16) * np.finfo(got.dtype).eps * np.asarray(scale)
     assert (error <= np.broadcast_to(limit, got.shape)[: error.shape[0], : error.shape[1]]).all()

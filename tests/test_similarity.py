@@ -167,7 +167,10 @@ def test_layouts(level: str, metric: str, dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("threads")
 def test_threads_do_not_change_bits(metric: str) -> None:
     generator = torch.Generator().manual_seed(5)
-    x, y = torch.randn(300, 100, generator=generator).numpy(), torch.randn(700, 100, generator=generator).numpy()
+    x, y = (
+        torch.randn(300, 100, generator=generator).numpy(),
+        torch.randn(700, 100, generator=generator).numpy(),
+    )
     results = []
     for count in (1, 2, 3, 4):
         pycm.set_num_threads(count)

@@ -20,7 +20,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 METRIC = pytest.mark.parametrize("metric", METRICS)
 DTYPE = pytest.mark.parametrize("dtype", DTYPES)
 
-# (N, M, D, k): every edge of tiles, panels, lanes and blocks, in both the scanning path (N <= 2 or 4 k > M) and the screen.
+# (N, M, D, k): every edge of tiles, panels, lanes and blocks, in the scan (N <= 2 or 4 k > M) and in the screen.
 SHAPES = [
     (1, 1, 1, 1),
     (1, 257, 7, 3),
@@ -106,6 +106,15 @@ def test_ties_go_to_the_lower_index(level: str, metric: str, dtype: str) -> None
 
 
 @METRIC
+@pytest.mark.parametrize(("n", "m", "k"), [(2100, 300, 1), (4200, 70, 17), (800, 4100, 1000), (30, 9000, 2000)])
+def test_several_chunks_of_queries(metric: str, n: int, m: int, k: int) -> None:
+    """More queries than are worked on at a time: 2048, or fewer where k is large."""
+    rng = np.random.default_rng(13)
+    q, g = rng.standard_normal((n, 5)).astype(np.float32), rng.standard_normal((m, 5)).astype(np.float32)
+    assert_exact(pycm.topk(q, g, k, metric), q, g, k, metric)
+
+
+@METRIC
 def test_equals_the_written_specification(metric: str) -> None:
     """The vectorised oracle of these tests is not the last word: reference.topk is."""
     rng = np.random.default_rng(3)
@@ -116,6 +125,22 @@ def test_equals_the_written_specification(metric: str) -> None:
     allowed = mask.copy()
     allowed[np.flatnonzero(exclude >= 0), exclude[exclude >= 0]] = False
     assert_same(oracles.topk(q, g, 12, metric, allowed), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_precision_number(level: str, dtype: torch.dtype) -> None:
+    """All 65536 bit patterns, subnormals, infinities and NaN included, widened in vectors and one by one."""
+    numbers = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
+    one = torch.ones(4, 1, dtype=dtype)
+    assert_exact(pycm.topk(one[:1], numbers[:, None], 65536, "dot"), one[:1], numbers[:, None], 65536, "dot")
+    assert_exact(pycm.topk(one, numbers[:, None], 3000, "euclidean"), one, numbers[:, None], 3000, "euclidean")
+    rows = numbers[torch.randperm(65536, generator=torch.Generator().manual_seed(0))].view(-1, 32)
+    one = torch.ones(5, 32, dtype=dtype)
+    for metric in ("dot", "sqeuclidean"):
+        assert_exact(pycm.topk(one, rows, 40, metric), one, rows, 40, metric)
+    finite = numbers[torch.isfinite(numbers)][:, None]
+    product = pycm.similarity(torch.ones(1, 1, dtype=dtype), finite, "dot")
+    assert torch.equal(product[0], finite[:, 0].float())
 
 
 # ---- layouts ----

@@ -208,15 +208,16 @@ def test_opcheck(metric: str, dtype: torch.dtype) -> None:
     offsets = torch.arange(5)
     torch.library.opcheck(torch.ops.pycm.similarity.default, (x, y, metric), test_utils=checks)
     for arguments in ((None, None, None), (mask, None, None), (mask, exclude, offsets)):
-        torch.library.opcheck(
-            torch.ops.pycm.topk.default, (x, y, 3, metric, *arguments, "exact"), test_utils=checks
-        )
+        torch.library.opcheck(torch.ops.pycm.topk.default, (x, y, 3, metric, *arguments, "exact"), test_utils=checks)
 
 
 @METRIC
 def test_meta_tensors(metric: str) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        x, y = torch.empty(2, 1, 3, 8, dtype=dtype, device="meta"), torch.empty(5, 4, 8, dtype=dtype, device="meta")
+        x, y = (
+            torch.empty(2, 1, 3, 8, dtype=dtype, device="meta"),
+            torch.empty(5, 4, 8, dtype=dtype, device="meta"),
+        )
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         scores = pycm.similarity(x, y, metric)
         assert (scores.shape, scores.dtype, scores.device.type) == ((2, 5, 3, 4), wide, "meta")
@@ -292,7 +293,7 @@ def test_vmap(metric: str) -> None:
 
 
 def test_functional_gradients_are_refused() -> None:
-    """torch.func.grad does not reach operators of torch.library (its limit, not ours): an error, never a wrong gradient."""
+    """torch.func.grad does not reach operators of torch.library (its limit): an error, not a wrong gradient."""
     x, y = pair(dtype=torch.float32, grad=False)
     with pytest.raises(RuntimeError, match="functorch"):
         torch.func.grad(lambda a: pycm.similarity(a, y).sum())(x)
@@ -344,14 +345,22 @@ def test_wrong_tensors_are_named() -> None:
     q, g = pair(dtype=torch.float32, grad=False)
     for bad in (q.int(), q.bool(), q.to(torch.complex64), q.to(torch.uint8)):
         name = str(bad.dtype).removeprefix("torch.")
-        raises(TypeError, ["topk", "queries", "float32", name], lambda bad=bad: pycm.topk(bad, g.to(bad.dtype), 2))
+        raises(
+            TypeError,
+            ["topk", "queries", "float32", name],
+            lambda bad=bad: pycm.topk(bad, g.to(bad.dtype), 2),
+        )
         raises(TypeError, ["similarity", "x", name], lambda bad=bad: pycm.similarity(bad, g.to(bad.dtype)))
     raises(TypeError, ["gallery", "float32", "float64"], lambda: pycm.topk(q, g.double(), 2))
     raises(TypeError, ["queries", "gallery"], lambda: pycm.topk(q, g.numpy(), 2))
     raises(TypeError, ["x", "y"], lambda: pycm.similarity(q.numpy(), g))
     raises((TypeError, ValueError), ["queries"], lambda: pycm.topk(q.to_sparse(), g, 2))  # type: ignore[arg-type]
     raises(TypeError, ["mask", "bool"], lambda: pycm.topk(q, g, 2, mask=torch.ones(9)))
-    raises(ValueError, ["mask", "[9]", "[4, 9]"], lambda: pycm.topk(q, g, 2, mask=torch.ones(4, dtype=torch.bool)))
+    raises(
+        ValueError,
+        ["mask", "[9]", "[4, 9]"],
+        lambda: pycm.topk(q, g, 2, mask=torch.ones(4, dtype=torch.bool)),
+    )
     raises(TypeError, ["exclude", "integers"], lambda: pycm.topk(q, g, 2, exclude=torch.ones(4)))
     raises(ValueError, ["exclude", "[4]", "[3]"], lambda: pycm.topk(q, g, 2, exclude=torch.arange(3)))
     raises(ValueError, ["exclude", "9"], lambda: pycm.topk(q, g, 2, exclude=torch.tensor([0, 1, 2, 9])))

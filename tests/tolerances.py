@@ -4,8 +4,8 @@ The rule for a result that is not exact: measured against long double, on the sa
 
     our largest error <= torch's own largest error (same dtype, its most accurate way) + SLACK ulps of the scale
 
-where an ulp is the eps of the output's dtype (fp32, or fp64 for fp64) and the scale is the largest magnitude a score can have:
-max |x| |y| for dot, 1 for cosine and pearson, max (|x| + |y|) and its square for distances.
+where an ulp is the eps of the output's dtype (fp32, or fp64 for fp64) and the scale is the largest magnitude a score
+can have: max |x| |y| for dot, 1 for cosine and pearson, max (|x| + |y|) and its square for distances.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SLACK: dict[str, float] = {
 # Distances of rows that nearly coincide, relative to the distance itself: it is evaluated from differences.
 CLOSE_ROWS_RELATIVE: float = 4e-7
 
-# The specification against rationals, in ulps of fp64 of the score's scale, for rows of small integers, whose sums are exact:
-# a norm is one rounding, so are their product, and the quotient.
+# The specification against rationals, in ulps of fp64 of the score's scale, for rows of small integers, whose sums are
+# exact: a norm is one rounding, so are their product, and the quotient.
 SPECIFICATION_ULPS: float = 3.0
 
-# precision="fast", fp32 arithmetic: relative to the scale of the score (see above), for each of the D + FAST_EXTRA roundings.
+# precision="fast", fp32 arithmetic: D + FAST_EXTRA roundings, each relative to the scale of the score (see above).
 FAST_EXTRA: int = 20
 
 # gradcheck and gradgradcheck in fp64, as torch's own.

@@ -107,7 +107,7 @@ void bind_topk(nb::module_& module) {
              nb::sig("def topk(queries: typing.Any, gallery: typing.Any, k: typing.SupportsIndex, metric: str, "
                      "precision: str, mask: typing.Any, exclude: typing.Any, exclude_offsets: typing.Any, "
                      "num_threads: int = 0) -> tuple[typing.Any, typing.Any]"),
-             nb::arg("queries"), nb::arg("gallery"), nb::arg("k"), nb::arg("metric").none(),
+             nb::arg("queries"), nb::arg("gallery"), nb::arg("k").none(), nb::arg("metric").none(),
              nb::arg("precision").none(), nb::arg("mask").none(), nb::arg("exclude").none(),
              nb::arg("exclude_offsets").none(), nb::arg("num_threads") = 0);
   module.def(

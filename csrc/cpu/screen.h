@@ -14,6 +14,11 @@
 
 namespace pycm::cpu {
 
+// Below 1 only in the mutation check of the tests: a smaller bound must be caught losing matches.
+#ifndef PYCM_BOUND_SCALE
+#define PYCM_BOUND_SCALE 1.0
+#endif
+
 struct ScreenBound {
   double relative = 0;  // of |a^| |b^|
   double square = 0;    // of |a^|^2 and |b^|^2: distances only
@@ -28,9 +33,9 @@ struct Fp32Screen {
     ScreenBound bound;
     // gamma_n for the sum; 16 more roundings cover encoding, scale, bias, the score's own rounding, and the arithmetic
     // of thresholds and comparisons.
-    bound.relative = roundings * u / (1 - roundings * u) + 16 * u;
-    bound.square = M::kDistance ? 8 * u : 0;
-    bound.absolute = 4 * static_cast<double>(dim + 4) * 0x1p-149;
+    bound.relative = PYCM_BOUND_SCALE * (roundings * u / (1 - roundings * u) + 16 * u);
+    bound.square = PYCM_BOUND_SCALE * (M::kDistance ? 8 * u : 0);
+    bound.absolute = PYCM_BOUND_SCALE * 4 * static_cast<double>(dim + 4) * 0x1p-149;
     if (roundings * u >= 0.5) bound.relative = std::numeric_limits<double>::infinity();
     return bound;
   }

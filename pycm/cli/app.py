@@ -20,8 +20,13 @@ app = typer.Typer(
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Cache = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="DIR", help="Keep features here, so that nothing is encoded twice."),
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Keep features here, so that nothing is encoded twice. Default: $XDG_CACHE_HOME/pycm or ~/.cache/pycm.",
+    ),
 ]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no features, and read none.")]
 
 
 class MetricName(str, Enum):
@@ -56,12 +61,13 @@ def demo(
         typer.Option("--all", help="Also the photographs of which ImageNet, and so the encoder, knows nothing."),
     ] = False,
     cache: Cache = None,
+    no_cache: NoCache = False,
     debug: Debug = False,
 ) -> None:
     """Match photographs with sentences, both ways, and write an HTML report. Needs no network."""
     from .demo import run_demo
 
-    run_demo(out, every=every, cache=cache)
+    run_demo(out, every=every, cache=cache, no_cache=no_cache)
 
 
 @app.command()
@@ -104,6 +110,7 @@ def match(
         typer.Option("--space", metavar="DIR", help="A saved space, or a saved matcher with its encoders."),
     ] = None,
     cache: Cache = None,
+    no_cache: NoCache = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
     ] = False,
@@ -130,6 +137,7 @@ def match(
             text_encoder=text_encoder,
             space=space,
             cache=cache,
+            no_cache=no_cache,
             skip_unreadable=skip_unreadable,
             out=out,
         )

@@ -13,8 +13,10 @@ from rich.text import Text
 
 from pycm import backend_info
 
+from ..matchers.features import encode_items
 from ..report import Report, Stat, write_report
 from ..report.render import bar_widths
+from .caching import check_cache_options, open_cache
 from .demo_data import photograph_paths, photographs
 from .output import check_output, print_table
 from .present import Direction, Results, duration, facts, groups, ordinal, score_name
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
 _KEEP = 3
 
 
-def run_demo(out: Path, *, every: bool, cache: Path | None) -> None:
+def run_demo(out: Path, *, every: bool, cache: Path | None, no_cache: bool) -> None:
     """Match, print the ranked tables and write the report."""
     check_output(out, (".html", ".htm"))
+    check_cache_options(cache, no_cache)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on the disk
     from ..matchers import ImageTextMatcher
 
@@ -37,9 +40,10 @@ def run_demo(out: Path, *, every: bool, cache: Path | None) -> None:
     sentences = [sentence for photograph in chosen for sentence in photograph.sentences]
     owner = [i for i, photograph in enumerate(chosen) for _ in photograph.sentences]
 
+    kept = open_cache(cache, no_cache)
     start = time.perf_counter()
     with Console(stderr=True).status("Loading the encoders"):
-        matcher = ImageTextMatcher.default(cache)
+        matcher = ImageTextMatcher.default(kept)
     loading = time.perf_counter() - start
     found = matcher.match(paths, sentences, k=(len(sentences), len(paths)))
     seen = _seen(matcher, paths)
@@ -89,7 +93,8 @@ def _seen(matcher: ImageTextMatcher, paths: Sequence[Path]) -> list[str]:
     encoder: Any = matcher.image_encoder
     names = [name.partition(",")[0] for name in encoder.class_names]
     remarks = []
-    for row in encoder.classify(paths, progress=False):
+    classes = encode_items("pycm demo", encoder, paths, method="classify", cache=matcher.cache, progress=False)
+    for row in classes.features:
         first, second = row.argsort()[::-1][:2]
         remarks.append(f"The classifier saw: {names[first]} ({row[first]:.0%}), {names[second]} ({row[second]:.0%}).")
     return remarks

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -17,21 +17,23 @@ from pycm import backend_info
 
 from ..encoders import known_encoders
 from ..functional import DISTANCES, Metric
+from ..matchers.default import DEFAULT_SPECS
 from ..matchers.features import check_k
 from ..report import Report, Stat, write_report
 from ..report.render import bar_widths
+from .caching import check_cache_options, open_cache
 from .errors import CommandError
 from .inputs import TextLine, read_images, read_texts
 from .output import check_output, print_table, shown, write_rows
 from .present import Direction, Results, duration, facts, groupby_query, groups, score_name
 
 if TYPE_CHECKING:
+    from ..encoders import FeatureCache
     from ..matchers import ImageTextMatcher, ImageTextMatches
 
 _ENDINGS = (".html", ".csv", ".jsonl")
 _TERMINAL_QUERIES = 20
 _REPORT_QUERIES = 200
-_DEFAULT = ("efficientnet-lite0", "minilm")
 _TWO_SIDED = ("clip:", "siglip:", "open_clip:")
 
 
@@ -47,6 +49,7 @@ class MatchOptions:
     text_encoder: str | None
     space: Path | None
     cache: Path | None
+    no_cache: bool
     skip_unreadable: bool
     out: Path | None
 
@@ -58,17 +61,19 @@ def run_match(options: MatchOptions) -> None:
     images, lines = read_images(options.images), read_texts(options.texts)
     k = _parse_k(options.k)
     check_k("match", k, len(images), len(lines))
+    base = _common_folder(options.images, images)
+    plan = _plan(options)
+    cache = open_cache(options.cache, options.no_cache)
 
     start = time.perf_counter()
     with Console(stderr=True).status("Loading the encoders"):
-        matcher = _matcher(options)
+        matcher = _matcher(options, plan, cache)
     loading = time.perf_counter() - start
     found = matcher.match(
         images, [line.text for line in lines], k, on_error="skip" if options.skip_unreadable else "raise"
     )
 
     paths = [images[i] for i in found.kept]
-    base = options.images if options.images.is_dir() else Path(os.path.commonpath([p.parent for p in paths]))
     results = Results(found, [shown(path, base) for path in paths], _owners(lines, paths))
     _print(results, loading)
     if options.out is None:
@@ -92,34 +97,59 @@ def _parse_k(text: str | None) -> int | tuple[int, int] | None:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _matcher(options: MatchOptions) -> ImageTextMatcher:
-    from ..matchers import ImageTextMatcher
-    from ..spaces import load_space
+def _common_folder(given: Path, images: Sequence[Path]) -> Path | None:
+    """The folder that images are named relative to; None where they share none but the root."""
+    if given.is_dir():
+        return given
+    # Absolute first: a list may mix both kinds.
+    folder = Path(os.path.commonpath([os.path.abspath(path.parent) for path in images]))
+    return None if folder == Path(folder.anchor) else folder
 
-    folder = options.space
-    if folder is not None and _is_matcher(folder):
-        matcher = ImageTextMatcher.load(
-            folder, image_encoder=options.encoder, text_encoder=options.text_encoder, cache=options.cache
-        )
-        matcher.metric = options.metric or matcher.metric
-        return matcher
-    metric = options.metric or "cosine"
-    image_spec = options.encoder or _DEFAULT[0]
-    _check_spec("--encoder", image_spec)
+
+class _Plan(NamedTuple):
+    """What to load: a saved matcher, or encoders by their specs."""
+
+    saved: bool
+    image_spec: str
+    text_spec: str
+
+
+def _plan(options: MatchOptions) -> _Plan:
+    """Find every mistake in the options that can be told without loading anything."""
+    check_cache_options(options.cache, options.no_cache)
+    for option, spec in (("--encoder", options.encoder), ("--text-encoder", options.text_encoder)):
+        if spec is not None:
+            _check_spec(option, spec)
+    image_spec = options.encoder or DEFAULT_SPECS[0]
     two_sided = image_spec.startswith(_TWO_SIDED)
-    text_spec = options.text_encoder or (image_spec if two_sided else _DEFAULT[1])
-    _check_spec("--text-encoder", text_spec)
-    if (image_spec, text_spec) == _DEFAULT:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # both are on the disk
-        if folder is None:
-            return ImageTextMatcher.default(options.cache, metric=metric)
-    space = None if folder is None else load_space(folder)
-    if space is None and not two_sided:
+    text_spec = options.text_encoder or (image_spec if two_sided else DEFAULT_SPECS[1])
+    saved = options.space is not None and _is_matcher(options.space)
+    if options.space is None and not two_sided and (image_spec, text_spec) != DEFAULT_SPECS:
         raise CommandError(
             f"--encoder {image_spec} and --text-encoder {text_spec} do not share a space: "
             "pass --space with a saved space or matcher"
         )
-    return ImageTextMatcher(image_spec, text_spec, space, metric, cache=options.cache)
+    return _Plan(saved, image_spec, text_spec)
+
+
+def _matcher(options: MatchOptions, plan: _Plan, cache: FeatureCache | Literal[False]) -> ImageTextMatcher:
+    from ..matchers import ImageTextMatcher
+    from ..spaces import load_space
+
+    folder = options.space
+    if folder is not None and plan.saved:
+        matcher = ImageTextMatcher.load(
+            folder, image_encoder=options.encoder, text_encoder=options.text_encoder, cache=cache
+        )
+        matcher.metric = options.metric or matcher.metric
+        return matcher
+    metric = options.metric or "cosine"
+    if (plan.image_spec, plan.text_spec) == DEFAULT_SPECS:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # both are on the disk
+        if folder is None:
+            return ImageTextMatcher.default(cache, metric=metric)
+    space = None if folder is None else load_space(folder)
+    return ImageTextMatcher(plan.image_spec, plan.text_spec, space, metric, cache=cache)
 
 
 def _check_spec(option: str, spec: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from ..functional import DISTANCES, Metric
 from ..matchers import ImageTextMatcher, ImageTextMatches
 from ..report import Candidate, Entry, Facts, Group, Item, picture
+from .caching import short_path
 from .output import Ranked
 
 Direction = Literal["image_to_text", "text_to_image"]
@@ -194,7 +195,7 @@ def facts(matcher: ImageTextMatcher, found: ImageTextMatches, loading: float, in
     device = getattr(matcher.image_encoder, "device", None)
     if device is not None:
         machine.append(("Encoders ran on", str(device)))
-    cache = "none" if matcher.cache is None else str(matcher.cache.folder)
+    cache = "none" if matcher.cache is None else short_path(matcher.cache.folder)
     return [
         Facts(
             "Matcher",

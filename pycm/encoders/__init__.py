@@ -15,7 +15,7 @@ from .images import ImageReadError, UnreadableInputError, load_image
 from .layers import LayersEncoder
 from .module import ModuleEncoder, TorchEncoder
 from .preprocess import ImagePreprocess
-from .registry import get_encoder, known_encoders
+from .registry import get_encoder, get_encoders, known_encoders
 from .sentence import MiniLM, SentenceTransformerEncoder
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "TransformersSigLIP",
     "UnreadableInputError",
     "get_encoder",
+    "get_encoders",
     "imagenet_classes",
     "known_encoders",
     "load_image",

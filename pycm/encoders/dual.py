@@ -6,6 +6,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from .._optional import require
 from .base import Features, Modality
+from .fingerprint import digest_of
 from .module import Batch, TorchEncoder, stack_images
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class DualEncoder(ABC):
             is the factor itself (models store its logarithm); the bias is 0 where there is none.
     """
 
+    model: torch.nn.Module
     image: TorchEncoder
     text: TorchEncoder
     logit_scale: float
@@ -44,6 +47,11 @@ class DualEncoder(ABC):
     @abstractmethod
     def probabilities(self, cosine: Features) -> Features:
         """Probabilities of the matches under the model's own training loss, same shape, float32."""
+
+    @cached_property
+    def _model_digest(self) -> str:
+        """Of the whole model, for the fingerprints of both sides: hashed once."""
+        return digest_of(self.model)
 
     def side(self, modality: Modality) -> TorchEncoder:
         """`image` or `text`."""
@@ -65,14 +73,15 @@ class _Side(TorchEncoder):
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        owner: DualEncoder,
         modality: Modality,
         name: str,
         prepare: Callable[[list[Any]], Batch],
         forward: Callable[[Any], Any],
         config: Callable[[], Any],
     ) -> None:
-        super().__init__(module, name=f"{name} ({modality})", modality=modality)
+        super().__init__(owner.model, name=f"{name} ({modality})", modality=modality)
+        self._owner = owner
         self._prepare_with, self._forward_with, self._describe = prepare, forward, config
 
     def _prepare(self, items: list[Any]) -> Batch:
@@ -83,6 +92,9 @@ class _Side(TorchEncoder):
 
     def _config(self) -> Any:
         return {"modality": self.modality, "preprocess": self._describe()}
+
+    def _module_digest(self) -> str:
+        return self._owner._model_digest
 
 
 def pooled(output: Any) -> Any:
@@ -143,8 +155,8 @@ class _TransformersDual(DualEncoder):
         self.logit_scale = math.exp(_number(self.model.logit_scale))
         self.logit_bias = _number(getattr(self.model, "logit_bias", 0.0))
         name = name or f"{self._default}:{type(built).__name__}"
-        self.image = _Side(built, "image", name, self._prepare_images, self._image_forward, self._image_config)
-        self.text = _Side(built, "text", name, self._prepare_texts, self._text_forward, self._text_config)
+        self.image = _Side(self, "image", name, self._prepare_images, self._image_forward, self._image_config)
+        self.text = _Side(self, "text", name, self._prepare_texts, self._text_forward, self._text_config)
 
     def _prepare_images(self, items: list[Any]) -> Batch:
         return dict(self.processor.image_processor(images=items, return_tensors="pt"))
@@ -251,14 +263,14 @@ class OpenCLIP(DualEncoder):
         self._sigmoid = bias is not None
         name = name or f"open_clip:{type(built).__name__}"
         self.image = _Side(
-            built,
+            self,
             "image",
             name,
             lambda items: stack_images([self.preprocess(item) for item in items]),
             self.model.encode_image,
             lambda: self.preprocess,
         )
-        self.text = _Side(built, "text", name, self.tokenizer, self.model.encode_text, self._text_config)
+        self.text = _Side(self, "text", name, self.tokenizer, self.model.encode_text, self._text_config)
 
     def _text_config(self) -> Any:
         inner = getattr(self.tokenizer, "tokenizer", None)

@@ -97,7 +97,10 @@ class TorchEncoder(ABC):
         Computed on first use and kept: train the module further, and make a new encoder for it.
         """
         kind = type(self)
-        return digest_of(f"{kind.__module__}.{kind.__qualname__}", self._config(), self.module)
+        return digest_of(f"{kind.__module__}.{kind.__qualname__}", self._config(), self._module_digest())
+
+    def _module_digest(self) -> str:
+        return digest_of(self.module)
 
     def encode(self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None) -> Features:
         """Encode items to float32 [N, dim]; see `Encoder.encode`."""

@@ -77,6 +77,19 @@ def get_encoder(spec: str, modality: Modality | None = None, *, device: Any = No
     return build(*arguments, device=device)
 
 
+def get_encoders(image_spec: str, text_spec: str, *, device: Any = None) -> tuple[Encoder, Encoder]:
+    """An image encoder and a text encoder.
+
+    Where both specs name one model with two sides ("clip:NAME" twice), it is loaded once, and both encoders
+    share its weights. Otherwise `(get_encoder(image_spec, "image"), get_encoder(text_spec, "text"))`; errors as there.
+    """
+    family, _, name = image_spec.partition(":")
+    if image_spec == text_spec and family in _DUAL and name:
+        both = _DUAL[family](name, device=device)
+        return both.image, both.text
+    return get_encoder(image_spec, "image", device=device), get_encoder(text_spec, "text", device=device)
+
+
 def _text_encoder(spec: str, path: str) -> Encoder:
     from ..text import (  # pycm.text imports this package
         BagOfWords,

@@ -9,13 +9,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..encoders import Encoder, EncodeResult, FeatureCache, UnreadableInputError
-from ..encoders.base import Features, ImageItem, check_items, progress_bar
+from ..encoders import Encoder, EncodeResult, FeatureCache, UnreadableInputError, get_encoder, get_encoders
+from ..encoders.base import Features, ImageItem, Modality, check_items, progress_bar
 from ..encoders.images import item_name, load_images
 
 OnError: TypeAlias = Literal["raise", "skip"]
 #: texts[i] is the text of image i, or a list of its texts.
 Texts: TypeAlias = Sequence[str] | Sequence[Sequence[str]]
+#: A folder or a cache; None or False: features are not kept.
+CacheOption: TypeAlias = str | os.PathLike[str] | FeatureCache | Literal[False] | None
 
 _DEFAULT_K = 5
 
@@ -26,9 +28,39 @@ def check_on_error(function: str, on_error: str) -> None:
         raise ValueError(f'{function}: on_error must be "raise" or "skip", got {on_error!r}')
 
 
-def as_cache(cache: str | os.PathLike[str] | FeatureCache | None) -> FeatureCache | None:
+def as_cache(cache: CacheOption) -> FeatureCache | None:
     """A folder's name as the cache in it. Raises OSError where the folder can be neither found nor made."""
-    return cache if cache is None or isinstance(cache, FeatureCache) else FeatureCache(cache)
+    if cache is None or cache is False:
+        return None
+    return cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+
+
+def make_encoders(image: Encoder | str, text: Encoder | str) -> tuple[Encoder, Encoder]:
+    """Both sides, each an encoder or the spec of one; a model that has both sides is loaded once.
+
+    Raises:
+        TypeError: something else.
+        ValueError: an unknown spec, or an encoder of the other modality.
+    """
+    if isinstance(image, str) and isinstance(text, str):
+        return get_encoders(image, text)
+    made: list[Encoder] = []
+    sides: list[tuple[Modality, Encoder | str]] = [("image", image), ("text", text)]
+    for modality, given in sides:
+        encoder = get_encoder(given, modality) if isinstance(given, str) else given
+        argument = f"{modality}_encoder"
+        # Not isinstance(encoder, Encoder): it would compute the dimension and the fingerprint.
+        if not callable(getattr(encoder, "encode", None)) or not hasattr(encoder, "modality"):
+            raise TypeError(
+                f"ImageTextMatcher: {argument} must be an encoder or the spec of one, got {type(encoder).__name__}"
+            )
+        if encoder.modality != modality:
+            raise ValueError(
+                f"ImageTextMatcher: {argument} must encode {modality}s, "
+                f"but {encoder.name!r} encodes {encoder.modality}s"
+            )
+        made.append(encoder)
+    return made[0], made[1]
 
 
 def encode_items(

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..encoders import Encoder, EncodeResult, FeatureCache, get_encoder
-from ..encoders.base import Features, ImageItem, Modality, check_batch_size, check_items
+from ..encoders import Encoder, EncodeResult
+from ..encoders.base import Features, ImageItem, check_batch_size, check_items
 from ..encoders.descriptor import TextDescriptor
 from ..encoders.images import item_name
-from ..evaluate import RetrievalMetrics, retrieval_metrics
-from ..functional import METRICS, Matches, Metric, similarity, topk
+from ..evaluate import retrieval_metrics
+from ..functional import METRICS, Metric, similarity, topk
 from ..spaces import ConSE, HubnessCorrection, Space
 from . import storage
+from .default import DEFAULT_SPECS, class_name_space
 from .features import (
+    CacheOption,
     OnError,
     Texts,
     as_cache,
@@ -29,39 +29,9 @@ from .features import (
     encode_items,
     flatten_texts,
     keep_pairs,
+    make_encoders,
 )
-
-
-class ImageTextMetrics(NamedTuple):
-    """What `ImageTextMatcher.evaluate` returns: images as queries, and texts as queries."""
-
-    image_to_text: RetrievalMetrics
-    text_to_image: RetrievalMetrics
-
-
-@dataclass(frozen=True)
-class ImageTextMatches:
-    """What `ImageTextMatcher.match` returns.
-
-    Attributes:
-        image_to_text: for each image the best texts: scores float32 and indices int64, [N, k], into `texts`.
-        text_to_image: for each text the best images, [M, k], into `images`.
-        images: the names of the N images that could be read: their paths, or "items[i]".
-        texts: the M texts.
-        metric: of the scores; for "euclidean" and "sqeuclidean" they are distances, smallest first.
-        kept: int64 [N], which of the given images `images` are.
-        errors: (name, reason) of each image left out; empty unless on_error="skip".
-        seconds: what took how long: "encode images", "encode texts", "score".
-    """
-
-    image_to_text: Matches
-    text_to_image: Matches
-    images: list[str]
-    texts: list[str]
-    metric: Metric
-    kept: npt.NDArray[np.int64]
-    errors: list[tuple[str, str]] = field(default_factory=list)
-    seconds: Mapping[str, float] = field(default_factory=dict)
+from .results import ImageTextMatches, ImageTextMetrics
 
 
 class ImageTextMatcher:
@@ -73,7 +43,7 @@ class ImageTextMatcher:
             `ConSE` the image encoder must be a classifier.
         metric: "cosine", "dot", "pearson", "euclidean" or "sqeuclidean".
         cache: a folder (made if missing) or a `FeatureCache`: features are kept by content, so that a second
-            run does not encode again and one that was interrupted goes on.
+            run does not encode again and one that was interrupted goes on. None and False: they are not.
         batch_size: items per forward pass.
         progress: None shows bars on a terminal only, True always, False never.
 
@@ -99,7 +69,7 @@ class ImageTextMatcher:
         space: Space | None = None,
         metric: Metric = "cosine",
         *,
-        cache: str | os.PathLike[str] | FeatureCache | None = None,
+        cache: CacheOption = None,
         batch_size: int = 32,
         progress: bool | None = None,
     ) -> None:
@@ -109,8 +79,7 @@ class ImageTextMatcher:
             raise TypeError(f"ImageTextMatcher: space must be a space or None, got {type(space).__name__}")
         check_batch_size("ImageTextMatcher", batch_size)
         self.cache = as_cache(cache)
-        self.image_encoder = _encoder("image_encoder", image_encoder, "image")
-        self.text_encoder = _encoder("text_encoder", text_encoder, "text")
+        self.image_encoder, self.text_encoder = make_encoders(image_encoder, text_encoder)
         self.image_spec = image_encoder if isinstance(image_encoder, str) else None
         self.text_spec = text_encoder if isinstance(text_encoder, str) else None
         self.space = space
@@ -126,7 +95,7 @@ class ImageTextMatcher:
     @classmethod
     def default(
         cls,
-        cache: str | os.PathLike[str] | FeatureCache | None = None,
+        cache: CacheOption = None,
         *,
         metric: Metric = "cosine",
         batch_size: int = 32,
@@ -136,31 +105,20 @@ class ImageTextMatcher:
 
         An image is where the names of its ten most probable ImageNet classes are, as sentences ("a photo of a
         tabby."): what ImageNet has no class for, it does not see. The weights come inside packages of the
-        extra "demo". The 1000 names are encoded here, once: seconds without a cache.
+        extra "demo".
+
+        Args:
+            cache: as for the constructor. None keeps only the embeddings of the 1000 names, 1.5 MB in
+                $XDG_CACHE_HOME/pycm (or ~/.cache/pycm), with a warning where that cannot be written to: to
+                encode them takes seconds. False keeps nothing.
+            metric, batch_size, progress: as for the constructor.
         """
-        cache = as_cache(cache)
-        image_encoder = get_encoder("efficientnet-lite0", "image")
-        text_encoder = get_encoder("minilm", "text")
+        image_encoder, text_encoder = make_encoders(*DEFAULT_SPECS)
         names: list[str] = image_encoder.class_names  # type: ignore[attr-defined]
-        sentences = [f"a photo of a {name.partition(',')[0]}." for name in names]
-        embeddings = encode_items(
-            "ImageTextMatcher.default",
-            text_encoder,
-            sentences,
-            cache=cache,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        matcher = cls(
-            image_encoder,
-            text_encoder,
-            ConSE(embeddings.features, top=10),
-            metric,
-            cache=cache,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        matcher.image_spec, matcher.text_spec = "efficientnet-lite0", "minilm"
+        options: dict[str, Any] = {"cache": cache, "batch_size": batch_size, "progress": progress}
+        space = class_name_space(text_encoder, names, **options)
+        matcher = cls(image_encoder, text_encoder, space, metric, **options)
+        matcher.image_spec, matcher.text_spec = DEFAULT_SPECS
         return matcher
 
     def __repr__(self) -> str:
@@ -300,10 +258,13 @@ class ImageTextMatcher:
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, the space (space/) and a fitted text encoder (text_encoder/) to `folder`.
+        """Write the matcher to `folder`, made if missing: config.json, and parts-*/ with space/ and text_encoder/.
 
-        Encoders made from a spec are saved by it; others are named only, and `load` asks for them. Each file
-        is written under a temporary name first, config.json last. Features in the cache are not part of it.
+        Encoders made from a spec are saved by it, fitted text encoders as they are; others are named only,
+        and `load` asks for them. Features in the cache are not part of it.
+
+        A matcher that the folder holds already stays what it is until the new one is complete: its parts are
+        written beside the old ones, then config.json is replaced, in one step, and the old parts are removed.
 
         Raises:
             OSError: untouched.
@@ -318,7 +279,7 @@ class ImageTextMatcher:
         *,
         image_encoder: Encoder | str | None = None,
         text_encoder: Encoder | str | None = None,
-        cache: str | os.PathLike[str] | FeatureCache | None = None,
+        cache: CacheOption = None,
         strict: bool = True,
     ) -> ImageTextMatcher:
         """The matcher that `save` wrote.
@@ -392,20 +353,6 @@ class ImageTextMatcher:
                 f"and texts {text_rows.shape[1]} ({self.text_encoder.name}): pass a space, e.g. Ridge(), "
                 "and fit it"
             )
-
-
-def _encoder(argument: str, given: Encoder | str, modality: Modality) -> Encoder:
-    encoder = get_encoder(given, modality) if isinstance(given, str) else given
-    # Not isinstance(encoder, Encoder): it would compute the dimension and the fingerprint.
-    if not callable(getattr(encoder, "encode", None)) or not hasattr(encoder, "modality"):
-        raise TypeError(
-            f"ImageTextMatcher: {argument} must be an encoder or the spec of one, got {type(encoder).__name__}"
-        )
-    if encoder.modality != modality:
-        raise ValueError(
-            f"ImageTextMatcher: {argument} must encode {modality}s, but {encoder.name!r} encodes {encoder.modality}s"
-        )
-    return encoder
 
 
 def _image_method(space: Space | None) -> str:

@@ -1,26 +1,33 @@
-"""Saved matchers: a folder of config.json, space/ and text_encoder/."""
+"""Saved matchers: a folder with config.json and parts-*/, which holds space/ and text_encoder/.
+
+config.json names the folder of its parts. To save over an older matcher is to write new parts beside its own
+and then to replace config.json: whenever that is cut off, one of the two is there whole.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._files import atomic_write
-from ..encoders import Encoder, get_encoder
+from ..encoders import Encoder
 from ..encoders.base import Modality
 from ..encoders.descriptor import TextDescriptor
 from ..functional import METRICS, Metric
 from ..spaces import Space, load_space
 from ..text import load_text_encoder  # from there, so that every descriptor is known
+from .features import make_encoders
 
 if TYPE_CHECKING:
     from .image_text import ImageTextMatcher
 
 _FORMAT = 1
 _CONFIG = "config.json"
-_SPACE, _TEXT_ENCODER = "space", "text_encoder"
+_PARTS, _SPACE, _TEXT_ENCODER = "parts-", "space", "text_encoder"
 
 
 class Parts(NamedTuple):
@@ -37,26 +44,55 @@ class Parts(NamedTuple):
 def save(matcher: ImageTextMatcher, folder: str | os.PathLike[str]) -> None:
     """See `ImageTextMatcher.save`."""
     folder = Path(folder)
-    encoders = {
+    encoders = {  # RuntimeError of a text encoder that is not fitted
         "image_encoder": _describe(matcher.image_encoder, matcher.image_spec),
         "text_encoder": _describe(matcher.text_encoder, matcher.text_spec),
     }
+    space, text_encoder = matcher.space, matcher.text_encoder
+    if not getattr(space, "fitted", True):
+        raise RuntimeError(
+            f"ImageTextMatcher.save: {type(space).__name__} is not fitted, call fit(images, texts) first"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = folder / f"{_PARTS}{secrets.token_hex(6)}"
     document = {
         "class": type(matcher).__name__,
         "format": _FORMAT,
         "metric": matcher.metric,
         **encoders,
-        "space": None if matcher.space is None else _SPACE,
+        "parts": parts.name,
+        "space": None if space is None else _SPACE,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    # Whoever finds config.json finds the rest: an older one goes first, the new one comes last.
-    (folder / _CONFIG).unlink(missing_ok=True)
-    if matcher.space is not None:
-        matcher.space.save(folder / _SPACE)
-    if isinstance(matcher.text_encoder, TextDescriptor):
-        matcher.text_encoder.save(folder / _TEXT_ENCODER)
-    with atomic_write(folder / _CONFIG) as file:
-        json.dump(document, file, indent=2, ensure_ascii=False)
+    older = _parts_of(folder)
+    try:
+        parts.mkdir()
+        if space is not None:
+            space.save(parts / _SPACE)
+        if isinstance(text_encoder, TextDescriptor):
+            text_encoder.save(parts / _TEXT_ENCODER)
+        with atomic_write(folder / _CONFIG) as file:
+            json.dump(document, file, indent=2, ensure_ascii=False)
+    except BaseException:
+        # Not where an interrupt came after the replacement: then they are the saved matcher's.
+        if _parts_of(folder) != parts:
+            shutil.rmtree(parts, ignore_errors=True)  # the first error is the one to report
+        raise
+    if older is not None:
+        shutil.rmtree(older, ignore_errors=True)  # the new matcher is saved; what is left is only space
+
+
+def _parts_of(folder: Path) -> Path | None:
+    """The folder of parts of the matcher saved in `folder`; None where there is none."""
+    try:
+        name = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["parts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return folder / name if _is_parts(name) else None
+
+
+def _is_parts(name: Any) -> bool:
+    """Whether `name` is that of a folder of parts, and not of anything elsewhere."""
+    return isinstance(name, str) and name.startswith(_PARTS) and name.removeprefix(_PARTS).isalnum()
 
 
 def load(
@@ -71,7 +107,7 @@ def load(
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         known = document["class"] == "ImageTextMatcher" and document["metric"] in METRICS
-        version = document["format"]
+        version, parts = document["format"], document.get("parts")
         saved = {side: document[f"{side}_encoder"] for side in ("image", "text")}
         space_folder = document["space"]
         specs = {side: about["spec"] for side, about in saved.items()}
@@ -82,18 +118,21 @@ def load(
         raise ValueError(f"ImageTextMatcher.load: {path} is not a saved matcher")
     if version != _FORMAT:
         raise ValueError(f"ImageTextMatcher.load: {path} has format {version!r}, this version reads {_FORMAT}")
-    space = None if space_folder is None else load_space(path.parent / _SPACE)
-    encoders: dict[str, Encoder] = {}
+    if not _is_parts(parts):
+        raise ValueError(f"ImageTextMatcher.load: {path} does not name the folder of its parts, got {parts!r}")
+    folder = path.parent / parts
+    space = None if space_folder is None else load_space(folder / _SPACE)
+    found: dict[str, Encoder | str] = {}
     given: dict[Modality, Encoder | str | None] = {"image": image_encoder, "text": text_encoder}
     for side, replacement in given.items():
-        if isinstance(replacement, str):
-            specs[side] = replacement
-        elif replacement is not None:
-            specs[side] = None
-        encoders[side] = _restore(path, side, saved[side], replacement)
-        if strict and encoders[side].fingerprint != fingerprints[side]:
+        if replacement is not None:
+            specs[side] = replacement if isinstance(replacement, str) else None
+        found[side] = _find(path, folder, side, saved[side]) if replacement is None else replacement
+    encoders = dict(zip(given, make_encoders(found["image"], found["text"]), strict=True))
+    for side, encoder in encoders.items():
+        if strict and encoder.fingerprint != fingerprints[side]:
             raise ValueError(
-                f"ImageTextMatcher.load: {side}_encoder {encoders[side].name!r} is not the one that {path} "
+                f"ImageTextMatcher.load: {side}_encoder {encoder.name!r} is not the one that {path} "
                 "was saved with (its fingerprint differs); strict=False uses it nevertheless"
             )
     return Parts(encoders["image"], encoders["text"], space, document["metric"], specs["image"], specs["text"])
@@ -108,14 +147,13 @@ def _describe(encoder: Encoder, spec: str | None) -> dict[str, Any]:
     }
 
 
-def _restore(path: Path, side: Modality, about: dict[str, Any], given: Encoder | str | None) -> Encoder:
-    if given is not None:
-        return get_encoder(given, side) if isinstance(given, str) else given
+def _find(path: Path, folder: Path, side: Modality, about: dict[str, Any]) -> Encoder | str:
+    """The saved text encoder, or the spec of one."""
     if about.get("saved"):
-        return load_text_encoder(path.parent / _TEXT_ENCODER)
+        return load_text_encoder(folder / _TEXT_ENCODER)
     if about["spec"] is None:
         raise ValueError(
             f"ImageTextMatcher.load: the {side} encoder {about.get('name')!r} in {path} was not made from a "
             f"spec and is not saved; make it again and pass it: load(folder, {side}_encoder=...)"
         )
-    return get_encoder(about["spec"], side)
+    return str(about["spec"])
