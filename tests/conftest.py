@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -18,6 +19,15 @@ def use_level(name: str) -> None:
     """Switch the kernels, and hold the library to what it says of itself."""
     pycm._C.set_simd_level(name)
     assert pycm.backend_info()["cpu"]["level"] == name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def away_from_the_sources() -> Iterator[None]:
+    """Child processes look for modules where they start: pycm/ beside tests/ has no compiled part."""
+    before = Path.cwd()
+    os.chdir(Path(__file__).parent)
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(params=LEVELS)

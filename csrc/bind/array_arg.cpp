@@ -146,6 +146,7 @@ void ArrayArg::from_buffer() {
     if (!bfloat16) fail(expected());
     take_buffer_of(object_.attr("view")("uint16"));
   }
+  if (buffer_.itemsize <= 0) fail(expected());
   const bool swapped = buffer_.format != nullptr && *buffer_.format == '>';
   if (swapped || reinterpret_cast<uintptr_t>(buffer_.buf) % static_cast<uintptr_t>(buffer_.itemsize) != 0)
     take_buffer_of(object_.attr("astype")(object_.attr("dtype").attr("newbyteorder")("=")));

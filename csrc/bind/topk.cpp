@@ -36,6 +36,7 @@ void set_exclude(TopKArgs& args, const ArrayArg& exclude, const ArrayArg& offset
 int64_t integer_k(nb::handle object, int64_t limit) {
   nb::object index = PyLong_Check(object.ptr()) ? nb::borrow(object) : nb::steal(PyNumber_Index(object.ptr()));
   if (!index.is_valid()) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw nb::python_error();
     PyErr_Clear();
     throw TypeError(text(kName, ": k must be an integer, got ", class_name(object)));
   }

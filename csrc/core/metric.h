@@ -12,6 +12,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <string>
 
 #include "core/check.h"
 
@@ -62,8 +63,10 @@ struct SqEuclidean {
 };
 
 enum class Metric { kDot, kCosine, kPearson, kEuclidean, kSqEuclidean };
+constexpr Metric kMetrics[] = {Metric::kDot, Metric::kCosine, Metric::kPearson, Metric::kEuclidean,
+                               Metric::kSqEuclidean};
 
-// Calls `f` with the metric's struct: the one place that lists them.
+// Calls `f` with the metric's struct.
 template <class F>
 decltype(auto) visit(Metric metric, F&& f) {
   switch (metric) {
@@ -76,12 +79,16 @@ decltype(auto) visit(Metric metric, F&& f) {
   return f(SqEuclidean{});
 }
 
+inline const char* name_of(Metric metric) {
+  return visit(metric, [](auto m) { return decltype(m)::kName; });
+}
+
 inline Metric parse_metric(const char* function, const char* name) {
-  for (Metric metric : {Metric::kDot, Metric::kCosine, Metric::kPearson, Metric::kEuclidean, Metric::kSqEuclidean}) {
-    if (visit(metric, [&](auto m) { return std::strcmp(name, decltype(m)::kName) == 0; })) return metric;
-  }
-  throw ValueError(
-      text(function, ": metric must be one of dot, cosine, pearson, euclidean, sqeuclidean, got '", name, "'"));
+  std::string names;
+  for (Metric metric : kMetrics)
+    if (std::strcmp(name, name_of(metric)) == 0) return metric;
+  for (Metric metric : kMetrics) names += (names.empty() ? "" : ", ") + std::string(name_of(metric));
+  throw ValueError(text(function, ": metric must be one of ", names, ", got '", name, "'"));
 }
 
 }  // namespace pycm

@@ -122,6 +122,7 @@ bool screen(const Tile<float>& tile, Screen& screen) {
 template <class V, int kHeight>
 bool store_tile(const Tile<typename V::T>& tile, Store<typename V::T>& store) {
   using T = typename V::T;
+  constexpr T kTinySquare = sizeof(T) == 4 ? T(0x1p-100) : T(0x1p-960);
   uint32_t any = 0;
   const uint32_t valid = store.columns >= 32 ? ~0u : (1u << store.columns) - 1;
   product<V, kHeight>(tile, [&](int i, const V(&acc)[kVectors]) PYCM_INLINE_LAMBDA {
@@ -130,13 +131,13 @@ bool store_tile(const Tile<typename V::T>& tile, Store<typename V::T>& store) {
     for (int j = 0; j < kVectors; ++j)
       value[j] = fma(acc[j], V::load(tile.scale + j * V::N), V::load(tile.bias + j * V::N));
     if (store.distance) {
-      // Below 2^-6 of |q|^2 + |g|^2 more than six bits have cancelled.
+      // Below 2^-6 of |q|^2 + |g|^2 more than six bits have cancelled; near the smallest squares they have underflowed.
       const V row_square = V::set(store.row_square[i]);
       uint32_t doubt = 0;
       for (int j = 0; j < kVectors; ++j) {
         const V both = row_square + V::load(store.column_square + j * V::N);
         value[j] = row_square - (value[j] + value[j]);
-        doubt |= not_less(both * V::set(T(1) / 64), value[j]) << (j * V::N);
+        doubt |= not_less(fma(both, V::set(T(1) / 64), V::set(kTinySquare)), value[j]) << (j * V::N);
         value[j] = max(value[j], V::zero());
         if (store.root) value[j] = sqrt(value[j]);
       }

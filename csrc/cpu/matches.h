@@ -28,21 +28,25 @@ inline bool better(const Match& a, const Match& b) { return a.key > b.key || (a.
 // The k best of the matches offered, in O(1) amortised each.
 class BestMatches {
  public:
+  // Matches held at most.
+  static int64_t capacity(int64_t k) { return 2 * k + 64; }
+
   // At most `offers` matches will be offered.
   void reset(int64_t k, int64_t offers) {
     k_ = k;
-    expected_ = std::min<int64_t>(offers, std::min<int64_t>(2 * k + 64, 128));
+    capacity_ = std::min(offers, capacity(k));
     matches_.clear();
     worst_key_ = -std::numeric_limits<double>::infinity();
   }
   // A NaN is never a match.
   void offer(double key, int64_t index) {
     if (!(key >= worst_key_)) return;
-    if (matches_.empty()) matches_.reserve(expected_);
+    if (matches_.size() == matches_.capacity())
+      matches_.reserve(std::min<int64_t>(matches_.empty() ? 128 : capacity_, capacity_));
     Match& match = matches_.emplace_back();  // in place: a copy of a fresh pair waits for its two stores
     match.key = key;
     match.index = index;
-    if (static_cast<int64_t>(matches_.size()) >= 2 * k_ + 64) keep_best();
+    if (static_cast<int64_t>(matches_.size()) >= capacity(k_)) keep_best();
   }
   void keep_best() {
     if (static_cast<int64_t>(matches_.size()) < k_) return;
@@ -63,7 +67,7 @@ class BestMatches {
   double worst_key() const { return worst_key_; }
 
  private:
-  int64_t k_ = 1, expected_ = 0;
+  int64_t k_ = 1, capacity_ = 0;
   double worst_key_ = -std::numeric_limits<double>::infinity();
   std::vector<Match> matches_;
 };

@@ -2,11 +2,13 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -20,6 +22,7 @@ namespace pycm::cpu {
 namespace {
 
 std::atomic<bool (*)()> interrupt_check{nullptr};
+thread_local bool in_pool = false;  // this thread is one of the pool's: it may not ask for interrupts
 
 // One call of run_parallel. Threads take tasks from `next` until none is left.
 struct Job {
@@ -37,9 +40,9 @@ struct Job {
     stop = true;
   }
 
-  void work(int slot, bool is_caller) {
+  void work(int slot) {
     using Clock = std::chrono::steady_clock;
-    const auto check = is_caller && tasks > 1 ? interrupt_check.load() : nullptr;
+    const auto check = !in_pool && tasks > 1 ? interrupt_check.load() : nullptr;
     auto checked = check != nullptr ? Clock::now() : Clock::time_point();
     try {
       while (!stop.load(std::memory_order_relaxed)) {
@@ -65,9 +68,13 @@ class Pool {
     if (!busy.owns_lock()) return false;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      while (static_cast<int>(threads_.size()) < helpers) {
-        const int slot = static_cast<int>(threads_.size()) + 1;
-        threads_.emplace_back([this, slot, seen = epoch_] { serve(slot, seen); });
+      try {
+        while (static_cast<int>(threads_.size()) < helpers) {
+          const int slot = static_cast<int>(threads_.size()) + 1;
+          threads_.emplace_back([this, slot, seen = epoch_] { serve(slot, seen); });
+        }
+      } catch (const std::system_error&) {
+        helpers = static_cast<int>(threads_.size());  // the system grants no more: go on with those there are
       }
       job_ = &job;
       helpers_ = helpers;
@@ -75,7 +82,7 @@ class Pool {
       ++epoch_;
     }
     start_.notify_all();
-    job.work(0, true);
+    job.work(0);
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return pending_ == 0; });
     job_ = nullptr;
@@ -84,6 +91,7 @@ class Pool {
 
  private:
   void serve(int slot, uint64_t seen) {
+    in_pool = true;
     const DefaultFloatMode float_mode;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
@@ -92,7 +100,7 @@ class Pool {
       if (slot > helpers_) continue;
       Job* job = job_;
       lock.unlock();
-      job->work(slot, false);
+      job->work(slot);
       lock.lock();
       if (--pending_ == 0) done_.notify_one();
     }
@@ -129,7 +137,7 @@ void run_parallel(int64_t tasks, int num_threads, const ParallelBody& body) {
   const int helpers = static_cast<int>(std::min<int64_t>(tasks, num_threads)) - 1;
   Job job(body, tasks);
   const DefaultFloatMode float_mode;
-  if (helpers <= 0 || !the_pool().run(job, helpers)) job.work(0, true);
+  if (helpers <= 0 || !the_pool().run(job, helpers)) job.work(0);
   if (job.error) std::rethrow_exception(job.error);
 }
 
@@ -137,7 +145,13 @@ void set_interrupt_check(bool (*check)()) { interrupt_check = check; }
 
 #if defined(__x86_64__)
 DefaultFloatMode::DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-DefaultFloatMode::~DefaultFloatMode() { _mm_setcsr(saved_); }
+DefaultFloatMode::~DefaultFloatMode() { _mm_setcsr(static_cast<unsigned>(saved_)); }
+#elif defined(__aarch64__)
+DefaultFloatMode::DefaultFloatMode() : saved_(0) {
+  asm volatile("mrs %0, fpcr" : "=r"(saved_));
+  asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+}
+DefaultFloatMode::~DefaultFloatMode() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
 #else
 DefaultFloatMode::DefaultFloatMode() : saved_(0) {}
 DefaultFloatMode::~DefaultFloatMode() {}

@@ -31,6 +31,11 @@ void parallel_for(int64_t tasks, int num_threads, F&& f) {
   run_parallel(tasks, num_threads, Body(f));
 }
 
+// The threads worth waking for `work` steps of which one thread should have at least `share`.
+inline int threads_for(double work, double share, int num_threads) {
+  return work / share >= num_threads ? num_threads : work < 2 * share ? 1 : static_cast<int>(work / share);
+}
+
 // Asked now and then on the calling thread during long work; true stops it with Interrupted.
 void set_interrupt_check(bool (*check)());
 
@@ -43,7 +48,7 @@ class DefaultFloatMode {
   DefaultFloatMode& operator=(const DefaultFloatMode&) = delete;
 
  private:
-  unsigned saved_;
+  uint64_t saved_;
 };
 
 // Uninitialised scratch on a 64-byte boundary. (malloc and a manual offset: aligned_alloc costs several times as much.)

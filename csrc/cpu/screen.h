@@ -4,7 +4,8 @@
 // For every pair, with a^ and b^ the encoded rows and value their screened value,
 //   |value - exact| <= error(i, j) = row_error_i + row_slack_i * column_slack_j + slack_j
 // where exact is the metric's value in the screen's units (score, or t = (|q^|^2 - d^2) / 2), the final rounding of the
-// score to fp32 included. A screen's precision is one policy: it says how many roundings a product carries.
+// score to fp32 included. A screen's precision is one policy, such as Fp32Screen: the type rows are encoded in, the kernel
+// that compares a tile, and the bound of its values.
 #pragma once
 
 #include <cmath>
@@ -26,6 +27,10 @@ struct ScreenBound {
 };
 
 struct Fp32Screen {
+  using Element = float;
+
+  static bool compare(const Tile<Element>& tile, Screen& screen) { return kernels().screen(tile, screen); }
+
   template <class M, class S>
   static ScreenBound bound(int64_t dim) {
     constexpr double u = 0x1p-24;
@@ -46,14 +51,18 @@ struct Fp32Screen {
 constexpr double kMaxNorm = 0x1p62;
 inline double slack_norm(double norm) { return norm > kMaxNorm ? std::numeric_limits<double>::infinity() : norm; }
 
-// Towards +inf, so that a float never understates a bound held as a double.
-inline float upward(double value) { return static_cast<float>(value * (1 + 0x1p-22)); }
+// Towards +inf, so that a float never understates a bound computed in double.
+inline float upward(double value) {
+  const double enough = value * (1 + 0x1p-50);
+  const float rounded = static_cast<float>(enough);
+  return rounded < enough ? std::nextafterf(rounded, std::numeric_limits<float>::infinity()) : rounded;
+}
 
 struct ScreenColumns {
   Buffer<float> column_slack, slack;
 
-  template <class M>
-  void set(const ScreenBound& bound, const GalleryBlock<float>& block, bool exact) {
+  template <class M, class T>
+  void set(const ScreenBound& bound, const GalleryBlock<T>& block, bool exact) {
     const int64_t padded = block.panel_count() * block.columns;
     column_slack.reserve(round_up(padded, kMaxTileColumns));
     slack.reserve(round_up(padded, kMaxTileColumns));
@@ -76,8 +85,8 @@ struct ScreenRows {
   std::vector<float> row_slack;
   std::vector<double> row_error, square;
 
-  template <class M>
-  void set(const ScreenBound& bound, const PackedQueries<float>& queries, bool exact) {
+  template <class M, class T>
+  void set(const ScreenBound& bound, const PackedQueries<T>& queries, bool exact) {
     row_slack.resize(queries.rows);
     row_error.resize(queries.rows);
     square.resize(queries.rows);
@@ -116,13 +125,13 @@ struct ScreenRows {
     return rounded > value ? std::nextafterf(rounded, -std::numeric_limits<float>::infinity()) : rounded;
   }
 
-  // The key (score, or negated distance) of an unverified value.
+  // The score or distance that a screened value stands for.
   template <class M>
-  double key_of(int64_t row, float value) const {
+  double score_of(int64_t row, double value) const {
     if (!M::kDistance) return value;
-    const double difference = square[row] - 2.0 * static_cast<double>(value);
-    const double distance_square = difference < 0 ? 0 : difference;  // NaN stays
-    return -static_cast<double>(static_cast<float>(M::kRoot ? std::sqrt(distance_square) : distance_square));
+    const double difference = square[row] - 2 * value;
+    const double distance_square = difference < 0 ? 0 : difference;
+    return M::kRoot ? std::sqrt(distance_square) : distance_square;
   }
 };
 

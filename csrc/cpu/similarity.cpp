@@ -5,17 +5,21 @@
 //   every tile x panel:                                     2 * height * columns * D flops, one pass over the output
 //
 // Work: 2 N M D flops. Memory: x and y once per chunk, the output once. Bound by the multiply-add units for D >= ~64 and
-// by writing the output below. Threads take blocks of y, or whole matrices of the batch when those are small.
+// by writing the output below. Threads take blocks of y, and shares of the tiles where y has few; or whole matrices of the
+// batch when those are small. One or two rows of x are not worth packing y for: they are scored in fp64 as it is read.
 #include "ops/similarity.h"
 
 #include <vector>
 
 #include "cpu/rows.h"
+#include "cpu/verify.h"
 
 namespace pycm::cpu {
 namespace {
 
 constexpr int64_t kChunk = 4096;
+constexpr int64_t kScanRows = 2;
+constexpr double kParallelWork = 2.5e5;  // multiply-adds worth a thread
 
 // One matrix of the batch.
 template <class T>
@@ -29,7 +33,8 @@ struct Scratch {
   GalleryBlock<T> block;
   PanelScratch<T, T> panel;
   Buffer<RowStats> stats;
-  Buffer<T> row_square;
+  Buffer<double> query;
+  Buffer<T> row;
 };
 
 template <class M, class T>
@@ -43,14 +48,18 @@ class Similarity {
     y_ = RowReader<T>(problem.y);
     out_ = problem.out;
     const int64_t rows = x_.rows().rows, columns = y_.rows().rows, dim = x_.rows().dim;
+    if (rows <= kScanRows) return scan();
     if constexpr (M::kDistance) centre_ = distance_centre(y_);
     const int64_t per_block = std::min(block_size(columns, dim), round_up(columns, tile_columns<T>()));
     const int64_t blocks = (columns + per_block - 1) / per_block;
     for (int64_t begin = 0; begin < rows; begin += kChunk) {
       encode_chunk(begin, std::min(kChunk, rows - begin));
-      parallel_for(blocks, threads_, [&](int64_t b, int slot) {
-        const int64_t first = b * per_block;
-        multiply(begin, first, std::min(per_block, columns - first), slots_[slot]);
+      const int64_t tiles = queries_.tiles();
+      const int64_t shares = threads_ == 1 ? 1 : std::min(tiles, std::max<int64_t>(1, 4 * threads_ / blocks));
+      parallel_for(blocks * shares, threads_, [&](int64_t task, int slot) {
+        const int64_t first = task / shares * per_block, share = task % shares;
+        multiply(begin, share * tiles / shares, (share + 1) * tiles / shares, first,
+                 std::min(per_block, columns - first), slots_[slot]);
       });
     }
   }
@@ -73,7 +82,9 @@ class Similarity {
     });
   }
 
-  void multiply(int64_t begin, int64_t first, int64_t count, Scratch<T>& scratch) {
+  // Tiles [first_tile, last_tile) of the chunk at `begin` against columns [first, first + count).
+  void multiply(int64_t begin, int64_t first_tile, int64_t last_tile, int64_t first, int64_t count,
+                Scratch<T>& scratch) {
     const int64_t dim = x_.rows().dim, columns = y_.rows().rows;
     GalleryBlock<T>& block = scratch.block;
     block.reserve(count, dim);
@@ -83,7 +94,7 @@ class Similarity {
     scratch.stats.reserve(count);
     encode_gallery<M, false, T, T>(y_, centre_.get(), scratch.stats.get(), true, block, scratch.panel);
     T row_square[kMaxTileRows] = {};
-    for (int64_t t = 0; t < queries_.tiles(); ++t) {
+    for (int64_t t = first_tile; t < last_tile; ++t) {
       const int64_t row = begin + queries_.first(t);
       Tile<T> tile;
       tile.height = queries_.height(t);
@@ -109,7 +120,7 @@ class Similarity {
         store.column_square = block.square.get() + j;
         store.columns = static_cast<int>(std::min<int64_t>(block.columns, count - j));
         store.out = out_ + row * columns + first + j;
-        if (store_tile(tile, store)) recompute(store, row, first + j);
+        if (store_tile(tile, store)) recompute(store, row, first + j, scratch);
       }
     }
   }
@@ -120,21 +131,42 @@ class Similarity {
   }
 
   // Distances that cancelled are evaluated from differences, in fp64: identical rows give exactly 0.
-  void recompute(const Store<T>& store, int64_t row, int64_t column) const {
+  void recompute(const Store<T>& store, int64_t row, int64_t column, Scratch<T>& scratch) const {
     const int64_t dim = x_.rows().dim;
-    Buffer<double> query(dim);
-    Buffer<T> scratch(dim);
+    scratch.query.reserve(dim);
+    scratch.row.reserve(dim);
     for (int i = 0; i < store.rows; ++i) {
       if (store.doubt[i] == 0) continue;
-      const T* x = x_.read(row + i, scratch.get());
-      std::copy_n(x, dim, query.get());
+      std::copy_n(x_.read(row + i, scratch.row.get()), dim, scratch.query.get());
       for (int j = 0; j < store.columns; ++j) {
         if ((store.doubt[i] >> j & 1) == 0) continue;
-        const T* y = y_.read(column + j, scratch.get());
-        const double sum = exact_sum<T>(kSumSquaredDifference, query.get(), y, 0, dim);
+        const T* y = y_.read(column + j, scratch.row.get());
+        const double sum = exact_sum<T>(kSumSquaredDifference, scratch.query.get(), y, 0, dim);
         store.out[i * store.row_stride + j] = static_cast<T>(M::finish(sum, 0, 0));
       }
     }
+  }
+
+  // Every pair in fp64, y read in place.
+  void scan() {
+    const int64_t rows = x_.rows().rows, columns = y_.rows().rows, dim = x_.rows().dim;
+    const Verifier<M, T> verifier(x_.rows(), y_.rows());
+    Buffer<double> values(rows * dim);
+    LoadedQuery queries[kScanRows];
+    slots_[0].row.reserve(dim);
+    for (int64_t i = 0; i < rows; ++i) {
+      queries[i].values = values.get() + i * dim;
+      verifier.load(i, queries[i], slots_[0].row.get());
+    }
+    const int64_t per_block = std::max<int64_t>(16, columns / (8 * threads_));
+    parallel_for((columns + per_block - 1) / per_block, threads_, [&](int64_t b, int slot) {
+      slots_[slot].row.reserve(dim);
+      T* row = slots_[slot].row.get();
+      for (int64_t j = b * per_block; j < std::min(columns, (b + 1) * per_block); ++j) {
+        const RowStats stats = verifier.gallery_stats(j, row);
+        for (int64_t i = 0; i < rows; ++i) out_[i * columns + j] = verifier.score(queries[i], j, stats, row);
+      }
+    });
   }
 
   RowReader<T> x_, y_;
@@ -145,8 +177,23 @@ class Similarity {
   PackedQueries<T> queries_;
 };
 
+// When every matrix of the batch meets the same y, and the rows of x lie in one run over the batch, the batch is one
+// tall matrix: y is then packed once.
+SimilarityArgs fold_batch(const SimilarityArgs& args) {
+  SimilarityArgs folded = args;
+  folded.batch_ndim = 0;
+  for (int d = args.batch_ndim - 1; d >= 0; --d) {
+    if (args.batch_shape[d] == 1) continue;
+    if (folded.x.rows == 1) folded.x.row_stride = args.x_batch_strides[d];
+    if (args.y_batch_strides[d] != 0 || args.x_batch_strides[d] != folded.x.rows * folded.x.row_stride) return args;
+    folded.x.rows *= args.batch_shape[d];
+  }
+  return folded;
+}
+
 template <class M, class T>
-void run(const SimilarityArgs& args) {
+void run(const SimilarityArgs& unfolded) {
+  const SimilarityArgs args = fold_batch(unfolded);
   int64_t batch = 1;
   for (int d = 0; d < args.batch_ndim; ++d) batch *= args.batch_shape[d];
   const auto problem = [&](int64_t b) {
@@ -161,12 +208,10 @@ void run(const SimilarityArgs& args) {
     result.y.data = static_cast<const char*>(args.y.data) + y_offset * item_size(args.y.dtype);
     return result;
   };
-  constexpr double kParallelFlops = 1e6;
-  const double flops =
-      2.0 * static_cast<double>(args.x.rows) * static_cast<double>(args.y.rows) * static_cast<double>(args.x.dim);
-  const bool large = flops * static_cast<double>(batch) > kParallelFlops;
-  const int threads = large ? args.num_threads : 1;
-  if (batch >= 4 * threads || flops < kParallelFlops) {
+  const double work =
+      static_cast<double>(args.x.rows) * static_cast<double>(args.y.rows) * static_cast<double>(args.x.dim);
+  const int threads = threads_for(work * static_cast<double>(batch), kParallelWork, args.num_threads);
+  if (batch >= 4 * threads || work < 2 * kParallelWork) {
     std::vector<Similarity<M, T>> per_slot;
     for (int slot = 0; slot < threads; ++slot) per_slot.emplace_back(1);
     parallel_for(batch, threads, [&](int64_t b, int slot) { per_slot[slot].run(problem(b)); });

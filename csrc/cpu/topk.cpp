@@ -22,36 +22,50 @@
 namespace pycm::cpu {
 namespace {
 
-constexpr int64_t kCandidateBytes = 32 << 20;  // per thread
+constexpr int64_t kListBytes = 64 << 20;
 constexpr int64_t kMaxChunk = 2048;
 constexpr int64_t kScanQueries = 2;
-constexpr double kScanWork = 4096, kParallelWork = 5e5;  // multiply-adds
+constexpr double kScanWork = 4096, kParallelWork = 2.5e5;  // multiply-adds
 
 int64_t candidate_capacity(int64_t k) { return 2 * k + 64; }
 
-int64_t chunk_rows(int64_t queries, int64_t k) {
-  const int64_t fit = kCandidateBytes / (candidate_capacity(k) * static_cast<int64_t>(sizeof(Candidate)));
-  return std::min(queries, std::clamp<int64_t>(round_up(fit, kMaxTileRows), kMaxTileRows, kMaxChunk));
+// What one thread may keep for one query: candidates, and verified matches.
+int64_t list_bytes(int64_t k) {
+  return candidate_capacity(k) * static_cast<int64_t>(sizeof(Candidate)) + 8 +
+         BestMatches::capacity(k) * static_cast<int64_t>(sizeof(Match)) + static_cast<int64_t>(sizeof(BestMatches));
+}
+
+// Queries that are worked on at once.
+int64_t chunk_rows(int64_t queries, int64_t k, int threads) {
+  const int64_t fit = kListBytes / (list_bytes(k) * threads) / kMaxTileRows * kMaxTileRows;
+  return std::min(queries, std::clamp<int64_t>(fit, kMaxTileRows, kMaxChunk));
+}
+
+// Whether to score every pair in fp64 at once: few queries are bound by reading the gallery, a k near M lets everything
+// through a screen, and a small problem is over before a screen is set up.
+bool use_scan(int64_t queries, int64_t gallery, int64_t k, double work) {
+  return queries <= kScanQueries || 4 * k > gallery || work < kScanWork;
 }
 
 // What one thread keeps for the chunk it works on.
-template <class S>
+template <class S, class T>
 struct Slot {
   Buffer<Candidate> candidates;  // [chunk][capacity]
   Buffer<int64_t> counts;        // [chunk]
   std::vector<BestMatches> verified;
-  GalleryBlock<float> block;
+  GalleryBlock<T> block;
   ScreenColumns columns;
-  PanelScratch<S, float> panel;
+  PanelScratch<S, T> panel;
   LoadedQuery query;  // the one being verified
   Buffer<double> query_values;
   Buffer<S> scratch;
 };
 
 // The queries of one chunk, encoded, with the thresholds every thread reads and raises.
+template <class T>
 struct Chunk {
   int64_t begin = 0, rows = 0;
-  PackedQueries<float> queries;
+  PackedQueries<T> queries;
   ScreenRows screen;
   std::unique_ptr<std::atomic<float>[]> thresholds;
 
@@ -63,8 +77,12 @@ struct Chunk {
   float threshold(int64_t row) const { return thresholds[row].load(std::memory_order_relaxed); }
 };
 
-template <class M, class S>
+template <class Screening, class M, class S>
 class TopK {
+  using T = typename Screening::Element;
+  using Slot = cpu::Slot<S, T>;
+  using Chunk = cpu::Chunk<T>;
+
  public:
   TopK(const TopKArgs& args, int num_threads)
       : args_(args),
@@ -72,12 +90,12 @@ class TopK {
         dim_(args.queries.dim),
         rows_(args.gallery.rows),
         filter_(args.mask, args.exclude, args.exclude_offsets, args.queries.rows),
-        bound_(Fp32Screen::bound<M, S>(dim_)),
+        bound_(Screening::template bound<M, S>(dim_)),
         threads_(num_threads),
         stats_(rows_),
         slots_(num_threads) {
     if constexpr (M::kDistance) centre_ = distance_centre(verifier_.gallery());
-    per_block_ = std::min(block_rows<float>(dim_), round_up(rows_, kMaxTileColumns));
+    per_block_ = std::min(block_rows<T>(dim_), round_up(rows_, kMaxTileColumns));
     if (rows_ / per_block_ < 4 * threads_)
       per_block_ =
           std::clamp<int64_t>(rows_ / (4 * threads_) / kMaxTileColumns * kMaxTileColumns, kMaxTileColumns, per_block_);
@@ -89,8 +107,10 @@ class TopK {
 
   void run() {
     const int64_t total = args_.queries.rows;
-    int64_t per_chunk = chunk_rows(total, args_.k);
-    const bool split_gallery = blocks_ >= 4 * threads_ || total <= threads_ * kMaxTileRows;
+    int64_t per_chunk = chunk_rows(total, args_.k, threads_);
+    // Sharing the gallery reads it once for all threads, but each fills lists of k of its own.
+    const bool long_lists = 16 * args_.k * threads_ > rows_;
+    const bool split_gallery = total <= threads_ * kMaxTileRows || (blocks_ >= 4 * threads_ && !long_lists);
     if (split_gallery) {
       for (int64_t begin = 0; begin < total; begin += per_chunk) {
         Chunk chunk;
@@ -107,7 +127,7 @@ class TopK {
     per_chunk = std::min(per_chunk, std::max<int64_t>(kMaxTileRows, round_up(total / (4 * threads_), kMaxTileRows)));
     parallel_for((total + per_chunk - 1) / per_chunk, threads_, [&](int64_t c, int slot) {
       Chunk chunk;
-      Slot<S>& mine = slots_[slot];
+      Slot& mine = slots_[slot];
       open(chunk, c * per_chunk, std::min(per_chunk, total - c * per_chunk), 1, &mine);
       for (int64_t b = 0; b < blocks_; ++b) visit_block(chunk, b, mine);
       for (int64_t row = 0; row < chunk.rows; ++row) close(chunk, row, Span{&mine, 1}, mine);
@@ -116,20 +136,20 @@ class TopK {
 
  private:
   struct Span {
-    Slot<S>* first;
+    Slot* first;
     size_t count;
-    Slot<S>* begin() const { return first; }
-    Slot<S>* end() const { return first + count; }
+    Slot* begin() const { return first; }
+    Slot* end() const { return first + count; }
   };
 
   // ---- a chunk begins ----
 
-  void open(Chunk& chunk, int64_t begin, int64_t rows, int threads, Slot<S>* only = nullptr) {
+  void open(Chunk& chunk, int64_t begin, int64_t rows, int threads, Slot* only = nullptr) {
     chunk.begin = begin;
     chunk.rows = rows;
     chunk.thresholds = std::make_unique<std::atomic<float>[]>(rows);
     for (int64_t i = 0; i < rows; ++i) chunk.thresholds[i] = -kInfinity;
-    for (Slot<S>& slot : only != nullptr ? Span{only, 1} : Span{slots_.data(), slots_.size()}) {
+    for (Slot& slot : only != nullptr ? Span{only, 1} : Span{slots_.data(), slots_.size()}) {
       slot.scratch.reserve(dim_);
       slot.query_values.reserve(dim_);
       slot.query.values = slot.query_values.get();
@@ -142,14 +162,14 @@ class TopK {
     }
     chunk.queries.reserve(rows, dim_);
     parallel_for(chunk.queries.tiles(), rows * dim_ > (1 << 16) ? threads : 1, [&](int64_t t, int index) {
-      Slot<S>& slot = only != nullptr ? *only : slots_[index];
-      encode_queries<M, true, S, float>(verifier_.queries(), begin, centre_.get(), t, chunk.queries, slot.scratch.get(),
-                                        slot.panel.encoded.get());
+      Slot& slot = only != nullptr ? *only : slots_[index];
+      encode_queries<M, true, S, T>(verifier_.queries(), begin, centre_.get(), t, chunk.queries, slot.scratch.get(),
+                                    slot.panel.encoded.get());
     });
-    chunk.screen.template set<M>(bound_, chunk.queries, args_.precision == Precision::kExact);
+    chunk.screen.template set<M, T>(bound_, chunk.queries, exact());
   }
 
-  void prepare_stats(int64_t b, Slot<S>& slot) {
+  void prepare_stats(int64_t b, Slot& slot) {
     slot.scratch.reserve(dim_);
     const RowReader<S>& gallery = verifier_.gallery();
     for (int64_t i = b * per_block_; i < std::min((b + 1) * per_block_, rows_); ++i)
@@ -158,20 +178,20 @@ class TopK {
 
   // ---- screening ----
 
-  void visit_block(Chunk& chunk, int64_t order, Slot<S>& slot) {
+  void visit_block(Chunk& chunk, int64_t order, Slot& slot) {
     const int64_t begin = order * step_ % blocks_ * per_block_;
     const int64_t count = std::min(per_block_, rows_ - begin);
-    GalleryBlock<float>& block = slot.block;
+    GalleryBlock<T>& block = slot.block;
     block.reserve(per_block_, dim_);
     block.begin = begin;
     block.count = count;
-    encode_gallery<M, true, S, float>(verifier_.gallery(), centre_.get(), stats_.get() + begin, !stats_ready_, block,
-                                      slot.panel);
-    slot.columns.template set<M>(bound_, block, args_.precision == Precision::kExact);
+    encode_gallery<M, true, S, T>(verifier_.gallery(), centre_.get(), stats_.get() + begin, !stats_ready_, block,
+                                  slot.panel);
+    slot.columns.template set<M, T>(bound_, block, exact());
     for (int64_t t = 0; t < chunk.queries.tiles(); ++t) {
       const int64_t first = chunk.queries.first(t);
       const int count_rows = chunk.queries.count(t);
-      Tile<float> tile;
+      Tile<T> tile;
       tile.height = chunk.queries.height(t);
       tile.dim = dim_;
       tile.a = chunk.queries.tile(t);
@@ -190,7 +210,7 @@ class TopK {
         tile.bias = block.bias.get() + j;
         screen.slack = slot.columns.slack.get() + j;
         screen.column_slack = slot.columns.column_slack.get() + j;
-        if (!kernels().screen(tile, screen)) continue;
+        if (!Screening::compare(tile, screen)) continue;
         const int columns = static_cast<int>(std::min<int64_t>(block.columns, count - j));
         for (int i = 0; i < count_rows; ++i) {
           uint32_t hits = screen.hits[i];
@@ -203,7 +223,7 @@ class TopK {
     }
   }
 
-  void append(Chunk& chunk, int64_t row, int64_t column, uint32_t hits, const float* values, Slot<S>& slot) {
+  void append(Chunk& chunk, int64_t row, int64_t column, uint32_t hits, const float* values, Slot& slot) {
     const int64_t capacity = candidate_capacity(args_.k);
     Candidate* list = slot.candidates.get() + row * capacity;
     int64_t& count = slot.counts[row];
@@ -222,23 +242,29 @@ class TopK {
     }
   }
 
-  void shrink(Chunk& chunk, int64_t row, Candidate* list, int64_t& count, Slot<S>& slot) {
+  void shrink(Chunk& chunk, int64_t row, Candidate* list, int64_t& count, Slot& slot) {
     chunk.raise(row, prune(list, count, args_.k, chunk.threshold(row)));
     if (4 * count <= 3 * candidate_capacity(args_.k)) return;
     BestMatches& best = slot.verified[row];
     verify(chunk, row, list, count, best, slot);
     count = 0;
     best.keep_best();
-    if (best.full()) chunk.raise(row, chunk.screen.template threshold_of<M>(row, best.worst_key()));
+    if (best.full()) chunk.raise(row, threshold_of(chunk, row, best.worst_key()));
   }
 
   // ---- verifying ----
 
+  bool exact() const { return args_.precision == Precision::kExact; }
+
+  // Without verification a match's key is its screened value; only what is written becomes a score.
+  float threshold_of(const Chunk& chunk, int64_t row, double key) const {
+    return exact() ? chunk.screen.template threshold_of<M>(row, key) : static_cast<float>(key);
+  }
+
   void verify(const Chunk& chunk, int64_t row, const Candidate* candidates, int64_t count, BestMatches& best,
-              Slot<S>& slot) const {
-    if (args_.precision == Precision::kFast) {
-      for (int64_t c = 0; c < count; ++c)
-        best.offer(chunk.screen.template key_of<M>(row, candidates[c].value), candidates[c].index);
+              Slot& slot) const {
+    if (!exact()) {
+      for (int64_t c = 0; c < count; ++c) best.offer(candidates[c].value, candidates[c].index);
       return;
     }
     verifier_.load(chunk.begin + row, slot.query, slot.scratch.get());
@@ -252,12 +278,12 @@ class TopK {
   // ---- a chunk ends ----
 
   template <class Slots>
-  void close(Chunk& chunk, int64_t row, Slots&& slots, Slot<S>& mine) {
+  void close(Chunk& chunk, int64_t row, Slots&& slots, Slot& mine) {
     const int64_t capacity = candidate_capacity(args_.k);
     std::vector<Candidate> survivors;
     BestMatches best;
     best.reset(args_.k, rows_);
-    for (Slot<S>& slot : slots) {
+    for (Slot& slot : slots) {
       best.merge(slot.verified[row]);
       const Candidate* list = slot.candidates.get() + row * capacity;
       survivors.insert(survivors.end(), list, list + slot.counts[row]);
@@ -266,7 +292,13 @@ class TopK {
     prune(survivors.data(), count, args_.k, chunk.threshold(row));
     verify(chunk, row, survivors.data(), count, best, mine);
     const int64_t at = (chunk.begin + row) * args_.k;
-    Verifier<M, S>::write(best.sorted(), args_.k, static_cast<S*>(args_.scores) + at, args_.indices + at);
+    S* scores = static_cast<S*>(args_.scores) + at;
+    Verifier<M, S>::write(best.sorted(), args_.k, scores, args_.indices + at);
+    if (exact()) return;
+    for (int64_t i = 0; i < args_.k && args_.indices[at + i] >= 0; ++i) {
+      const double value = M::kDistance ? -static_cast<double>(scores[i]) : static_cast<double>(scores[i]);
+      scores[i] = static_cast<S>(chunk.screen.template score_of<M>(row, value));
+    }
   }
 
   const TopKArgs& args_;
@@ -279,7 +311,7 @@ class TopK {
   int64_t per_block_ = 0, blocks_ = 0, step_ = 1;
   Buffer<double> centre_;
   Buffer<RowStats> stats_;
-  std::vector<Slot<S>> slots_;
+  std::vector<Slot> slots_;
 };
 
 }  // namespace
@@ -289,8 +321,8 @@ void topk(const TopKArgs& args) {
   const DefaultFloatMode float_mode;
   const double work = static_cast<double>(args.queries.rows) * static_cast<double>(args.gallery.rows) *
                       static_cast<double>(args.gallery.dim);
-  const int threads = work > kParallelWork ? args.num_threads : 1;
-  const bool scan = args.queries.rows <= kScanQueries || 4 * args.k > args.gallery.rows || work < kScanWork;
+  const int threads = threads_for(work, kParallelWork, args.num_threads);
+  const bool scan = args.precision == Precision::kExact && use_scan(args.queries.rows, args.gallery.rows, args.k, work);
   visit(args.metric, [&](auto metric) {
     visit_source(args.queries.dtype, [&](auto source) {
       using M = decltype(metric);
@@ -298,18 +330,21 @@ void topk(const TopKArgs& args) {
       if (scan) {
         ScanTopK<M, S>(args, threads).run();
       } else {
-        TopK<M, S>(args, threads).run();
+        TopK<Fp32Screen, M, S>(args, threads).run();
       }
     });
   });
 }
 
 int64_t topk_workspace_bytes(int64_t queries, int64_t gallery, int64_t dim, int64_t k, int num_threads) {
-  const int64_t chunk = chunk_rows(queries, k);
-  const int64_t lists = chunk * (candidate_capacity(k) * static_cast<int64_t>(sizeof(Candidate)) + 8 +
-                                 static_cast<int64_t>(sizeof(BestMatches)));
-  const int64_t panels = (block_rows<float>(dim) + 3 * kMaxTileColumns) * dim * 4;
-  return num_threads * (lists + panels) + chunk * dim * 4 + gallery * static_cast<int64_t>(sizeof(RowStats));
+  const int64_t scan = ScanTopK<Cosine, float>::workspace_bytes(queries, gallery, dim, k, num_threads);
+  if (4 * k > gallery) return scan;
+  // The chunk's lists and packed rows; per thread the panels, and the survivors of the query it finishes.
+  const int64_t chunk = chunk_rows(queries, k, num_threads), threads = num_threads;
+  const int64_t rows = threads * chunk * list_bytes(k) + (chunk + kMaxTileRows) * (dim + 8) * 4;
+  const int64_t panels = (block_rows<float>(dim) + 3 * kMaxTileColumns) * (dim + 16) * 8;
+  const int64_t survivors = threads * candidate_capacity(k) * static_cast<int64_t>(sizeof(Candidate)) + list_bytes(k);
+  return std::max(scan, rows + threads * (panels + survivors) + gallery * static_cast<int64_t>(sizeof(RowStats)));
 }
 
 }  // namespace pycm::cpu

@@ -19,66 +19,92 @@ class ScanTopK {
         stats_(M::kNormalise ? args.gallery.rows : 0) {}
 
   void run() {
-    // Queries share the rows that a block has brought into the cache.
     const int64_t total = args_.queries.rows, rows = args_.gallery.rows;
-    const int64_t fit = kMatchBytes / (2 * args_.k * static_cast<int64_t>(sizeof(Match)) + 1);
-    const int64_t per_chunk = std::min(total, std::clamp<int64_t>(fit, 1, kMaxChunk));
-    const int64_t per_block = std::clamp<int64_t>(rows / (8 * threads_), 16, block_rows<S>(verifier_.dim()));
-    const int64_t blocks = (rows + per_block - 1) / per_block;
-    for (Slot& slot : slots_) {
-      slot.scratch.reserve(verifier_.dim());
-      slot.best.resize(per_chunk);
-    }
-    queries_.resize(per_chunk);
-    values_.reserve(per_chunk * verifier_.dim());
-    for (int64_t i = 0; i < per_chunk; ++i) queries_[i].values = values_.get() + i * verifier_.dim();
-    for (int64_t begin = 0; begin < total; begin += per_chunk) {
-      const int64_t count = std::min(per_chunk, total - begin);
-      for (Slot& slot : slots_)
-        for (BestMatches& best : slot.best) best.reset(args_.k, rows);
-      for (int64_t i = 0; i < count; ++i) verifier_.load(begin + i, queries_[i], slots_[0].scratch.get());
+    for (Slot& slot : slots_) slot.reserve(std::min(total, kGroup), verifier_.dim());
+    per_block_ = std::clamp<int64_t>(rows / (8 * threads_), 16, block_rows<S>(verifier_.dim()));
+    const int64_t blocks = (rows + per_block_ - 1) / per_block_;
+    if constexpr (M::kNormalise)
       parallel_for(blocks, threads_, [&](int64_t b, int slot) {
-        scan(begin, count, b * per_block, std::min(rows, (b + 1) * per_block), slots_[slot]);
+        for (int64_t j = b * per_block_; j < std::min(rows, (b + 1) * per_block_); ++j)
+          stats_[j] = verifier_.gallery_stats(j, slots_[slot].scratch.get());
       });
-      for (int64_t i = 0; i < count; ++i) close(begin + i, i);
+    if (total < 2 * threads_) {
+      // Threads share the gallery.
+      for (int64_t begin = 0; begin < total; begin += kGroup) {
+        const int64_t count = std::min(kGroup, total - begin);
+        for (Slot& slot : slots_) load(begin, count, slot);
+        parallel_for(blocks, threads_, [&](int64_t b, int slot) { scan(begin, count, b, slots_[slot]); });
+        for (size_t s = 1; s < slots_.size(); ++s)
+          for (int64_t i = 0; i < count; ++i) slots_[0].best[i].merge(slots_[s].best[i]);
+        write(begin, count, slots_[0]);
+      }
+      return;
     }
+    // Threads share the queries.
+    const int64_t group = std::clamp<int64_t>(total / (2 * threads_), 1, kGroup);
+    parallel_for((total + group - 1) / group, threads_, [&](int64_t g, int index) {
+      Slot& slot = slots_[index];
+      const int64_t begin = g * group, count = std::min(group, total - begin);
+      load(begin, count, slot);
+      for (int64_t b = 0; b < blocks; ++b) scan(begin, count, b, slot);
+      write(begin, count, slot);
+    });
+  }
+
+  static int64_t workspace_bytes(int64_t queries, int64_t gallery, int64_t dim, int64_t k, int num_threads) {
+    const int64_t matches = BestMatches::capacity(k) * static_cast<int64_t>(sizeof(Match));
+    return num_threads * std::min(queries, kGroup) * (matches + matches / 2 + dim * 8 + 256) +
+           gallery * static_cast<int64_t>(sizeof(RowStats));
   }
 
  private:
-  static constexpr int64_t kMaxChunk = 64;
-  static constexpr int64_t kMatchBytes = 64 << 20;
+  // Queries that share the rows a block has brought into the cache.
+  static constexpr int64_t kGroup = 8;
 
   struct Slot {
+    std::vector<LoadedQuery> queries;
     std::vector<BestMatches> best;
+    Buffer<double> values;
     Buffer<S> scratch;
+
+    void reserve(int64_t count, int64_t dim) {
+      scratch.reserve(dim);
+      values.reserve(count * dim);
+      queries.resize(count);
+      best.resize(count);
+      for (int64_t i = 0; i < count; ++i) queries[i].values = values.get() + i * dim;
+    }
   };
 
-  void scan(int64_t begin, int64_t count, int64_t first, int64_t last, Slot& slot) {
-    S* scratch = slot.scratch.get();
-    if (M::kNormalise && begin == 0)
-      for (int64_t j = first; j < last; ++j) stats_[j] = verifier_.gallery_stats(j, scratch);
+  void load(int64_t begin, int64_t count, Slot& slot) const {
     for (int64_t i = 0; i < count; ++i) {
-      BestMatches& best = slot.best[i];
-      for (int64_t j = first; j < last; ++j)
-        if (filter_.allows(begin + i, j))
-          best.offer(verifier_.key(queries_[i], j, M::kNormalise ? stats_[j] : RowStats(), scratch), j);
+      verifier_.load(begin + i, slot.queries[i], slot.scratch.get());
+      slot.best[i].reset(args_.k, args_.gallery.rows);
     }
   }
 
-  void close(int64_t row, int64_t i) {
-    BestMatches& best = slots_[0].best[i];
-    for (size_t s = 1; s < slots_.size(); ++s) best.merge(slots_[s].best[i]);
-    Verifier<M, S>::write(best.sorted(), args_.k, static_cast<S*>(args_.scores) + row * args_.k,
-                          args_.indices + row * args_.k);
+  void scan(int64_t begin, int64_t count, int64_t block, Slot& slot) const {
+    const int64_t first = block * per_block_, last = std::min(args_.gallery.rows, first + per_block_);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = first; j < last; ++j)
+        if (filter_.allows(begin + i, j))
+          slot.best[i].offer(
+              verifier_.key(slot.queries[i], j, M::kNormalise ? stats_[j] : RowStats(), slot.scratch.get()), j);
+  }
+
+  void write(int64_t begin, int64_t count, Slot& slot) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = (begin + i) * args_.k;
+      Verifier<M, S>::write(slot.best[i].sorted(), args_.k, static_cast<S*>(args_.scores) + at, args_.indices + at);
+    }
   }
 
   const TopKArgs& args_;
   Verifier<M, S> verifier_;
   Filter filter_;
   int threads_;
+  int64_t per_block_ = 0;
   std::vector<Slot> slots_;
-  std::vector<LoadedQuery> queries_;
-  Buffer<double> values_;
   Buffer<RowStats> stats_;
 };
 

@@ -36,14 +36,18 @@ class Verifier {
     return M::kNormalise ? row_stats<M>(gallery_.read(index, scratch), dim()) : RowStats();
   }
 
-  // The exact score, rounded to fp32 unless the inputs are fp64; negated for distances, so that larger is better.
-  double key(const LoadedQuery& query, int64_t index, const RowStats& stats, S* scratch) const {
+  // The exact score, rounded to fp32 unless the inputs are fp64.
+  S score(const LoadedQuery& query, int64_t index, const RowStats& stats, S* scratch) const {
     constexpr ExactSum kSum = M::kTerm == Term::kDifference ? kSumSquaredDifference
                               : M::kCentre                  ? kSumShiftedProduct
                                                             : kSumProduct;
     const double sum = exact_sum<S>(kSum, query.values, gallery_.read(index, scratch), stats.mean, dim());
-    double score = M::finish(sum, query.stats.norm, stats.norm);
-    if constexpr (std::is_same_v<S, float>) score = static_cast<float>(score);
+    return static_cast<S>(M::finish(sum, query.stats.norm, stats.norm));
+  }
+
+  // The score, or the negated distance: larger is better.
+  double key(const LoadedQuery& query, int64_t index, const RowStats& stats, S* scratch) const {
+    const double score = this->score(query, index, stats, scratch);
     return M::kDistance ? -score : score;
   }
 
