@@ -51,9 +51,10 @@ struct Fp32Screen {
 constexpr double kMaxNorm = 0x1p62;
 inline double slack_norm(double norm) { return norm > kMaxNorm ? std::numeric_limits<double>::infinity() : norm; }
 
-// Towards +inf, so that a float never understates a bound computed in double.
+// Towards +inf, so that a float never understates a bound computed in double; and a little more, which covers that the
+// norms in it are those of rows before their encoding.
 inline float upward(double value) {
-  const double enough = value * (1 + 0x1p-50);
+  const double enough = value * (1 + 0x1p-22);
   const float rounded = static_cast<float>(enough);
   return rounded < enough ? std::nextafterf(rounded, std::numeric_limits<float>::infinity()) : rounded;
 }
