@@ -100,7 +100,8 @@ class BagOfWords(_Vectorizer):
 
     Args:
         lowercase, analyzer, ngram_range, min_df, max_df, max_features, stop_words, strip_accents,
-        token_pattern: as `CountVectorizer` takes them, except for functions, which cannot be saved.
+        token_pattern: as `CountVectorizer` takes them, except for functions, which cannot be saved; words of
+            one letter count by default.
         binary: 1 for a word that occurs, however often.
     """
 

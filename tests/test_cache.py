@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -92,9 +93,7 @@ def test_fingerprint_and_method_are_part_of_the_key(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cache.encode(other, TEXTS).features, expected(TEXTS, other))
     assert other.seen == TEXTS
     again = Letters("f1")
-    np.testing.assert_array_equal(
-        cache.encode(again, TEXTS, method="classify").features, -expected(TEXTS)[:, :2]
-    )
+    np.testing.assert_array_equal(cache.encode(again, TEXTS, method="classify").features, -expected(TEXTS)[:, :2])
     assert again.seen == TEXTS
     about = [json.loads(path.read_text()) for path in tmp_path.glob("*/about.json")]
     assert sorted((a["fingerprint"], a["method"]) for a in about) == [
@@ -157,9 +156,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     )
     folder = Path(__file__).parent
     for delay in (0.01, 0.03, 0.08, 0.15):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path), str(folder)], stdout=subprocess.PIPE
-        )
+        process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(folder)], stdout=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stdout.readline() == b"go\n"
         time.sleep(delay)
@@ -347,6 +344,63 @@ def test_encoders_that_break_their_promise(tmp_path: Path) -> None:
     silent.modality = "sound"
     with pytest.raises(TypeError, match=r'Letters\.modality must be "image" or "text"'):
         FeatureCache(tmp_path).encode(silent, TEXTS)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
+def test_a_failing_disk_does_not_cost_a_file(tmp_path: Path, monkeypatch: Any, number: int) -> None:
+    cache = FeatureCache(tmp_path)
+    cache.encode(Letters(), TEXTS)
+    before = shards(tmp_path)
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.np, "load", fail)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            cache.encode(Letters(), TEXTS)
+    assert shards(tmp_path) == before
+    again = Letters()
+    cache.encode(again, TEXTS)
+    assert again.seen == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_are_not_kept(tmp_path: Path, bad: float) -> None:
+    class Glitch(Letters):
+        def encode(self, items: Any, **options: Any) -> np.ndarray:
+            rows = super().encode(items)
+            rows[[item == TEXTS[5] for item in items], 2] = bad
+            return rows
+
+    message = r"letters gives NaN or infinity for 1 of [34] items of a batch, the first being items\[5\] 'text 5'"
+    for _ in range(2):  # it stays an error for as long as the encoder does it
+        with pytest.raises(ValueError, match=message):
+            FeatureCache(tmp_path).encode(Glitch(), TEXTS, batch_size=4)
+    for path in shards(tmp_path):
+        with np.load(path) as shard:
+            assert np.isfinite(shard["features"]).all()
+    healed = Letters()
+    out = FeatureCache(tmp_path).encode(healed, TEXTS)
+    np.testing.assert_array_equal(out.features, expected(TEXTS))
+    assert TEXTS[5] in healed.seen
+    assert TEXTS[4] not in healed.seen  # the rest of the batch was kept
+
+
+def test_rows_that_are_not_finite_in_the_folder_are_encoded_again(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    cache.encode(Letters(), TEXTS[:4])
+    (path,) = shards(tmp_path)
+    with np.load(path) as shard:
+        keys, features = shard["keys"], shard["features"]
+    features[1, 0] = np.nan
+    np.savez(path, keys=keys, features=features)
+    healed = Letters()
+    np.testing.assert_array_equal(cache.encode(healed, TEXTS[:4]).features, expected(TEXTS[:4]))
+    assert healed.seen == [TEXTS[1]]
+    again = Letters()
+    np.testing.assert_array_equal(cache.encode(again, TEXTS[:4]).features, expected(TEXTS[:4]))
+    assert again.seen == []
 
 
 def test_it_is_where_the_documentation_says() -> None:

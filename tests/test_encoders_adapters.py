@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import sys
 from contextlib import suppress
@@ -24,8 +25,12 @@ from pycm.encoders import (  # noqa: E402
     TorchvisionBackbone,
     TransformersCLIP,
     TransformersSigLIP,
+    get_encoder,
+    get_encoders,
     load_image,
+    registry,
 )
+from pycm.encoders.fingerprint import digest_of  # noqa: E402
 
 TEXTS = ["a cat", "a dog and a cat", "dog", "a a a dog dog and cat", ""]
 RNG = np.random.default_rng(0)
@@ -207,6 +212,71 @@ def test_fingerprints_of_the_two_sides_and_their_processors() -> None:
     assert changed.text.fingerprint == two.text.fingerprint
 
 
+def test_both_sides_of_one_model_load_and_hash_it_once(monkeypatch: Any) -> None:
+    loaded: list[str] = []
+    hashed: list[Any] = []
+
+    def load_clip(name: str, *, device: Any = None) -> TransformersCLIP:
+        loaded.append(name)
+        return TransformersCLIP(*built("CLIP"), device=device, name=name)
+
+    def digest(*parts: Any) -> str:
+        hashed.extend(part for part in parts if isinstance(part, torch.nn.Module))
+        return digest_of(*parts)
+
+    monkeypatch.setitem(registry._DUAL, "clip", load_clip)
+    for module in ("dual", "module"):
+        monkeypatch.setattr(f"pycm.encoders.{module}.digest_of", digest)
+    image, text = get_encoders("clip:one", "clip:one")
+    assert loaded == ["one"]
+    assert (image.modality, text.modality) == ("image", "text")
+    assert image.module is text.module
+    assert image.fingerprint != text.fingerprint
+    assert hashed == [image.module]
+    other_image, other_text = get_encoders("clip:one", "clip:two", device="cpu")
+    assert loaded == ["one", "one", "two"]
+    assert other_image.module is not other_text.module
+    assert (other_image.fingerprint, other_text.fingerprint) == (image.fingerprint, text.fingerprint)
+    image, text = get_encoders("clip:one", "bag-of-words")
+    assert (image.modality, text.name) == ("image", "bag-of-words")
+    with pytest.raises(ValueError, match="encodes texts, not images"):
+        get_encoders("minilm", "minilm")
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "sentence-transformers", "timm", "torchvision", "open_clip"])
+def test_a_model_that_cannot_be_loaded_is_named(family: str, monkeypatch: Any) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        logging.getLogger("huggingface_hub.file_download").warning("Retrying in 1s")
+        raise OSError("no such model\nand much more about it")
+
+    library, name = {
+        "clip": ("transformers", "AutoProcessor.from_pretrained"),
+        "siglip": ("transformers", "AutoProcessor.from_pretrained"),
+        "sentence-transformers": ("sentence_transformers", "SentenceTransformer"),
+        "timm": ("timm", "create_model"),
+        "torchvision": ("torchvision.models", "get_model_weights"),
+        "open_clip": ("open_clip", "create_model_from_pretrained"),
+    }[family]
+    target = load_or_skip(library)
+    *path, last = name.split(".")
+    for part in path:
+        target = getattr(target, part)
+    monkeypatch.setattr(target, last, fail)
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    hub = logging.getLogger("huggingface_hub")
+    hub.addHandler(handler)
+    before = hub.level
+    try:
+        with pytest.raises(ValueError, match=r"cannot load 'nope/nope': no such model$"):
+            get_encoder(f"{family}:nope/nope", None if family in ("timm", "torchvision") else "text")
+    finally:
+        hub.removeHandler(handler)
+    assert records == []
+    assert hub.level == before
+
+
 def test_clip_arguments() -> None:
     model, both = built("CLIP")
     with pytest.raises(TypeError, match="needs its processor="):
@@ -327,9 +397,7 @@ def sentence_model(pooling: str = "mean") -> Any:
         except ModuleNotFoundError:
             models = importlib.import_module("sentence_transformers.models")
         word = models.Transformer(folder)
-        return library.SentenceTransformer(
-            modules=[word, models.Pooling(16, pooling_mode=pooling)], device="cpu"
-        )
+        return library.SentenceTransformer(modules=[word, models.Pooling(16, pooling_mode=pooling)], device="cpu")
 
 
 def test_sentence_transformers() -> None:

@@ -195,9 +195,7 @@ def test_centre_crop_of_exact_pixels() -> None:
 def test_pad_keeps_all_on_white_and_squash_distorts() -> None:
     black = Image.new("RGB", (40, 10))
     page = np.asarray(ImagePreprocess(size=(20, 20), fit="pad").resized(black))
-    np.testing.assert_array_equal(
-        page[:, :, 0], np.pad(np.zeros((5, 20)), ((7, 8), (0, 0)), constant_values=255)
-    )
+    np.testing.assert_array_equal(page[:, :, 0], np.pad(np.zeros((5, 20)), ((7, 8), (0, 0)), constant_values=255))
     assert np.asarray(ImagePreprocess(size=(20, 20), fit="squash").resized(black)).max() == 0
 
 

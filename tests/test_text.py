@@ -75,6 +75,18 @@ def test_saved_and_loaded(tmp_path: Path, make) -> None:
     assert sorted(path.name for path in (tmp_path / "deep" / "er").iterdir())[0] == "config.json"
 
 
+def test_another_format_and_another_class_of_a_name(tmp_path: Path) -> None:
+    embeddings().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format": 2}))
+    with pytest.raises(ValueError, match="format 2, but this version of pycm reads 1"):
+        load_text_encoder(tmp_path)
+    with pytest.raises(TypeError, match=r"pycm\.text has a text descriptor called Tfidf already"):
+        type("Tfidf", (WordEmbeddings,), {"__module__": "mine"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert isinstance(load_text_encoder(tmp_path), WordEmbeddings)
+
+
 def test_loading_what_does_not_belong_together(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     embeddings().save(tmp_path)
@@ -171,9 +183,7 @@ def test_wrong_vectors(arguments, message) -> None:
         WordEmbeddings(*arguments)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"weighting": "max"}, {"sif_a": 0}, {"weighting": "sif", "sif_components": 3}]
-)
+@pytest.mark.parametrize("wrong", [{"weighting": "max"}, {"sif_a": 0}, {"weighting": "sif", "sif_components": 3}])
 def test_wrong_settings(wrong) -> None:
     with pytest.raises(ValueError, match="WordEmbeddings"):
         embeddings(**wrong)

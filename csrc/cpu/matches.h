@@ -23,7 +23,11 @@ struct Match {
   double key;
   int64_t index;
 };
-inline bool better(const Match& a, const Match& b) { return a.key > b.key || (a.key == b.key && a.index < b.index); }
+struct Better {
+  bool operator()(const Match& a, const Match& b) const {
+    return a.key > b.key || (a.key == b.key && a.index < b.index);
+  }
+};
 
 // The k best of the matches offered, in O(1) amortised each.
 class BestMatches {
@@ -50,7 +54,7 @@ class BestMatches {
   }
   void keep_best() {
     if (static_cast<int64_t>(matches_.size()) < k_) return;
-    std::nth_element(matches_.begin(), matches_.begin() + (k_ - 1), matches_.end(), better);
+    std::nth_element(matches_.begin(), matches_.begin() + (k_ - 1), matches_.end(), Better());
     matches_.resize(k_);
     worst_key_ = matches_[k_ - 1].key;
   }
@@ -59,7 +63,7 @@ class BestMatches {
   }
   const std::vector<Match>& sorted() {
     keep_best();
-    std::sort(matches_.begin(), matches_.end(), better);
+    std::sort(matches_.begin(), matches_.end(), Better());
     return matches_;
   }
   bool full() const { return static_cast<int64_t>(matches_.size()) >= k_; }

@@ -58,6 +58,7 @@ struct Slot {
   PanelScratch<S, T> panel;
   LoadedQuery query;  // the one being verified
   Buffer<double> query_values;
+  std::vector<Candidate> survivors;  // of the query being finished
   Buffer<S> scratch;
 };
 
@@ -280,7 +281,8 @@ class TopK {
   template <class Slots>
   void close(Chunk& chunk, int64_t row, Slots&& slots, Slot& mine) {
     const int64_t capacity = candidate_capacity(args_.k);
-    std::vector<Candidate> survivors;
+    std::vector<Candidate>& survivors = mine.survivors;
+    survivors.clear();
     BestMatches best;
     best.reset(args_.k, rows_);
     for (Slot& slot : slots) {

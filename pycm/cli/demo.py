@@ -38,7 +38,7 @@ def run_demo(out: Path, *, every: bool, cache: Path | None, no_cache: bool) -> N
     chosen = photographs(every=every)
     paths = photograph_paths(chosen)
     sentences = [sentence for photograph in chosen for sentence in photograph.sentences]
-    owner = [i for i, photograph in enumerate(chosen) for _ in photograph.sentences]
+    owner: list[int | None] = [i for i, photograph in enumerate(chosen) for _ in photograph.sentences]
 
     kept = open_cache(cache, no_cache)
     start = time.perf_counter()

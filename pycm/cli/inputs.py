@@ -20,10 +20,11 @@ _TEXT_COLUMNS = ("text", "caption", "sentence", "captions", "texts", "sentences"
 
 @dataclass(frozen=True)
 class TextLine:
-    """A text, and the image that its file says it belongs to."""
+    """A text, and the image that its file says it belongs to: beside the file, and as it is named there."""
 
     text: str
     image: Path | None = None
+    name: str | None = None
 
 
 def read_images(path: Path) -> list[Path]:
@@ -43,7 +44,9 @@ def read_images(path: Path) -> list[Path]:
     for number, record in _records(path, "--images", (".jsonl", ".csv")):
         name = _first(record, _IMAGE_COLUMNS)
         if not isinstance(name, str) or not name:
-            raise CommandError(f"{path}: line {number}: expected an image's name under {_or(_IMAGE_COLUMNS)}")
+            raise CommandError(
+                f"{path}: line {number}: expected an image's name under {_or(_IMAGE_COLUMNS)}; {_found(record)}"
+            )
         listed[path.parent / name] = None
     return list(listed)
 
@@ -62,8 +65,9 @@ def read_texts(path: Path) -> list[TextLine]:
     found: list[TextLine] = []
     for number, record in _records(path, "--texts", (".txt", ".jsonl", ".csv")):
         image = _first(record, _IMAGE_COLUMNS)
-        owner = path.parent / image if isinstance(image, str) and image else None
-        found += [TextLine(text, owner) for text in _texts(path, number, record)]
+        name = image if isinstance(image, str) and image else None
+        owner = None if name is None else path.parent / name
+        found += [TextLine(text, owner, name) for text in _texts(path, number, record)]
     return found
 
 
@@ -73,7 +77,7 @@ def _texts(path: Path, number: int, record: dict[str, Any]) -> list[str]:
         value = list(value.values())
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-        raise CommandError(f"{path}: line {number}: expected a text under {_or(_TEXT_COLUMNS[:4])}")
+        raise CommandError(f"{path}: line {number}: expected a text under {_or(_TEXT_COLUMNS[:4])}; {_found(record)}")
     return [" ".join(text.split()) for text in texts]
 
 
@@ -99,7 +103,7 @@ def _records(path: Path, option: str, suffixes: tuple[str, ...]) -> Iterator[tup
         empty = False
         yield record
     if empty:
-        raise CommandError(f"{path}: the file is empty")
+        raise CommandError(f"{path}: the file {'is empty' if path.stat().st_size == 0 else 'has no rows'}")
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -107,9 +111,11 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise CommandError(f"{path}: line {number}: not JSON: {error}") from error
+            record = json.loads(line.strip())
+        except json.JSONDecodeError as error:
+            raise CommandError(f"{path}: line {number}: not JSON: {error.msg} (column {error.colno})") from error
+        except RecursionError as error:
+            raise CommandError(f"{path}: line {number}: not JSON: nested too deeply") from error
         if not isinstance(record, dict):
             raise CommandError(f"{path}: line {number}: expected a JSON object, got {type(record).__name__}")
         yield number, record
@@ -146,6 +152,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _first(record: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((record[name] for name in names if record.get(name) is not None), None)
+
+
+def _found(record: dict[str, Any]) -> str:
+    return f"there are {', '.join(map(repr, record))}" if record else "there is nothing"
 
 
 def _or(names: tuple[str, ...]) -> str:

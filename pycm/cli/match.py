@@ -60,7 +60,7 @@ def run_match(options: MatchOptions) -> None:
         check_output(options.out, _ENDINGS)
     images, lines = read_images(options.images), read_texts(options.texts)
     k = _parse_k(options.k)
-    check_k("match", k, len(images), len(lines))
+    check_k("--k", k, len(images), len(lines))
     base = _common_folder(options.images, images)
     plan = _plan(options)
     cache = open_cache(options.cache, options.no_cache)
@@ -74,7 +74,7 @@ def run_match(options: MatchOptions) -> None:
     )
 
     paths = [images[i] for i in found.kept]
-    results = Results(found, [shown(path, base) for path in paths], _owners(lines, paths))
+    results = Results(found, [shown(path, base) for path in paths], _owners(lines, paths, options.images))
     _print(results, loading)
     if options.out is None:
         return
@@ -138,11 +138,13 @@ def _matcher(options: MatchOptions, plan: _Plan, cache: FeatureCache | Literal[F
 
     folder = options.space
     if folder is not None and plan.saved:
-        matcher = ImageTextMatcher.load(
-            folder, image_encoder=options.encoder, text_encoder=options.text_encoder, cache=cache
+        return ImageTextMatcher.load(
+            folder,
+            image_encoder=options.encoder,
+            text_encoder=options.text_encoder,
+            metric=options.metric,
+            cache=cache,
         )
-        matcher.metric = options.metric or matcher.metric
-        return matcher
     metric = options.metric or "cosine"
     if (plan.image_spec, plan.text_spec) == DEFAULT_SPECS:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # both are on the disk
@@ -169,13 +171,33 @@ def _is_matcher(folder: Path) -> bool:
         raise CommandError(f"--space {folder}: config.json is not that of a space or matcher: {error}") from error
 
 
-def _owners(lines: Sequence[TextLine], paths: Sequence[Path]) -> list[int] | None:
-    """For each text its image's row, -1 where that was left out; None where not every text names one."""
-    if any(line.image is None for line in lines):
+def _owners(lines: Sequence[TextLine], paths: Sequence[Path], images: Path) -> list[int | None] | None:
+    """For each text its image's row, -1 where that is not among `paths`, None where the text names none.
+
+    None in place of the list where no text names an image. Names are relative to the list of texts, or to the
+    folder of images.
+    """
+    if all(line.image is None for line in lines):
         return None
     row_of = {os.path.realpath(path): i for i, path in enumerate(paths)}
-    owners = [row_of.get(os.path.realpath(str(line.image)), -1) for line in lines]
-    return owners if any(owner >= 0 for owner in owners) else None
+    owners: list[int | None] = []
+    for line in lines:
+        places = [] if line.image is None else [line.image]
+        if line.name is not None and images.is_dir():
+            places.append(images / line.name)
+        rows = [row for place in places if (row := row_of.get(os.path.realpath(place))) is not None]
+        owners.append(None if not places else rows[0] if rows else -1)
+    return owners
+
+
+def _unknown(results: Results) -> list[str]:
+    """What is to be said of the texts whose image is not known."""
+    if results.owner is None:
+        return []
+    total = len(results.owner)
+    lost, silent = results.owner.count(-1), results.owner.count(None)
+    lines = [f"{lost:,} of {total:,} texts name an image that is not among those matched."] if lost else []
+    return lines + ([f"{silent:,} of {total:,} texts name no image."] if silent else [])
 
 
 def _print(results: Results, loading: float) -> None:
@@ -194,6 +216,8 @@ def _print(results: Results, loading: float) -> None:
             console.print(f"... and {len(by_query) - _TERMINAL_QUERIES:,} more; --out keeps all\n", style="dim")
     for stat in _stats(results):
         console.print(Text.assemble((f"{stat.value} ", "bold"), stat.label))
+    for line in _unknown(results):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
     for name, reason in found.errors:
         console.print(Text(f"left out: {shown(name)}: {reason}", style="yellow"), soft_wrap=True)
     seconds = found.seconds
@@ -219,7 +243,7 @@ def _report(
     options: MatchOptions, matcher: ImageTextMatcher, results: Results, paths: Sequence[Path], loading: float
 ) -> Report:
     found: ImageTextMatches = results.found
-    notes = [f"Left out: {shown(name)} ({reason})." for name, reason in found.errors]
+    notes = [*_unknown(results), *(f"Left out: {shown(name)} ({reason})." for name, reason in found.errors)]
     most = max(len(found.images), len(found.texts))
     if most > _REPORT_QUERIES:
         notes.append(f"The first {_REPORT_QUERIES} of each kind are shown. CSV and JSONL output has all.")

@@ -114,7 +114,9 @@ def print_table(
             Text("━" * max(0, round(bar / 10)), style=style if first or row.correct else "dim"),
         ]
         if marked:
-            cells.append(Text("✓" if row.correct else "✗", style=style if first or row.correct else "dim"))
+            cells.append(
+                Text({True: "✓", False: "✗", None: ""}[row.correct], style=style if first or row.correct else "dim")
+            )
         cells.append(Text(row.match, style="" if first or row.correct else "dim"))
         last = i + 1 == len(rows) or rows[i + 1].rank == 0
         table.add_row(*cells, end_section=last and several)

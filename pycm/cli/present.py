@@ -26,12 +26,13 @@ class Results:
     Attributes:
         found: the matches.
         names: of the images in `found`.
-        owner: for each text the image that it belongs to, or None where no truth is known.
+        owner: for each text the image that it belongs to, -1 if that is not in `found`, None if it is not known;
+            or None where no truth is known.
     """
 
     found: ImageTextMatches
     names: Sequence[str]
-    owner: Sequence[int] | None = None
+    owner: list[int | None] | None = None
 
     def rows(self, direction: Direction, keep: int | None = None) -> list[Ranked]:
         """The ranked rows of one direction, at most `keep` a query."""
@@ -64,14 +65,16 @@ class Results:
         if self.owner is None:
             return None
         image, text = (query, int(match)) if direction == "image_to_text" else (int(match), query)
-        return self.owner[text] == image
+        owner = self.owner[text]
+        return None if owner is None else owner == image
 
     def right(self, direction: Direction) -> tuple[int, int]:
         """(queries whose best match is right, queries that have a right match)."""
-        best = [row for row in self.rows(direction, keep=1)]
-        if direction == "image_to_text" and self.owner is not None:
-            owned = set(self.owner)
-            best = [row for row in best if row.query_index in owned]
+        best = self.rows(direction, keep=1)
+        if self.owner is not None:
+            texts = {i for i, owner in enumerate(self.owner) if owner is not None and owner >= 0}
+            have = texts if direction == "text_to_image" else {self.owner[i] for i in texts}
+            best = [row for row in best if row.query_index in have]
         return sum(row.correct is True for row in best), len(best)
 
     def places(self, direction: Direction) -> dict[int, int | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._optional import require
+from .base import loading
 from .module import Batch, TorchEncoder, stack_images
 from .preprocess import ImagePreprocess
 
@@ -50,7 +51,8 @@ class TimmBackbone(_Backbone):
         if isinstance(model, str):
             timm = require("timm", None, "TimmBackbone")
             name = name or f"timm:{model}"
-            built: Any = timm.create_model(model, pretrained=True)
+            with loading("TimmBackbone", model):
+                built: Any = timm.create_model(model, pretrained=True)
         else:
             built = model
         if not (hasattr(built, "forward_features") and hasattr(built, "forward_head")):
@@ -109,8 +111,9 @@ class TorchvisionBackbone(_Backbone):
         if isinstance(model, str):
             models = require("torchvision.models", None, "TorchvisionBackbone")
             name = name or f"torchvision:{model}"
-            weights = models.get_model_weights(model).DEFAULT
-            built: Any = models.get_model(model, weights=weights)
+            with loading("TorchvisionBackbone", model):
+                weights = models.get_model_weights(model).DEFAULT
+                built: Any = models.get_model(model, weights=weights)
             preprocess = preprocess or weights.transforms()
         else:
             built = model

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -73,6 +75,25 @@ class ClassifierEncoder(Encoder, Protocol):
     def classify(self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None) -> Features:
         """Class probabilities, float32 [N, len(class_names)], rows summing to 1."""
         ...
+
+
+@contextmanager
+def loading(kind: str, model: str) -> Iterator[None]:
+    """Turns the many errors of hubs and libraries into a ValueError that names the model.
+
+    The hub's client is told to be quiet about its retries, unless its logger was set to a level of its own.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    if level in (logging.NOTSET, logging.WARNING):
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{kind}: cannot load {model!r}: {reason}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def check_batch_size(function: str, batch_size: int) -> None:

@@ -102,7 +102,9 @@ class FeatureCache:
         Raises:
             UnreadableInputError: naming every unreadable image, with the reason.
             OSError: the folder cannot be written to; raised before anything is encoded.
-            ValueError, TypeError: wrong arguments, or an encoder that returns another shape than [B, dim].
+            ValueError: an encoder that returns NaN or infinity (such rows are never kept; the item is named) or
+                another shape than [B, dim]; wrong arguments.
+            TypeError: wrong arguments.
         """
         function = "FeatureCache.encode"
         check_batch_size(function, batch_size)
@@ -132,7 +134,7 @@ class FeatureCache:
                 store.prepare({"format": _FORMAT, **about})
             except OSError as error:
                 raise _cannot_write(self.folder, error) from error
-            run = _Run(function, call, store, rows, image, batch_size)
+            run = _Run(function, encoder.name, call, store, rows, image, batch_size)
             for start in progress_bar(
                 range(0, len(todo), batch_size), progress=progress, desc=f"{encoder.name} {method}"
             ):
@@ -167,13 +169,14 @@ class _Run:
     def __init__(
         self,
         function: str,
+        encoder: str,
         call: Any,
         store: ShardStore,
         rows: dict[bytes, Features],
         image: bool,
         batch_size: int,
     ) -> None:
-        self.function, self.call, self.store, self.rows = function, call, store, rows
+        self.function, self.encoder, self.call, self.store, self.rows = function, encoder, call, store, rows
         self.image, self.batch_size = image, batch_size
         self.reasons: dict[int, str] = {}
 
@@ -190,8 +193,17 @@ class _Run:
             return
         features = self._encoded(list(inputs.values()))
         names = [key for i in inputs if (key := keys[i]) is not None]
-        self.store.write(names, features)
-        self.rows.update(zip(names, features, strict=True))
+        finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(features).all(axis=1))
+        kept = [name for name, good in zip(names, finite, strict=True) if good]
+        if kept:
+            self.store.write(kept, features[finite])
+            self.rows.update(zip(kept, features[finite], strict=True))
+        if len(kept) < len(names):
+            bad = [i for i, good in zip(inputs, finite, strict=True) if not good]
+            raise ValueError(
+                f"{self.function}: {self.encoder} gives NaN or infinity for {len(bad)} of {len(names)} items of a "
+                f"batch, the first being {_label(items[bad[0]], bad[0])}; rows like this are not kept"
+            )
 
     def _same_bytes(self, path: Any, index: int, key: bytes | None) -> bytes:
         data = read_bytes(path)
@@ -212,6 +224,11 @@ class _Run:
                 f"{self.function}: the encoder must return [{len(inputs)}, {expected}], got {list(features.shape)}"
             )
         return features
+
+
+def _label(item: Any, index: int) -> str:
+    """A path, or "items[i]" with the beginning of a text."""
+    return f"items[{index}] {item[:60]!r}" if isinstance(item, str) else item_name(item, index)
 
 
 def _is_image(function: str, encoder: Encoder) -> bool:

@@ -46,7 +46,7 @@ class ColorHistogram:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 over the settings."""
-        return digest_of("pycm.ColorHistogram", 1, self.bins, self.size)
+        return digest_of(type(self), self.bins, self.size)
 
     def encode(self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None) -> Features:
         """Encode images to float32 [N, dim]; see `Encoder.encode`."""

@@ -61,7 +61,7 @@ class ConcatEncoder:
     def fingerprint(self) -> str:
         """Hex SHA-256 over the encoders' fingerprints, the weights and the normalisation."""
         parts = [encoder.fingerprint for encoder in self.encoders]
-        return digest_of("pycm.ConcatEncoder", parts, self.weights, self.normalize)
+        return digest_of(type(self), parts, self.weights, self.normalize)
 
     def encode(self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None) -> Features:
         """Encode items to float32 [N, dim]; see `Encoder.encode`. Each encoder reads the items anew."""

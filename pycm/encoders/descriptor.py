@@ -19,6 +19,7 @@ from .base import Features, Modality, check_batch_size, check_texts, progress_ba
 from .fingerprint import digest_of
 
 Self = TypeVar("Self", bound="TextDescriptor")
+_FORMAT = 1
 
 
 class TextDescriptor(ABC):
@@ -30,7 +31,10 @@ class TextDescriptor(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        TextDescriptor._kinds[cls.__name__] = cls
+        other = TextDescriptor._kinds.setdefault(cls.__name__, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"{cls.__module__}: {other.__module__} has a text descriptor called {cls.__name__} already")
+        TextDescriptor._kinds[cls.__name__] = cls  # one that a notebook defines anew
 
     @abstractmethod
     def fit(self: Self, texts: Sequence[str]) -> Self:
@@ -61,7 +65,7 @@ class TextDescriptor(ABC):
     def fingerprint(self) -> str:
         """Hex SHA-256 over class, settings and what was learned. Raises RuntimeError before `fit`."""
         self._check_fitted("fingerprint")
-        return digest_of(type(self).__name__, *self._state())
+        return digest_of(type(self), *self._state())
 
     def encode(self, items: Sequence[str], *, batch_size: int = 1024, progress: bool | None = None) -> Features:
         """Encode texts to float32 [N, dim], dense: N * dim * 4 bytes. See `Encoder.encode`.
@@ -95,7 +99,7 @@ class TextDescriptor(ABC):
             digest = hashlib.sha256(data).hexdigest()
             with atomic_write(folder / "weights.safetensors", "wb") as binary:
                 binary.write(data)
-        document = {"class": type(self).__name__, "format": 1, "weights_sha256": digest, "config": config}
+        document = {"class": type(self).__name__, "format": _FORMAT, "weights_sha256": digest, "config": config}
         with atomic_write(folder / "config.json") as text:
             json.dump(document, text, ensure_ascii=False, indent=1)
 
@@ -123,9 +127,11 @@ def load_text_encoder(folder: str | os.PathLike[str]) -> TextDescriptor:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         kind = TextDescriptor._kinds[document["class"]]
-        config, digest = document["config"], document["weights_sha256"]
+        config, digest, version = document["config"], document["weights_sha256"], document["format"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the configuration of a text descriptor: {error!r}") from error
+    if version != _FORMAT:
+        raise ValueError(f"{path}: format {version!r}, but this version of pycm reads {_FORMAT}")
     arrays: dict[str, npt.NDArray[Any]] = {}
     if digest is not None:
         weights = path.with_name("weights.safetensors")

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._optional import require
-from .base import Features, Modality
-from .fingerprint import digest_of
+from .base import Features, Modality, loading
+from .fingerprint import digest_of, plain_settings
 from .module import Batch, TorchEncoder, stack_images
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def describe_tokenizer(tokenizer: Any) -> Any:
     """What determines a tokenizer's output, without the place that it was loaded from."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        core = tokenizer.get_vocab()
+        core = dict(sorted(tokenizer.get_vocab().items()))
     else:  # padding and truncation are those of its latest call
         core = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
     sides = [getattr(tokenizer, key, None) for key in ("padding_side", "truncation_side", "do_lower_case")]
@@ -138,8 +138,9 @@ class _TransformersDual(DualEncoder):
         if isinstance(model, str):
             transformers = require("transformers", "encoders", kind)
             name = name or f"{self._default}:{model}"
-            processor = processor or transformers.AutoProcessor.from_pretrained(model)
-            built: Any = transformers.AutoModel.from_pretrained(model)
+            with loading(kind, model):
+                processor = processor or transformers.AutoProcessor.from_pretrained(model)
+                built: Any = transformers.AutoModel.from_pretrained(model)
         else:
             built = model
         for method in ("get_image_features", "get_text_features"):
@@ -165,7 +166,7 @@ class _TransformersDual(DualEncoder):
         return pooled(self.model.get_image_features(**batch))
 
     def _image_config(self) -> Any:
-        return dict(self.processor.image_processor.to_dict())
+        return plain_settings(self.processor.image_processor.to_dict())
 
     def _prepare_texts(self, items: list[Any]) -> Batch:
         encoded = self.processor.tokenizer(
@@ -246,9 +247,10 @@ class OpenCLIP(DualEncoder):
             if not tag and not model.startswith("hf-hub:"):
                 raise ValueError(f"OpenCLIP: model must be ARCHITECTURE/PRETRAINED-TAG or hf-hub:NAME, got {model!r}")
             built: Any
-            built, own = open_clip.create_model_from_pretrained(architecture, pretrained=tag or None)
-            preprocess = preprocess or own
-            tokenizer = tokenizer or open_clip.get_tokenizer(architecture)
+            with loading("OpenCLIP", model):
+                built, own = open_clip.create_model_from_pretrained(architecture, pretrained=tag or None)
+                preprocess = preprocess or own
+                tokenizer = tokenizer or open_clip.get_tokenizer(architecture)
         else:
             built = model
         if preprocess is None or tokenizer is None:

@@ -91,6 +91,9 @@ class LayersEncoder(TorchEncoder):
             block = block.sign() * block.abs().sqrt()
         return torch.nn.functional.normalize(block, dim=1)
 
+    def _module_digest(self) -> str:
+        return ""  # it is in the encoder's fingerprint
+
     def _config(self) -> Any:
         return {
             "encoder": self.encoder.fingerprint,

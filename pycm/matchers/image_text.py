@@ -77,6 +77,10 @@ class ImageTextMatcher:
             raise ValueError(f"ImageTextMatcher: metric must be one of {', '.join(METRICS)}, got {metric!r}")
         if space is not None and not isinstance(space, Space):
             raise TypeError(f"ImageTextMatcher: space must be a space or None, got {type(space).__name__}")
+        if metric == "pearson" and isinstance(space, HubnessCorrection):
+            raise ValueError(
+                "ImageTextMatcher: metric 'pearson' does not keep the order of HubnessCorrection, use 'dot'"
+            )
         check_batch_size("ImageTextMatcher", batch_size)
         self.cache = as_cache(cache)
         self.image_encoder, self.text_encoder = make_encoders(image_encoder, text_encoder)
@@ -84,6 +88,10 @@ class ImageTextMatcher:
         self.text_spec = text_encoder if isinstance(text_encoder, str) else None
         self.space = space
         self.metric: Metric = metric
+        # One that was fitted before it came here is not this matcher's to fit.
+        self._fits_text = isinstance(self.text_encoder, TextDescriptor) and (
+            self.text_spec is not None or not self.text_encoder.fitted
+        )
         self.batch_size = batch_size
         self.progress = progress
         if _image_method(space) == "classify" and not hasattr(self.image_encoder, "classify"):
@@ -128,7 +136,9 @@ class ImageTextMatcher:
         )
 
     def fit(self, images: Sequence[ImageItem], texts: Texts, *, on_error: OnError = "raise") -> ImageTextMatcher:
-        """Learn the space, and first the text encoder where it has to be fitted (TF-IDF, bag of words).
+        """Learn the space, and first a text encoder that has to be fitted (TF-IDF, bag of words).
+
+        A text encoder that was fitted already when it was given to the matcher stays as it is.
 
         Args:
             images: N images.
@@ -150,7 +160,7 @@ class ImageTextMatcher:
         image_result = self._image_features(function, images, on_error)
         used, image_of = keep_pairs(owner, image_result.kept)
         flat = [flat[i] for i in used]
-        if isinstance(self.text_encoder, TextDescriptor):
+        if self._fits_text and isinstance(self.text_encoder, TextDescriptor):
             self.text_encoder.fit(flat)
         text_features = self._text_features(function, flat)
         pairs = np.stack([image_of, np.arange(len(flat))], axis=1)
@@ -172,7 +182,8 @@ class ImageTextMatcher:
             texts: M >= 1 texts.
             k: how many, for both directions, or (texts per image, images per text); each from 1 to the number
                 there is. None: five, or all where there are fewer.
-            on_error: "skip" leaves unreadable images out and lists them in `.errors`.
+            on_error: "skip" leaves unreadable images out and lists them in `.errors`; where fewer are left
+                than k, all of them are ranked.
 
         Raises:
             UnreadableInputError: some images cannot be read, or none can.
@@ -183,14 +194,14 @@ class ImageTextMatcher:
         """
         function = "ImageTextMatcher.match"
         check_on_error(function, on_error)
-        check_k(function, k, len(images), len(texts))  # before the long work
+        per_image, per_text = check_k(function, k, len(images), len(texts))  # before the long work
         clock = time.perf_counter
         start = clock()
         image_rows, result = self._embed_images(function, images, on_error)
         encoded_images = clock()
         text_rows = self._embed_texts(function, texts)
         encoded_texts = clock()
-        per_image, per_text = check_k(function, k, len(image_rows), len(texts))  # fewer, if some were skipped
+        per_text = min(per_text, len(image_rows))  # fewer, if some were skipped
         self._check_fit(function, image_rows, text_rows)
         image_to_text = topk(image_rows, text_rows, per_image, self.metric)
         text_to_image = topk(text_rows, image_rows, per_text, self.metric)
@@ -279,6 +290,8 @@ class ImageTextMatcher:
         *,
         image_encoder: Encoder | str | None = None,
         text_encoder: Encoder | str | None = None,
+        space: Space | None = None,
+        metric: Metric | None = None,
         cache: CacheOption = None,
         strict: bool = True,
     ) -> ImageTextMatcher:
@@ -287,17 +300,22 @@ class ImageTextMatcher:
         Args:
             folder: given to `save`.
             image_encoder, text_encoder: in place of the saved spec; required where the encoder had none.
+            space: in place of the saved one; required where that was a class of your own, not derived from
+                this package's.
+            metric: in place of the saved one.
             cache: as for the constructor.
             strict: refuse an encoder whose fingerprint is not that of the saved one, since the space was
                 fitted to other features. False allows it.
 
         Raises:
             OSError: a file is missing.
-            ValueError: not a saved matcher, an encoder that has to be passed, or one that differs.
+            ValueError: not a saved matcher, an encoder or a space that has to be passed, or an encoder that differs.
         """
-        parts = storage.load(folder, image_encoder, text_encoder, strict=strict)
-        matcher = cls(parts.image_encoder, parts.text_encoder, parts.space, parts.metric, cache=cache)
+        parts = storage.load(folder, image_encoder, text_encoder, space, strict=strict)
+        matcher = cls(parts.image_encoder, parts.text_encoder, parts.space, metric or parts.metric, cache=cache)
         matcher.image_spec, matcher.text_spec = parts.image_spec, parts.text_spec
+        if text_encoder is None:
+            matcher._fits_text = parts.fits_text
         return matcher
 
     # -- steps shared by the methods above --

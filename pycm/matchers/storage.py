@@ -19,6 +19,7 @@ from ..encoders.base import Modality
 from ..encoders.descriptor import TextDescriptor
 from ..functional import METRICS, Metric
 from ..spaces import Space, load_space
+from ..spaces.base import BaseSpace
 from ..text import load_text_encoder  # from there, so that every descriptor is known
 from .features import make_encoders
 
@@ -39,6 +40,7 @@ class Parts(NamedTuple):
     metric: Metric
     image_spec: str | None
     text_spec: str | None
+    fits_text: bool
 
 
 def save(matcher: ImageTextMatcher, folder: str | os.PathLike[str]) -> None:
@@ -49,10 +51,10 @@ def save(matcher: ImageTextMatcher, folder: str | os.PathLike[str]) -> None:
         "text_encoder": _describe(matcher.text_encoder, matcher.text_spec),
     }
     space, text_encoder = matcher.space, matcher.text_encoder
-    if not getattr(space, "fitted", True):
-        raise RuntimeError(
-            f"ImageTextMatcher.save: {type(space).__name__} is not fitted, call fit(images, texts) first"
-        )
+    # A space of another make has no way to be loaded: `load` asks for it.
+    own = space if isinstance(space, BaseSpace) else None
+    if own is not None and not own.fitted:
+        raise RuntimeError(f"ImageTextMatcher.save: {type(own).__name__} is not fitted, call fit(images, texts) first")
     folder.mkdir(parents=True, exist_ok=True)
     parts = folder / f"{_PARTS}{secrets.token_hex(6)}"
     document = {
@@ -61,13 +63,14 @@ def save(matcher: ImageTextMatcher, folder: str | os.PathLike[str]) -> None:
         "metric": matcher.metric,
         **encoders,
         "parts": parts.name,
-        "space": None if space is None else _SPACE,
+        "space": None if space is None else {"class": type(space).__name__, "saved": own is not None},
+        "fits_text": matcher._fits_text,
     }
     older = _parts_of(folder)
     try:
         parts.mkdir()
-        if space is not None:
-            space.save(parts / _SPACE)
+        if own is not None:
+            own.save(parts / _SPACE)
         if isinstance(text_encoder, TextDescriptor):
             text_encoder.save(parts / _TEXT_ENCODER)
         with atomic_write(folder / _CONFIG) as file:
@@ -99,6 +102,7 @@ def load(
     folder: str | os.PathLike[str],
     image_encoder: Encoder | str | None,
     text_encoder: Encoder | str | None,
+    space: Space | None,
     *,
     strict: bool,
 ) -> Parts:
@@ -109,10 +113,11 @@ def load(
         known = document["class"] == "ImageTextMatcher" and document["metric"] in METRICS
         version, parts = document["format"], document.get("parts")
         saved = {side: document[f"{side}_encoder"] for side in ("image", "text")}
-        space_folder = document["space"]
+        about_space, fits_text = document["space"], document.get("fits_text")
+        space_saved = about_space is not None and about_space.get("saved")
         specs = {side: about["spec"] for side, about in saved.items()}
         fingerprints = {side: about["fingerprint"] for side, about in saved.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"ImageTextMatcher.load: {path} is not a saved matcher: {error!r}") from error
     if not known:
         raise ValueError(f"ImageTextMatcher.load: {path} is not a saved matcher")
@@ -120,14 +125,20 @@ def load(
         raise ValueError(f"ImageTextMatcher.load: {path} has format {version!r}, this version reads {_FORMAT}")
     if not _is_parts(parts):
         raise ValueError(f"ImageTextMatcher.load: {path} does not name the folder of its parts, got {parts!r}")
-    folder = path.parent / parts
-    space = None if space_folder is None else load_space(folder / _SPACE)
+    parts_folder = path.parent / parts
+    if space is None and space_saved:
+        space = load_space(parts_folder / _SPACE)
+    elif space is None and about_space is not None:
+        raise ValueError(
+            f"ImageTextMatcher.load: the space of {path} is a {about_space.get('class')}, which is not saved; "
+            "make it again and pass it: load(folder, space=...)"
+        )
     found: dict[str, Encoder | str] = {}
     given: dict[Modality, Encoder | str | None] = {"image": image_encoder, "text": text_encoder}
     for side, replacement in given.items():
         if replacement is not None:
             specs[side] = replacement if isinstance(replacement, str) else None
-        found[side] = _find(path, folder, side, saved[side]) if replacement is None else replacement
+        found[side] = _find(path, parts_folder, side, saved[side]) if replacement is None else replacement
     encoders = dict(zip(given, make_encoders(found["image"], found["text"]), strict=True))
     for side, encoder in encoders.items():
         if strict and encoder.fingerprint != fingerprints[side]:
@@ -135,7 +146,15 @@ def load(
                 f"ImageTextMatcher.load: {side}_encoder {encoder.name!r} is not the one that {path} "
                 "was saved with (its fingerprint differs); strict=False uses it nevertheless"
             )
-    return Parts(encoders["image"], encoders["text"], space, document["metric"], specs["image"], specs["text"])
+    return Parts(
+        encoders["image"],
+        encoders["text"],
+        space,
+        document["metric"],
+        specs["image"],
+        specs["text"],
+        isinstance(encoders["text"], TextDescriptor) and bool(fits_text),
+    )
 
 
 def _describe(encoder: Encoder, spec: str | None) -> dict[str, Any]:

@@ -47,9 +47,14 @@ class BaseSpace(ABC):
 
     _kinds: ClassVar[dict[str, type[BaseSpace]]] = {}
 
+    _kind: ClassVar[str]
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        BaseSpace._kinds[cls.__name__] = cls
+        # The bare name is for this package's own: a user's `Ridge` is not to be loaded in place of ours.
+        own = cls.__module__.startswith("pycm.spaces.")
+        cls._kind = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
+        BaseSpace._kinds[cls._kind] = cls
 
     def __init__(self) -> None:
         self._arrays: Arrays = {}
@@ -82,17 +87,33 @@ class BaseSpace(ABC):
         """Whether the transforms can be called."""
         return bool(self._arrays)
 
-    def get_params(self) -> dict[str, Any]:
-        """The constructor's arguments, by name."""
-        return {name: getattr(self, name) for name in self._parameter_names()}
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments, by name and as they were given.
+
+        deep: also those of an inner space, as "space__alpha".
+        """
+        params = {name: getattr(self, name) for name in self._parameter_names()}
+        inner = {name: value for name, value in params.items() if deep and isinstance(value, BaseSpace)}
+        for name, space in inner.items():
+            params |= {f"{name}__{key}": value for key, value in space.get_params().items()}
+        return params
 
     def set_params(self, **params: Any) -> Self:
-        """Change constructor arguments and forget what was fitted. Raises ValueError for unknown names."""
-        unknown = sorted(set(params) - set(self._parameter_names()))
+        """Change constructor arguments, also "space__alpha", and forget what was fitted.
+
+        Raises ValueError for unknown names and wrong values.
+        """
+        unknown = sorted(set(params) - set(self.get_params()))
         if unknown:
-            known = ", ".join(self._parameter_names())
+            known = ", ".join(self.get_params())
             raise ValueError(f"{type(self).__name__}.set_params: unknown {unknown[0]!r}; there are: {known}")
-        fresh = type(self)(**{**self.get_params(), **params})
+        arguments = self.get_params(deep=False)
+        arguments |= {name: value for name, value in params.items() if "__" not in name}
+        for name, value in params.items():
+            outer, nested, key = name.partition("__")
+            if nested:
+                arguments[outer].set_params(**{key: value})
+        fresh = type(self)(**arguments)
         vars(self).clear()
         vars(self).update(vars(fresh))
         return self
@@ -102,12 +123,12 @@ class BaseSpace(ABC):
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={_short(value)}" for name, value in self.get_params().items())
+        values = ", ".join(f"{name}={_short(value)}" for name, value in self.get_params(deep=False).items())
         return f"{type(self).__name__}({values})"
 
     # Saving. Subclasses whose arguments are not all JSON values override these two.
     def _state(self) -> tuple[dict[str, Any], Arrays]:
-        return self.get_params(), self._arrays
+        return self.get_params(deep=False), self._arrays
 
     @classmethod
     def _from_state(cls, params: Mapping[str, Any], arrays: Arrays) -> Self:
@@ -131,11 +152,11 @@ class BaseSpace(ABC):
         data: bytes = dump({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         document = {
             "format": _FORMAT,
-            "class": type(self).__name__,
+            "class": self._kind,
             "params": params,
             "weights_sha256": hashlib.sha256(data).hexdigest(),
         }
-        text = json.dumps(document, ensure_ascii=False, indent=1)
+        text = json.dumps(document, ensure_ascii=False, indent=1, default=_plain)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / _WEIGHTS, "wb") as binary:
@@ -225,6 +246,22 @@ def check_pairs(
         row = int(np.argmax(bad))
         raise ValueError(f"{function}: weights must be positive and finite, got {given_weights[row]} at {row}")
     return index, given_weights
+
+
+def is_count(value: Any) -> bool:
+    """Whether `value` is a positive integer, Python's or NumPy's."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def is_positive(value: Any) -> bool:
+    """Whether `value` is a positive finite number, Python's or NumPy's."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and bool(0 < value < float("inf"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a parameter of type {type(value).__name__} cannot be saved")
 
 
 def _short(value: Any) -> str:

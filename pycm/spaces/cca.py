@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .._rows import Float64, RowNorm, check_features, check_row_norm, normalize_rows
-from .base import BaseSpace, Features, check_pairs
+from .base import Arrays, BaseSpace, Features, check_pairs, is_count, is_positive
 from .kernel import Kernel, apply_map, check_kernel, fit_map
 from .ridge import mean_texts
 
@@ -50,23 +51,28 @@ class CCA(BaseSpace):
         text_norm: RowNorm = "l2",
     ) -> None:
         super().__init__()
-        if dim is not None and (not isinstance(dim, int) or dim < 1):
+        if dim is not None and not is_count(dim):
             raise ValueError(f"CCA: dim must be None or a positive int, got {dim!r}")
-        both = reg if isinstance(reg, (tuple, list)) else (reg, reg)
-        if len(both) != 2 or not all(isinstance(r, (int, float)) and 0 < r < float("inf") for r in both):
+        both = _pair(reg)
+        if len(both) != 2 or not all(is_positive(r) for r in both):
             raise ValueError(f"CCA: reg must be a positive number or a pair of them, got {reg!r}")
         if not 0 <= power < float("inf"):
             raise ValueError(f"CCA: power must be at least 0, got {power!r}")
         check_kernel("CCA", kernel, gamma, landmarks, image_norm)
         check_row_norm("CCA", "text_norm", text_norm)
         self.dim = dim
-        self.reg = (float(both[0]), float(both[1]))
+        self.reg = reg
         self.power = power
         self.kernel: Kernel = kernel
         self.gamma: float | Literal["scale"] = gamma
         self.landmarks = landmarks
         self.image_norm: RowNorm = image_norm
         self.text_norm: RowNorm = text_norm
+
+    @classmethod
+    def _from_state(cls, params: Mapping[str, Any], arrays: Arrays) -> Self:
+        reg = params["reg"]  # JSON has no tuples
+        return super()._from_state({**params, "reg": tuple(reg) if isinstance(reg, list) else reg}, arrays)
 
     def fit(self, image_features: Any, text_features: Any, pairs: Any = None, *, weights: Any = None) -> Self:
         images = check_features("CCA.fit", "image_features", image_features)
@@ -83,8 +89,8 @@ class CCA(BaseSpace):
         every = all_texts[index[:, 1]] - y_mean
         covariance_x = (share[:, None] * xc).T @ xc
         covariance_y = ((w / w.sum())[:, None] * every).T @ every
-        white_x = _inverse_root(covariance_x, self.reg[0], "image_features")
-        white_y = _inverse_root(covariance_y, self.reg[1], "text_features")
+        white_x = _inverse_root(covariance_x, float(_pair(self.reg)[0]), "image_features")
+        white_y = _inverse_root(covariance_y, float(_pair(self.reg)[1]), "text_features")
         u, rho, vt = np.linalg.svd(white_x @ ((share[:, None] * xc).T @ yc) @ white_y, full_matrices=False)
         limit = len(rho)
         dim = limit if self.dim is None else self.dim
@@ -127,6 +133,10 @@ class CCA(BaseSpace):
         y = self._input("transform_texts", "text_features", text_features, len(mean))
         out = (normalize_rows(y, self.text_norm) - mean) @ self._arrays["text_weights"]
         return np.asarray(out, dtype=np.float32)
+
+
+def _pair(reg: Any) -> Any:
+    return reg if isinstance(reg, (tuple, list)) else (reg, reg)
 
 
 def _inverse_root(covariance: Float64, reg: float, argument: str) -> Float64:

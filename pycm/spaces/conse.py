@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._rows import check_features
-from .base import Arrays, BaseSpace, Features
+from .base import Arrays, BaseSpace, Features, is_count
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,11 +33,11 @@ class ConSE(BaseSpace):
         embeddings = check_features("ConSE", "class_embeddings", class_embeddings)
         if 0 in embeddings.shape:
             raise ValueError(f"ConSE: class_embeddings must not be empty, got {list(embeddings.shape)}")
-        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        if not is_count(top):
             raise ValueError(f"ConSE: top must be a positive int, got {top!r}")
-        self.class_embeddings = embeddings.astype(np.float32)
+        self.class_embeddings = class_embeddings
         self.top = top
-        self._arrays = {"class_embeddings": self.class_embeddings}
+        self._arrays = {"class_embeddings": embeddings.astype(np.float32)}
 
     def fit(self, image_features: Any, text_features: Any, pairs: Any = None, *, weights: Any = None) -> Self:
         """Check the features' shapes and values; there is nothing to learn, and `pairs` are not looked at."""
@@ -50,7 +50,7 @@ class ConSE(BaseSpace):
 
         Raises ValueError for a negative probability, naming the row.
         """
-        classes, _ = self.class_embeddings.shape
+        classes = len(self._arrays["class_embeddings"])
         p = self._input("transform_images", "image_features", image_features, classes)
         negative = (p < 0).any(axis=1)
         if negative.any():
@@ -63,7 +63,7 @@ class ConSE(BaseSpace):
         weights = np.take_along_axis(p, best, axis=1).astype(np.float64)
         total = weights.sum(axis=1, keepdims=True)
         weights /= np.where(total > 0, total, 1.0)
-        embeddings = self.class_embeddings.astype(np.float64)
+        embeddings = self._arrays["class_embeddings"].astype(np.float64)
         out = np.zeros((len(p), embeddings.shape[1]))
         for rank in range(best.shape[1]):
             out += weights[:, rank, None] * embeddings[best[:, rank]]
@@ -71,7 +71,7 @@ class ConSE(BaseSpace):
 
     def transform_texts(self, text_features: Any) -> Features:
         """The text features themselves, float32 [N, d]."""
-        dim = self.class_embeddings.shape[1]
+        dim = self._arrays["class_embeddings"].shape[1]
         return self._input("transform_texts", "text_features", text_features, dim).astype(np.float32)
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._rows import Float64, normalize_rows
-from .base import Arrays, BaseSpace, Features, check_pairs
+from .base import Arrays, BaseSpace, Features, check_pairs, is_count
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +45,7 @@ class HubnessCorrection(BaseSpace):
         super().__init__()
         if not isinstance(space, BaseSpace):
             raise TypeError(f"HubnessCorrection: space must be a space of pycm, got {type(space).__name__}")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        if not is_count(k):
             raise ValueError(f"HubnessCorrection: k must be a positive int, got {k!r}")
         self.space = space
         self.k = k
@@ -81,7 +81,7 @@ class HubnessCorrection(BaseSpace):
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
         params, arrays = self.space._state()
-        inner = {"class": type(self.space).__name__, "params": params}
+        inner = {"class": self.space._kind, "params": params}
         prefixed = {f"space.{name}": array for name, array in arrays.items()}
         return {"k": self.k, "space": inner}, {**self._arrays, **prefixed}
 

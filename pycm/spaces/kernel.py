@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._rows import Float64, RowNorm, check_row_norm, normalize_rows
+from .base import is_count, is_positive
 
 Kernel: TypeAlias = Literal["linear", "rbf"]
 _CHUNK_BYTES = 64 << 20
@@ -23,9 +24,9 @@ def check_kernel(function: str, kernel: str, gamma: Any, landmarks: Any, image_n
     check_row_norm(function, "image_norm", image_norm)
     if kernel not in ("linear", "rbf"):
         raise ValueError(f"{function}: kernel must be linear or rbf, got {kernel!r}")
-    if gamma != "scale" and not (isinstance(gamma, (int, float)) and 0 < gamma < float("inf")):
+    if gamma != "scale" and not is_positive(gamma):
         raise ValueError(f'{function}: gamma must be "scale" or a positive number, got {gamma!r}')
-    if landmarks is not None and (not isinstance(landmarks, int) or landmarks < 1):
+    if landmarks is not None and not is_count(landmarks):
         raise ValueError(f"{function}: landmarks must be None or a positive int, got {landmarks!r}")
 
 
@@ -45,7 +46,7 @@ def fit_map(
     x = normalize_rows(rows, norm)
     if kernel == "linear":
         return x, {}, np.empty((0, 0))
-    if gamma == "scale":  # scikit-learn's: 1 / the total variance
+    if gamma == "scale":  # 1 / the total variance
         total = float(x.var(axis=0).sum())
         value = 1.0 / total if total > 0 else 1.0
     else:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._rows import Float64, RowNorm, check_features, check_row_norm, normalize_rows
-from .base import BaseSpace, Features, check_pairs
+from .base import BaseSpace, Features, check_pairs, is_positive
 from .kernel import Kernel, apply_map, check_kernel, fit_map
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Ridge(BaseSpace):
         center: bool = True,
     ) -> None:
         super().__init__()
-        if alpha != "auto" and not (isinstance(alpha, (int, float)) and 0 < alpha < float("inf")):
+        if alpha != "auto" and not is_positive(alpha):
             raise ValueError(f'Ridge: alpha must be "auto" or a positive number, got {alpha!r}')
         check_kernel("Ridge", kernel, gamma, landmarks, image_norm)
         check_row_norm("Ridge", "text_norm", text_norm)
