@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +46,9 @@ def similarity(x: A, y: A, metric: Metric = "cosine") -> A:
     """Every score of ``x`` against ``y``.
 
     Args:
-        x: ``[..., N, D]`` float32, float16, bfloat16 or float64; torch tensor, NumPy array or anything with
-            DLPack. Any strides: rows are read where they lie.
+        x: ``[..., N, D]`` float32, float16, bfloat16 or float64; torch tensor, NumPy array (bfloat16 of
+            ml_dtypes) or anything in CPU memory with DLPack (but bfloat16, which NumPy does not read from it). Any
+            strides: rows are read where they lie.
         y: ``[..., M, D]``, of x's dtype and kind. Batch axes broadcast.
         metric: ``dot``, ``cosine``, ``pearson`` (larger is better), ``euclidean`` or ``sqeuclidean`` (smaller
             is). Cosine with a zero row, and Pearson with a constant row, are 0.
@@ -58,13 +60,14 @@ def similarity(x: A, y: A, metric: Metric = "cosine") -> A:
     Raises:
         TypeError: for an array of integers, differing dtypes, or no array.
         ValueError: for shapes that do not fit, or an unknown metric.
+        NotImplementedError: for a tensor with a forward-mode tangent, or not on the CPU.
 
-    Differentiable in both inputs for torch tensors. O(N·M·D) time; beside the result it keeps a packed copy of
-    at most 4096 rows of x and a few cache-sized blocks of y.
+    Differentiable (in backward mode, twice and more) in both inputs for torch tensors. O(N·M·D) time; beside the
+    result it keeps a packed copy of at most 4096 rows of x and a few cache-sized blocks of y.
     """
     if type(x) is np.ndarray and type(y) is np.ndarray:
-        return cast("A", _C.similarity(x, y, metric))
-    return cast("A", _similarity(x, y, metric))
+        return _C.similarity(x, y, metric)  # type: ignore[no-any-return]
+    return _similarity(x, y, metric)  # type: ignore[no-any-return]
 
 
 def topk(
@@ -84,7 +87,7 @@ def topk(
         gallery: ``[M, D]``, M >= 1, of the same dtype and kind.
         k: from 1 to M.
         metric: ``dot``, ``cosine``, ``pearson``, ``euclidean`` or ``sqeuclidean``.
-        mask: boolean ``[M]`` or ``[N, M]``; only pairs where it is true may match.
+        mask: booleans ``[M]`` or ``[N, M]``, an array or a list; only pairs where it is true may match.
         exclude: rows of the gallery a query must not match, such as itself or its known positives: an int array
             ``[N]`` (-1 for none), or several per query as compressed rows: a pair ``(offsets [N + 1], indices)``,
             a SciPy or a torch CSR matrix ``[N, M]`` whose stored entries are excluded.
@@ -99,8 +102,9 @@ def topk(
     Raises:
         TypeError: for integer arrays, differing dtypes, or no array.
         ValueError: for shapes that do not fit, k outside [1, M], an empty gallery, or an index outside it.
+        NotImplementedError: for a tensor with a forward-mode tangent, or not on the CPU.
 
-    The scores are differentiable for torch tensors. O(N·M·D) time, O((N + M)·D + N·k) memory; see
+    The scores are differentiable for torch tensors, in backward mode. O(N·M·D) time, O((N + M)·D + N·k) memory; see
     `workspace_bytes`.
     """
     if type(queries) is np.ndarray and type(gallery) is np.ndarray and mask is None and exclude is None:
@@ -128,14 +132,12 @@ def set_num_threads(count: int) -> None:
 # ---- other kinds of arrays ----
 
 
-def _is_torch(array: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
-
-
-def _check_kinds(function: str, a_name: str, a: Any, b_name: str, b: Any) -> bool:
+def _both_torch(function: str, a_name: str, a: Any, b_name: str, b: Any) -> bool:
     """Whether both are torch tensors; an error when only one is."""
-    a_torch, b_torch = _is_torch(a), _is_torch(b)
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    a_torch, b_torch = isinstance(a, torch.Tensor), isinstance(b, torch.Tensor)
     if a_torch != b_torch:
         raise TypeError(
             f"{function}: {a_name} and {b_name} must be of one kind, got {type(a).__name__} and {type(b).__name__}"
@@ -143,16 +145,44 @@ def _check_kinds(function: str, a_name: str, a: Any, b_name: str, b: Any) -> boo
     return a_torch
 
 
+# DLPack's numbers of the devices whose memory a CPU reads: CPU, and host memory pinned by CUDA or ROCm.
+_HOST_DEVICES = (1, 3, 11)
+
+
 def _as_numpy(function: str, name: str, array: Any) -> npt.NDArray[Any]:
     """A NumPy array of the same memory where its dtype allows."""
-    if not isinstance(array, np.ndarray):
-        if not hasattr(array, "__dlpack__"):
-            raise TypeError(
-                f"{function}: {name} must be a torch tensor, a NumPy array or have __dlpack__, "
-                f"got {type(array).__name__}"
-            )
-        array = np.from_dlpack(array)
-    return np.asarray(array)
+    if isinstance(array, np.ndarray):
+        return np.asarray(array)
+    if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
+        raise TypeError(
+            f"{function}: {name} must be a torch tensor, a NumPy array or have __dlpack__, got {type(array).__name__}"
+        )
+    device = int(array.__dlpack_device__()[0])
+    if device not in _HOST_DEVICES:
+        raise NotImplementedError(
+            f"{function}: {name} is on DLPack device type {device}, and arrays through DLPack must be in CPU memory"
+        )
+    try:
+        return np.asarray(np.from_dlpack(array))
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        # NumPy takes no bfloat16 this way, and its message names neither the argument nor the dtype.
+        dtype = getattr(array, "dtype", None)
+        raise TypeError(
+            f"{function}: {name} must be an array that NumPy reads through DLPack, got {type(array).__name__}"
+            f"{'' if dtype is None else f' of {dtype}'} ({error}); convert it to float32 or to a torch tensor"
+        ) from error
+
+
+def _as_mask(mask: Any) -> npt.NDArray[Any]:
+    """Any array-like; whether it holds booleans is for the kernel to say."""
+    if hasattr(mask, "__dlpack__") and not isinstance(mask, (np.ndarray, np.generic)):
+        return _as_numpy("topk", "mask", mask)
+    try:
+        return np.asarray(mask)
+    except ValueError:
+        raise ValueError(
+            f"topk: mask must be an array of booleans, got a {type(mask).__name__} of uneven rows"
+        ) from None
 
 
 def _like(result: npt.NDArray[Any], array: Any) -> Any:
@@ -162,28 +192,30 @@ def _like(result: npt.NDArray[Any], array: Any) -> Any:
 
 
 def _similarity(x: Any, y: Any, metric: str) -> Any:
-    if _check_kinds("similarity", "x", x, "y", y):
-        from pycm import _torch_ops
+    if _both_torch("similarity", "x", x, "y", y):
+        import pycm._torch_ops as ops  # the cheapest form of import once it is loaded
 
-        return _torch_ops.similarity(x, y, metric)
+        return ops.similarity(x, y, metric)
     result = _C.similarity(_as_numpy("similarity", "x", x), _as_numpy("similarity", "y", y), metric)
     return _like(result, x)
 
 
 def _topk(queries: Any, gallery: Any, k: int, metric: str, mask: Any, exclude: Any, precision: str) -> Matches:
-    if _check_kinds("topk", "queries", queries, "gallery", gallery):
-        from pycm import _torch_ops
+    if _both_torch("topk", "queries", queries, "gallery", gallery):
+        import pycm._torch_ops as ops
 
-        return _torch_ops.topk(queries, gallery, k, metric, mask, exclude, precision)
-    rows = _as_numpy("topk", "queries", queries)
-    indices, offsets = (None, None) if exclude is None else _exclude_rows(exclude, len(np.atleast_1d(rows)))
+        return ops.topk(queries, gallery, k, metric, mask, exclude, precision)
+    q, g = _as_numpy("topk", "queries", queries), _as_numpy("topk", "gallery", gallery)
+    indices, offsets = None, None
+    if exclude is not None:
+        indices, offsets = _exclude_rows(exclude, _rows_of("queries", "N", q.shape), _rows_of("gallery", "M", g.shape))
     scores, found = _C.topk(
-        rows,
-        _as_numpy("topk", "gallery", gallery),
+        q,
+        g,
         k,
         metric,
         precision,
-        None if mask is None else _as_numpy("topk", "mask", mask),
+        None if mask is None else _as_mask(mask),
         indices,
         offsets,
     )
@@ -199,17 +231,31 @@ def _int64(name: str, values: Any) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
-def _exclude_rows(exclude: Any, rows: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _rows_of(name: str, letter: str, shape: Sequence[int]) -> int:
+    if len(shape) != 2:
+        raise ValueError(f"topk: {name} must have shape [{letter}, D], got {list(shape)}")
+    return shape[0]
+
+
+def _check_exclude(shape: Sequence[int], *expected: int) -> None:
+    if tuple(shape) != expected:
+        raise ValueError(f"topk: exclude must have shape {list(expected)}, got {list(shape)}")
+
+
+def _exclude_rows(exclude: Any, rows: int, columns: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """`exclude` as compressed rows (indices, offsets)."""
     if hasattr(exclude, "indptr") and hasattr(exclude, "indices"):
+        if getattr(exclude, "format", "csr") != "csr":
+            raise TypeError(f"topk: exclude must be in CSR format, got {exclude.format}")
+        _check_exclude(exclude.shape, rows, columns)
         return _int64("exclude", exclude.indices), _int64("exclude", exclude.indptr)
-    if hasattr(exclude, "crow_indices") and hasattr(exclude, "is_sparse_csr") and exclude.is_sparse_csr:
+    if getattr(exclude, "is_sparse_csr", False):
+        _check_exclude(exclude.shape, rows, columns)
         return _int64("exclude", exclude.col_indices()), _int64("exclude", exclude.crow_indices())
     if isinstance(exclude, tuple):
         if len(exclude) != 2:
             raise ValueError(f"topk: exclude must be a pair (offsets, indices), got {len(exclude)} items")
         return _int64("exclude", exclude[1]), _int64("exclude", exclude[0])
     indices = _int64("exclude", exclude)
-    if indices.shape != (rows,):
-        raise ValueError(f"topk: exclude must have shape [{rows}], got {list(indices.shape)}")
+    _check_exclude(indices.shape, rows)
     return indices, np.arange(rows + 1, dtype=np.int64)

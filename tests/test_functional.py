@@ -22,6 +22,43 @@ def data(dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
 
 Q, G = data()
 
+
+class OnlyDLPack:
+    """An array of some other library, as DLPack shows it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.shape = array.shape
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+
+class OnGPU(OnlyDLPack):
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+
+class NoNumPy(OnlyDLPack):
+    """As a producer of bfloat16 looks to NumPy."""
+
+    dtype = "bfloat16"
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise RuntimeError("Unsupported dtype in DLTensor.")
+
+
+class CompressedRows:
+    """A SciPy matrix as far as it is looked at."""
+
+    def __init__(self, shape: tuple[int, int], layout: str = "csr") -> None:
+        self.shape, self.format = shape, layout
+        self.indptr, self.indices = np.arange(shape[0] + 1), np.arange(shape[0])
+
+
 # What is called, the error, and the words that must be in its message: function, argument, expected, got.
 ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "k of zero": (lambda: pycm.topk(Q, G, 0), ValueError, ["topk: k must be in [1, 40]", "got 0"]),
@@ -149,6 +186,34 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         ValueError,
         ["exclude", str(2**64 - 1)],
     ),
+    "exclude of a wider matrix": (
+        lambda: pycm.topk(Q, G, 1, exclude=CompressedRows((N, M + 1))),
+        ValueError,
+        ["exclude", "[5, 40]", "[5, 41]"],
+    ),
+    "exclude by columns": (
+        lambda: pycm.topk(Q, G, 1, exclude=CompressedRows((N, M), "csc")),
+        TypeError,
+        ["exclude", "CSR", "csc"],
+    ),
+    "exclude of a zero-dimensional array": (
+        lambda: pycm.topk(np.array(1.0), G, 1, exclude=[0]),
+        ValueError,
+        ["queries", "[N, D]", "[]"],
+    ),
+    "mask of numbers in a list": (lambda: pycm.topk(Q, G, 1, mask=[1] * M), TypeError, ["mask", "bool", "int64"]),
+    "mask of uneven lists": (
+        lambda: pycm.topk(Q, G, 1, mask=[[True], [True, False]]),
+        ValueError,
+        ["topk", "mask", "list"],
+    ),
+    "on a GPU": (lambda: pycm.topk(Q, OnGPU(G), 1), NotImplementedError, ["topk", "gallery", "device type 2", "CPU"]),
+    "y on a GPU": (lambda: pycm.similarity(OnGPU(Q), G), NotImplementedError, ["similarity", "x", "device type 2"]),
+    "bfloat16 through DLPack": (
+        lambda: pycm.topk(Q, NoNumPy(G), 1),
+        TypeError,
+        ["topk", "gallery", "bfloat16", "float32", "torch"],
+    ),
     "exclude triple": (
         lambda: pycm.topk(Q, G, 1, exclude=([0], [1], [2])),
         ValueError,
@@ -237,20 +302,6 @@ def test_any_integer_is_a_k(k: Any) -> None:
 # ---- kinds of arrays ----
 
 
-class OnlyDLPack:
-    """An array of some other library, as DLPack shows it."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-        self.shape = array.shape
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.array.__dlpack_device__()
-
-
 @pytest.mark.parametrize("metric", METRICS)
 def test_dlpack(metric: str) -> None:
     for dtype in (np.float32, np.float16, np.float64):
@@ -275,6 +326,28 @@ def test_torch_masks_and_exclusions_of_numpy_arrays() -> None:
     tensors = torch.from_numpy(Q), torch.from_numpy(G)
     assert_same(pycm.topk(*tensors, 3, mask=mask, exclude=exclude), want)
     assert_same(pycm.topk(*tensors, 3, mask=mask.tolist(), exclude=exclude.tolist()), want)
+    assert_same(pycm.topk(*tensors, 3, mask=OnlyDLPack(mask), exclude=exclude), want)
+    assert_same(pycm.topk(*tensors, 3, mask=np.flip(np.flip(mask).copy()), exclude=exclude), want)
+    with pytest.raises(TypeError, match="mask must be a boolean array"):
+        pycm.topk(*tensors, 3, mask=[1] * M)
+
+
+def test_bfloat16_of_torch_through_dlpack() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Producer(OnlyDLPack):
+        def __init__(self) -> None:
+            self.array = torch.from_numpy(G).bfloat16()  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match=r"topk: gallery must be .* through DLPack"):
+        pycm.topk(Q, Producer(), 3)  # type: ignore[type-var]
+
+
+def test_lists_as_masks() -> None:
+    mask = np.arange(M) % 3 > 0
+    want = pycm.topk(Q, G, 3, mask=mask)
+    assert_same(pycm.topk(Q, G, 3, mask=mask.tolist()), want)
+    assert_same(pycm.topk(Q, G, 3, mask=[tuple(mask)] * N), want)
 
 
 class Subclass(np.ndarray):

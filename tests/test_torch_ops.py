@@ -15,6 +15,10 @@ from tolerances import GRADCHECK
 import pycm
 
 torch = pytest.importorskip("torch")
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from pycm import _torch_ops  # noqa: E402
 
 METRIC = pytest.mark.parametrize("metric", METRICS)
 
@@ -135,6 +139,147 @@ def test_only_one_input_needs_a_gradient(metric: str) -> None:
     assert torch.equal(torch.autograd.grad(pycm.similarity(x.detach(), y, metric).cos().sum(), y)[0], both[1])
 
 
+@METRIC
+def test_only_needed_gradients_are_computed(metric: str) -> None:
+    """One gradient of the two costs about half the products."""
+    x, y = pair(dtype=torch.float32)
+
+    def operations(a: torch.Tensor, b: torch.Tensor, call: Any) -> int:
+        result = call(a, b)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            result.sum().backward()
+        names = ("aten::mm", "aten::bmm", "aten::index_add_")
+        return sum(event.count for event in profile.key_averages() if event.key in names)
+
+    for call in (lambda a, b: pycm.similarity(a, b, metric), lambda a, b: pycm.topk(a, b, 2, metric).scores):
+        both = operations(x, y, call)
+        assert operations(x, y.detach(), call) < both
+        assert operations(x.detach(), y, call) < both or metric in oracles.DISTANCES
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean"])
+def test_gradients_of_close_rows_do_not_cancel(metric: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    g = torch.randn(60, 32, generator=generator) + 100
+    q = g + 1e-3 * torch.randn(60, 32, generator=generator)
+    eye = torch.eye(60)
+
+    def gradients(a: torch.Tensor, b: torch.Tensor, which: str) -> tuple[torch.Tensor, ...]:
+        a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+        if which == "similarity":
+            scores = pycm.similarity(a, b, metric) * eye
+        elif which == "topk":
+            scores = pycm.topk(a, b, 1, metric).scores
+        else:
+            scores = plain_similarity(a, b, metric).diagonal()
+        return torch.autograd.grad(scores.sum(), (a, b))
+
+    want = gradients(q.double(), g.double(), "plain")
+    for which in ("similarity", "topk"):
+        for ours, theirs in zip(gradients(q, g, which), want, strict=True):
+            tolerance = 4 * torch.finfo(torch.float32).eps * theirs.abs().max().item()
+            torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerance)
+
+
+@METRIC
+def test_nothing_flows_from_what_is_not_there(metric: str) -> None:
+    """A filler has index -1: no row of the gallery, however bad its values, takes part in its gradient."""
+    q, g = pair(4, 6, 5, torch.float32, grad=False)
+    g[0], q[1], q[3, 2] = torch.nan, torch.nan, torch.inf
+    q.requires_grad_(), g.requires_grad_()
+    mask = torch.tensor([False, True, True, False, False, False])
+    found = pycm.topk(q, g, 4, metric, mask=mask)
+    assert (found.indices[1] == -1).all()
+    scores = torch.where(found.indices >= 0, found.scores, 0.0)[[0, 2]]
+    # With a graph, as second derivatives run through the same values.
+    grad_q, grad_g = torch.autograd.grad(scores.sum(), (q, g), create_graph=True)
+    assert torch.isfinite(grad_q[[0, 2]]).all()
+    assert torch.isfinite(grad_g[0]).all()
+    again = torch.autograd.grad(grad_q[[0, 2]].sum(), g, allow_unused=True, retain_graph=True)[0]
+    assert again is None or torch.isfinite(again[0]).all()
+    every = torch.autograd.grad(torch.where(found.indices >= 0, found.scores, 0.0).sum(), g)[0]
+    assert not every[[0, 3, 4, 5]].any()
+
+
+@METRIC
+def test_topk_gradients_in_pieces(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient does not depend on how many queries are taken at a time, twice differentiated or batched too."""
+    q, g = pair(7, 20, 6)
+
+    def gradients() -> list[torch.Tensor]:
+        scores = pycm.topk(q, g, 3, metric).scores
+        first = torch.autograd.grad(scores.sin().sum(), (q, g), create_graph=True)
+        second = torch.autograd.grad(sum(part.square().sum() for part in first), (q, g), retain_graph=True)
+        batch = torch.autograd.grad(scores, (q, g), torch.eye(21).double().view(21, 7, 3), is_grads_batched=True)
+        return [*first, *second, *batch]
+
+    want = gradients()
+    monkeypatch.setattr("pycm._torch_gradients.GATHERED_BYTES", 2 * 3 * 6 * 8)
+    for ours, theirs in zip(gradients(), want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradgradcheck(lambda a, b: pycm.topk(a, b, 3, metric).scores, (q, g), **GRADCHECK)
+    empty = q[:0].detach().requires_grad_()
+    assert torch.autograd.grad(pycm.topk(empty, g, 3, metric).scores.sum(), empty)[0].shape == (0, 6)
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes of one tensor that any operation made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+@METRIC
+def test_topk_backward_is_bounded(metric: str) -> None:
+    q, g = pair(2000, 300, 256, torch.float32)
+    scores = pycm.topk(q, g, 50, metric).scores
+    with Largest() as largest:
+        scores.sum().backward()
+    assert largest.bytes <= 32 << 20  # all gathered rows are 102 MB
+
+
+@pytest.mark.filterwarnings("ignore")
+@METRIC
+def test_backward_inside_autocast_keeps_its_precision(metric: str) -> None:
+    x, y = pair(20, 30, 40, torch.float32)
+    for call in (lambda: pycm.similarity(x, y, metric), lambda: pycm.topk(x, y, 5, metric).scores):
+        want = torch.autograd.grad(call().sum(), (x, y))
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = torch.autograd.grad(call().sum(), (x, y))
+        for ours, theirs in zip(inside, want, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+# ---- forward-mode derivatives are refused, and never lost ----
+
+
+@pytest.mark.parametrize("leaf", [False, True])
+def test_forward_mode_is_refused(leaf: bool) -> None:
+    x, y = pair(dtype=torch.float32, grad=False)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.clone().requires_grad_(leaf), torch.ones_like(x))
+        words = ["similarity", "x", "forward-mode"]
+        raises(NotImplementedError, words, lambda: pycm.similarity(dual, y))
+        raises(NotImplementedError, ["similarity", "y", "forward-mode"], lambda: pycm.similarity(y, dual))
+        raises(NotImplementedError, ["topk", "queries", "forward-mode"], lambda: pycm.topk(dual, y, 2))
+        raises(NotImplementedError, ["topk", "gallery", "forward-mode"], lambda: pycm.topk(y, dual, 2))
+        raises(NotImplementedError, [], lambda: torch.ops.pycm.similarity(dual, y, "dot"))
+        raises(NotImplementedError, [], lambda: torch.ops.pycm.topk(y, dual, 2, "dot", None, None, None, "exact"))
+        np.testing.assert_array_equal(pycm.similarity(x, y).numpy(), pycm.similarity(x.numpy(), y.numpy()))
+    raises(
+        NotImplementedError,
+        ["similarity", "x", "forward-mode"],
+        lambda: torch.func.jvp(lambda a: pycm.similarity(a, y), (x,), (x,)),
+    )
+    raises(NotImplementedError, ["topk"], lambda: torch.func.jacfwd(lambda a: pycm.topk(a, y, 2).scores)(x))
+
+
 # ---- every path gives the same bits ----
 
 
@@ -178,6 +323,27 @@ def test_subclasses_and_lazy_views() -> None:
     assert torch.equal(pycm.similarity(negated, g), pycm.similarity(q, g))
     assert torch.equal(pycm.similarity(q, torch.complex(g * 0, -g).conj().imag), pycm.similarity(q, g))
     assert torch.equal(pycm.similarity(q.T.contiguous().T, g), pycm.similarity(q, g))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_negated_contiguous_tensors(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch negates lazily: a contiguous tensor may hold the opposite of its memory. With and without the fast path."""
+    monkeypatch.setattr("pycm._torch_ops._states_known", known)
+    x, y = torch.tensor([[1 + 2j]]).conj().imag, torch.tensor([[3.0]])
+    assert x.is_neg()
+    assert x.is_contiguous()
+    assert pycm.similarity(x, y, "dot").item() == pycm.similarity(y, x, "dot").item() == -6
+    assert pycm.topk(x, y, 1, "dot").scores.item() == pycm.topk(y, x, 1, "dot").scores.item() == -6
+    whole = torch._neg_view(torch.ones(2, 3))
+    assert (pycm.similarity(whole, torch.ones(2, 3)) == -1).all()
+
+
+def test_without_torchs_private_states_everything_is_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pycm._torch_ops._states_known", False)
+    q, g = pair(6, 70, 12, torch.float32, grad=False)
+    assert not _torch_ops._direct(q, g)
+    assert_same(pycm.topk(q, g, 5), pycm.topk(q.numpy(), g.numpy(), 5))
+    np.testing.assert_array_equal(pycm.similarity(q, g).numpy(), pycm.similarity(q.numpy(), g.numpy()))
 
 
 def test_inputs_are_left_alone() -> None:
@@ -244,6 +410,45 @@ def test_compile_without_a_graph_break() -> None:
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b)
     torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_graph_for_every_k_and_size() -> None:
+    q, g = pair(6, 50, 8, torch.float32, grad=False)
+    graphs: list[Any] = []
+
+    def backend(graph: Any, example: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def scores(a: torch.Tensor, b: torch.Tensor, k: int, mask: torch.Tensor) -> pycm.Matches:
+        return pycm.topk(a, b, k, "euclidean", mask=mask, exclude=torch.arange(a.shape[0]))
+
+    mask = torch.rand(50, generator=torch.Generator().manual_seed(2)) < 0.7
+    compiled = torch.compile(scores, fullgraph=True, backend=backend, dynamic=True)
+    for rows, columns, k in ((6, 50, 3), (6, 50, 5), (5, 40, 2), (4, 30, 30), (3, 45, 7)):
+        arguments = (q[:rows].clone(), g[:columns].clone(), k, mask[:columns].clone())
+        assert_same(compiled(*arguments), scores(*arguments))
+    assert len(graphs) == 1
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compile_with_other_kinds_of_masks() -> None:
+    q, g = pair(6, 50, 8, torch.float32, grad=False)
+    mask = np.arange(50) % 3 > 0
+    want = pycm.topk(q, g, 3, mask=mask)
+    for kind in (mask, mask.tolist(), torch.from_numpy(mask)):
+        compiled = torch.compile(lambda m: pycm.topk(q, g, 3, mask=m), fullgraph=True, backend="eager")
+        assert_same(compiled(kind), want)
+        torch.compiler.reset()
+
+
+def test_backward_without_values() -> None:
+    x, y = (torch.zeros(n, 5, device="meta", requires_grad=True) for n in (4, 9))
+    for scores in (pycm.similarity(x, y, "euclidean"), pycm.topk(x, y, 3, "pearson").scores):
+        grads = torch.autograd.grad(scores.sum(), (x, y))
+        assert [grad.shape for grad in grads] == [x.shape, y.shape]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -339,6 +544,119 @@ def test_mixed_devices_are_named() -> None:
         ["topk", "exclude", "cpu", "meta"],
         lambda: pycm.topk(q, g, 2, exclude=torch.arange(4, device="meta")),
     )
+
+
+def test_mixed_devices_in_the_operators() -> None:
+    q, g = pair(dtype=torch.float32, grad=False)
+    meta = g.to("meta")
+    for x, y in ((q, meta), (meta, q)):
+        raises(ValueError, ["similarity", "y", "cpu", "meta"], lambda x=x, y=y: torch.ops.pycm.similarity(x, y, "dot"))
+    mask, exclude, offsets = torch.ones(9, dtype=torch.bool), torch.arange(4), torch.arange(5)
+    call = torch.ops.pycm.topk
+    for name, filters in (
+        ("gallery", (mask, exclude, offsets)),
+        ("mask", (mask.to("meta"), None, None)),
+        ("exclude", (None, exclude.to("meta"), offsets)),
+        ("exclude_offsets", (mask, exclude, offsets.to("meta"))),
+    ):
+        rows = meta if name == "gallery" else g
+        raises(
+            ValueError,
+            ["topk", name, "cpu", "meta"],
+            lambda rows=rows, filters=filters: call(q, rows, 2, "dot", *filters, "exact"),
+        )
+
+
+@pytest.mark.parametrize("as_kind", [lambda t: t, lambda t: t.numpy(), lambda t: t.tolist()])
+def test_the_default_device_changes_nothing(as_kind: Any) -> None:
+    q, g = pair(dtype=torch.float32, grad=False)
+    exclude, mask = torch.arange(4), torch.arange(9) % 4 > 0
+    want = pycm.topk(q, g, 2, mask=mask, exclude=exclude)
+    torch.set_default_device("meta")
+    try:
+        found = pycm.topk(q, g, 2, mask=as_kind(mask), exclude=as_kind(exclude))
+        scores = pycm.similarity(q, g)
+    finally:
+        torch.set_default_device(None)
+    assert_same(found, want)
+    assert torch.equal(scores, pycm.similarity(q, g))
+    found = pycm.topk(q.to("meta"), g.to("meta"), 2, mask=mask.tolist(), exclude=exclude.numpy())
+    assert found.indices.is_meta
+    pairs = (torch.arange(5), exclude)
+    assert_same(pycm.topk(q, g, 2, mask=mask, exclude=pairs), want)
+    assert pycm.topk(q.to("meta"), g.to("meta"), 2, exclude=tuple(part.to("meta") for part in pairs)).scores.is_meta
+
+
+# Arguments of topk that are wrong, as changes to (queries, gallery, k, metric, mask, exclude, offsets, precision).
+WRONG: dict[str, dict[int, Any]] = {
+    "k above M": {2: 10},
+    "k of zero": {2: 0},
+    "metric": {3: "nonsense"},
+    "precision": {7: "int8"},
+    "features": {1: torch.zeros(9, 7)},
+    "no features": {0: torch.zeros(4, 0), 1: torch.zeros(9, 0)},
+    "empty gallery": {1: torch.zeros(0, 5)},
+    "a vector": {0: torch.zeros(5)},
+    "a batch": {1: torch.zeros(1, 9, 5)},
+    "dtypes": {1: torch.zeros(9, 5).double()},
+    "integers": {0: torch.zeros(4, 5, dtype=torch.int32)},
+    "complex": {1: torch.zeros(9, 5, dtype=torch.complex64)},
+    "mask of floats": {4: torch.ones(9)},
+    "mask of queries": {4: torch.ones(4, dtype=torch.bool)},
+    "mask transposed": {4: torch.ones(9, 4, dtype=torch.bool)},
+    "mask 0-d": {4: torch.ones((), dtype=torch.bool)},
+    "exclude floats": {5: torch.zeros(4), 6: torch.arange(5)},
+    "exclude 2-d": {5: torch.zeros(2, 2, dtype=torch.int64), 6: torch.arange(5)},
+    "offsets short": {5: torch.arange(4), 6: torch.arange(4)},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_tensors_without_values_are_checked_alike(name: str) -> None:
+    """The same error, with the same words, from the kernel and from the shapes alone."""
+    arguments = [torch.zeros(4, 5), torch.zeros(9, 5), 2, "dot", None, None, None, "exact"]
+    for place, value in WRONG[name].items():
+        arguments[place] = value
+    meta = [value.to("meta") if isinstance(value, torch.Tensor) else value for value in arguments]
+    with pytest.raises((ValueError, TypeError)) as real:
+        torch.ops.pycm.topk(*arguments)
+    with pytest.raises(real.type) as fake:
+        torch.ops.pycm.topk(*meta)
+    assert str(fake.value) == str(real.value)
+    with FakeTensorMode() as mode, pytest.raises(real.type):
+        torch.ops.pycm.topk(*(mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for v in arguments))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "metric"),
+    [
+        ((2, 3), (2, 7), "dot"),
+        ((2, 3), (2, 3), "nonsense"),
+        ((3,), (2, 3), "dot"),
+        ((2, 3), (3,), "dot"),
+        ((2, 0), (2, 0), "dot"),
+        ((2, 3, 4), (3, 3, 4), "dot"),
+    ],
+)
+def test_similarity_without_values_is_checked_alike(x: Any, y: Any, metric: str) -> None:
+    with pytest.raises(ValueError, match="similarity: ") as real:
+        torch.ops.pycm.similarity(torch.zeros(x), torch.zeros(y), metric)
+    with pytest.raises(ValueError, match="similarity: ") as fake:
+        pycm.similarity(torch.zeros(x, device="meta"), torch.zeros(y, device="meta"), metric)
+    assert str(fake.value) == str(real.value)
+
+
+def test_exclude_of_another_size_or_rank() -> None:
+    q, g = pair(dtype=torch.float32, grad=False)
+    wide = torch.tensor([[0, 1.0] + [0] * 10] * 4).to_sparse_csr()
+    raises(ValueError, ["topk", "exclude", "[4, 9]", "[4, 12]"], lambda: pycm.topk(q, g, 2, exclude=wide))
+    raises(ValueError, ["exclude", "[4, 9]", "[4, 12]"], lambda: pycm.topk(q.numpy(), g.numpy(), 2, exclude=wide))
+    for exclude in (torch.arange(4), [0, 1, 2, 3]):
+        words = ["topk", "queries", "[N, D]", "got []"]
+        raises(ValueError, words, lambda exclude=exclude: pycm.topk(q[0, 0], g, 2, exclude=exclude))
+        raises(ValueError, ["gallery", "[M, D]"], lambda exclude=exclude: pycm.topk(q, g[0], 2, exclude=exclude))
+    raises(TypeError, ["k must be an integer", "float"], lambda: pycm.topk(q, g, 2.0, mask=[True] * 9))
+    raises(ValueError, ["k must be", str(10**30)], lambda: pycm.topk(q, g, 10**30, mask=[True] * 9))
 
 
 def test_wrong_tensors_are_named() -> None:
