@@ -1,8 +1,8 @@
 """The libraries measured, each in its best configuration.
 
 A provider prepares whatever it may keep between calls (normalised rows, an index, output buffers) outside
-the timing and returns the function that is timed. pycm prepares nothing: it takes the raw arrays and returns
-fresh ones, as its users do.
+the timing and returns the function that is timed. pycm takes the raw arrays, and like its peers an output buffer
+where it has that argument; "(fresh)" returns a new result each time.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ def available(package: str) -> bool:
 
 
 def pycm_similarity(case: Case, data: Data) -> Call:
+    """Writes into a buffer kept from call to call, as the peers that can."""
+    import pycm
+
+    out = np.empty((case.rows, case.columns), np.float32)
+    return lambda: pycm.similarity(data.queries, data.gallery, case.metric, out=out)  # type: ignore[arg-type]
+
+
+def pycm_fresh_similarity(case: Case, data: Data) -> Call:
+    """Returns a new matrix."""
     import pycm
 
     return lambda: pycm.similarity(data.queries, data.gallery, case.metric)  # type: ignore[arg-type]
@@ -210,10 +219,11 @@ LATENCY_NAMES = (
 PROVIDERS: dict[str, dict[str, tuple[str, Prepare]]] = {
     "similarity": {
         "pycm": ("numpy", pycm_similarity),
-        "torch (out=)": ("torch", torch_similarity),
-        "torch": ("torch", torch_fresh_similarity),
-        "numpy (out=)": ("numpy", numpy_similarity),
-        "scikit-learn": ("scikit-learn", sklearn_similarity),
+        "torch": ("torch", torch_similarity),
+        "numpy": ("numpy", numpy_similarity),
+        "pycm (fresh)": ("numpy", pycm_fresh_similarity),
+        "torch (fresh)": ("torch", torch_fresh_similarity),
+        "scikit-learn (fresh)": ("scikit-learn", sklearn_similarity),
     },
     "topk": {
         "pycm": ("numpy", pycm_topk),

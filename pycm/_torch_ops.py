@@ -29,13 +29,23 @@ torch.library.define(
 # ---- the functions behind pycm.similarity and pycm.topk ----
 
 
-def similarity(x: Tensor, y: Tensor, metric: str) -> Tensor:
+def similarity(x: Tensor, y: Tensor, metric: str, out: Tensor | None = None) -> Tensor:
     if _direct(x, y):
-        return _C.similarity(x, y, metric, _num_threads())  # type: ignore[no-any-return]
+        return _C.similarity(x, y, metric, _num_threads(), out)  # type: ignore[no-any-return]
     _check_devices("similarity", x=x, y=y)
     if not _is_compiling():
         _check_tangents("similarity", x=x, y=y)  # here too: in torch.func.jvp the operator is past them
-    return cast(Tensor, torch.ops.pycm.similarity(x, y, metric))
+    scores = cast(Tensor, torch.ops.pycm.similarity(x, y, metric))
+    if out is None:
+        return scores
+    if scores.requires_grad:
+        raise ValueError("similarity: out must be None where a gradient is wanted")
+    if out.shape != scores.shape or out.dtype != scores.dtype:
+        raise ValueError(
+            f"similarity: out must be {_name(scores.dtype)} of shape {list(scores.shape)}, "
+            f"got {_name(out.dtype)} of shape {list(out.shape)}"
+        )
+    return out.copy_(scores)
 
 
 def topk(queries: Tensor, gallery: Tensor, k: Any, metric: str, mask: Any, exclude: Any, precision: str) -> Matches:

@@ -42,7 +42,7 @@ class Matches(NamedTuple):
 _new = tuple.__new__
 
 
-def similarity(x: A, y: A, metric: Metric = "cosine") -> A:
+def similarity(x: A, y: A, metric: Metric = "cosine", *, out: A | None = None) -> A:
     """Every score of ``x`` against ``y``.
 
     Args:
@@ -52,6 +52,8 @@ def similarity(x: A, y: A, metric: Metric = "cosine") -> A:
         y: ``[..., M, D]``, of x's dtype and kind. Batch axes broadcast.
         metric: ``dot``, ``cosine``, ``pearson`` (larger is better), ``euclidean`` or ``sqeuclidean`` (smaller
             is). Cosine with a zero row, and Pearson with a constant row, are 0.
+        out: where to write the result: contiguous, of its kind, dtype and shape, apart from x and y. A large result
+            written into memory that is in use already costs less than one in fresh memory. No gradient then.
 
     Returns:
         ``[..., N, M]``, float32 (float64 for float64 inputs), of x's kind and device. Distances that cancel are
@@ -66,8 +68,8 @@ def similarity(x: A, y: A, metric: Metric = "cosine") -> A:
     result it keeps a packed copy of at most 4096 rows of x and a few cache-sized blocks of y.
     """
     if type(x) is np.ndarray and type(y) is np.ndarray:
-        return _C.similarity(x, y, metric)  # type: ignore[no-any-return]
-    return _similarity(x, y, metric)  # type: ignore[no-any-return]
+        return _C.similarity(x, y, metric, 0, out)  # type: ignore[no-any-return]
+    return _similarity(x, y, metric, out)  # type: ignore[no-any-return]
 
 
 def topk(
@@ -191,13 +193,14 @@ def _like(result: npt.NDArray[Any], array: Any) -> Any:
     return result if namespace is None else namespace().from_dlpack(result)
 
 
-def _similarity(x: Any, y: Any, metric: str) -> Any:
+def _similarity(x: Any, y: Any, metric: str, out: Any) -> Any:
     if _both_torch("similarity", "x", x, "y", y):
         import pycm._torch_ops as ops  # the cheapest form of import once it is loaded
 
-        return ops.similarity(x, y, metric)
-    result = _C.similarity(_as_numpy("similarity", "x", x), _as_numpy("similarity", "y", y), metric)
-    return _like(result, x)
+        return ops.similarity(x, y, metric, out)
+    target = None if out is None else _as_numpy("similarity", "out", out)
+    result = _C.similarity(_as_numpy("similarity", "x", x), _as_numpy("similarity", "y", y), metric, 0, target)
+    return _like(result, x) if out is None else out
 
 
 def _topk(queries: Any, gallery: Any, k: int, metric: str, mask: Any, exclude: Any, precision: str) -> Matches:

@@ -238,7 +238,14 @@ def test_ctrl_c(folder: Path) -> None:
     before = sorted(path for path in folder.rglob("*"))
     command = [sys.executable, "-c", textwrap.dedent(SLOW), "match", "--images", str(folder / "photos")]
     command += ["--texts", str(folder / "texts.txt"), "--out", str(folder / "o.html")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job ignores the signal, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "encoding\n"

@@ -84,3 +84,38 @@ def test_a_dtype_without_bytes_is_refused() -> None:
     nothing = np.empty((2, 2), np.dtype([]))
     with pytest.raises(TypeError, match="similarity: x must be float32"):
         pycm.similarity(nothing, nothing)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_out_takes_the_result(dtype: type) -> None:
+    x, y = RNG.standard_normal((3, 5, 8)).astype(dtype), RNG.standard_normal((7, 8)).astype(dtype)
+    want = pycm.similarity(x, y)
+    out = np.full((3, 5, 7), np.nan, want.dtype)
+    assert pycm.similarity(x, y, out=out) is out
+    assert out.tobytes() == want.tobytes()
+    torch = pytest.importorskip("torch")
+    tensor = torch.full((3, 5, 7), torch.nan, dtype=torch.float64 if dtype == np.float64 else torch.float32)
+    assert pycm.similarity(torch.from_numpy(x), torch.from_numpy(y), out=tensor) is tensor
+    assert tensor.numpy().tobytes() == want.tobytes()
+
+
+def test_out_that_cannot_take_the_result() -> None:
+    x, y = np.ones((5, 8), np.float32), np.ones((7, 8), np.float32)
+    frozen = np.empty((5, 7), np.float32)
+    frozen.flags.writeable = False
+    for out, error, words in (
+        (np.empty((5, 6), np.float32), ValueError, r"out must have shape \[5, 7\], got \[5, 6\]"),
+        (np.empty((5, 7)), TypeError, "out must be float32, got float64"),
+        (np.empty((7, 5), np.float32).T, ValueError, "out must be contiguous"),
+        (frozen, ValueError, "out must be writable"),
+        ([[0.0]], TypeError, "out must be a torch tensor, a NumPy array"),
+    ):
+        with pytest.raises(error, match=words):
+            pycm.similarity(x, y, out=out)  # type: ignore[type-var]
+    square = np.ones((8, 8), np.float32)
+    with pytest.raises(ValueError, match="out must not overlap x"):
+        pycm.similarity(square, np.ones((8, 8), np.float32), out=square)
+    torch = pytest.importorskip("torch")
+    needs = torch.ones(5, 8, requires_grad=True)
+    with pytest.raises(ValueError, match="out must be None where a gradient is wanted"):
+        pycm.similarity(needs, torch.ones(7, 8), out=torch.empty(5, 7))

@@ -85,9 +85,7 @@ def emoji(cache: Any) -> Emoji:
     )
 
 
-def both_directions(
-    data: Emoji, space: BaseSpace, aliases: bool = True
-) -> tuple[RetrievalMetrics, RetrievalMetrics]:
+def both_directions(data: Emoji, space: BaseSpace, aliases: bool = True) -> tuple[RetrievalMetrics, RetrievalMetrics]:
     """(text -> image, image -> text) on the test items. Queries are English names; aliases only train."""
     used = ~data.test[data.pairs[:, 0]]
     if not aliases:
@@ -171,9 +169,7 @@ def nlvr(cache: Any) -> Regions:
     pairs = lines(folder / "pairs.jsonl")
     assert len(pairs) == 989
     # Sentences of different lengths, so that there is something to pad.
-    chosen = sorted(pairs, key=lambda pair: (len(pair["sentence"].split()), pair["id"]))[:: 989 // BATCH][
-        :BATCH
-    ]
+    chosen = sorted(pairs, key=lambda pair: (len(pair["sentence"].split()), pair["id"]))[:: 989 // BATCH][:BATCH]
     crops, sentences = [], []
     for pair in chosen:
         with Image.open(folder / pair["image"]) as file:

@@ -253,6 +253,11 @@ def test_flushed_denormals_change_nothing(metric: str) -> None:
 # ---- signals ----
 
 
+def hear_control_c() -> None:
+    """In the child: a shell's background job ignores the signal, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_control_c_ends_a_long_call() -> None:
     code = """
         import numpy as np, pycm, time
@@ -274,6 +279,7 @@ def test_control_c_ends_a_long_call() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_control_c,
     )
     try:
         assert process.stdout is not None
@@ -302,6 +308,7 @@ def test_uncaught_control_c() -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=hear_control_c,
         )
         try:
             assert process.stdout is not None

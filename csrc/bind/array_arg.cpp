@@ -5,6 +5,9 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
+#include <utility>
+
 #include "bind/dlpack.h"
 
 namespace pycm::bind {
@@ -221,6 +224,47 @@ void ArrayArg::from_attributes() {
   for (int d = 0; d < array_.ndim; ++d) {
     array_.shape[d] = nb::cast<int64_t>(shape[d]);
     array_.strides[d] = nb::cast<int64_t>(strides[d]);
+  }
+}
+
+namespace {
+
+// The first byte of an array and the one after its last.
+std::pair<const char*, const char*> extent(const Array& array) {
+  const char* first = static_cast<const char*>(array.data);
+  const char* last = first;
+  for (int d = 0; d < array.ndim; ++d) {
+    if (array.shape[d] == 0) return {first, first};
+    const int64_t reach = (array.shape[d] - 1) * array.strides[d] * item_size(array.dtype);
+    (reach < 0 ? first : last) += reach;
+  }
+  return {first, last + item_size(array.dtype)};
+}
+
+}  // namespace
+
+void ArrayArg::check_output(const ArrayArg& like, DType dtype, int ndim, const int64_t* dims,
+                            std::initializer_list<const ArrayArg*> inputs) const {
+  if (framework_ != like.framework_)
+    throw TypeError(text(function_, ": ", name_, " must be of the inputs' kind, got ", class_name(object_)));
+  if (array_.dtype != dtype)
+    throw TypeError(text(function_, ": ", name_, " must be ", pycm::name_of(dtype), ", got ", dtype_name(object_)));
+  Array wanted;
+  wanted.ndim = ndim;
+  std::copy_n(dims, ndim, wanted.shape);
+  check(array_.ndim == ndim && std::equal(dims, dims + ndim, array_.shape), function_, ": ", name_, " must have shape ",
+        Shape{wanted}, ", got ", shape());
+  int64_t dense = 1;
+  for (int d = ndim - 1; d >= 0; --d) {
+    check(dims[d] <= 1 || array_.strides[d] == dense, function_, ": ", name_, " must be contiguous");
+    dense *= dims[d];
+  }
+  check(converted_.ptr() == nullptr && !buffer_.readonly, function_, ": ", name_,
+        " must be writable, aligned and of native byte order");
+  const auto [begin, end] = extent(array_);
+  for (const ArrayArg* input : inputs) {
+    const auto [first, last] = extent(input->array_);
+    check(end <= first || last <= begin, function_, ": ", name_, " must not overlap ", input->name_);
   }
 }
 

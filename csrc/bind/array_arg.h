@@ -4,6 +4,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <initializer_list>
 #include <ostream>
 #include <string>
 
@@ -36,6 +37,9 @@ class ArrayArg {
   Framework framework() const { return framework_; }
   int64_t size(int axis) const { return array_.shape[axis]; }
   Shape shape() const { return {array_}; }
+  // Raises unless a result of this kind, dtype and shape can be written here, over none of its inputs.
+  void check_output(const ArrayArg& like, DType dtype, int ndim, const int64_t* dims,
+                    std::initializer_list<const ArrayArg*> inputs) const;
 
  private:
   void from_buffer();

@@ -6,7 +6,8 @@
 namespace pycm::bind {
 namespace {
 
-nb::object similarity(nb::handle x_object, nb::handle y_object, nb::handle metric, int num_threads) {
+nb::object similarity(nb::handle x_object, nb::handle y_object, nb::handle metric, int num_threads,
+                      nb::handle out_object) {
   constexpr const char* kName = "similarity";
   const ArrayArg x(kName, "x", x_object), y(kName, "y", y_object);
   const Array &a = x.array(), &b = y.array();
@@ -39,22 +40,34 @@ nb::object similarity(nb::handle x_object, nb::handle y_object, nb::handle metri
   }
   shape[batch] = args.x.rows;
   shape[batch + 1] = args.y.rows;
-  NewArray out =
-      new_array(x.framework(), a.dtype == DType::kFloat64 ? Element::kFloat64 : Element::kFloat32, batch + 2, shape);
-  args.out = out.data;
+  const DType dtype = a.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  nb::object result;
+  if (out_object.is_none()) {
+    const Element element = dtype == DType::kFloat64 ? Element::kFloat64 : Element::kFloat32;
+    NewArray fresh = new_array(x.framework(), element, batch + 2, shape);
+    args.out = fresh.data;
+    result = std::move(fresh.object);
+  } else {
+    const ArrayArg out(kName, "out", out_object);
+    out.check_output(x, dtype, batch + 2, shape, {&x, &y});
+    args.out = out.array().data;
+    result = nb::borrow(out_object);
+  }
   {
     nb::gil_scoped_release release;
     cpu::similarity(args);
   }
-  return std::move(out.object);
+  return result;
 }
 
 }  // namespace
 
 void bind_similarity(nb::module_& module) {
   module.def("similarity", &similarity,
-             nb::sig("def similarity(x: typing.Any, y: typing.Any, metric: str, num_threads: int = 0) -> typing.Any"),
-             nb::arg("x"), nb::arg("y"), nb::arg("metric").none(), nb::arg("num_threads") = 0);
+             nb::sig("def similarity(x: typing.Any, y: typing.Any, metric: str, num_threads: int = 0, "
+                     "out: typing.Any = None) -> typing.Any"),
+             nb::arg("x"), nb::arg("y"), nb::arg("metric").none(), nb::arg("num_threads") = 0,
+             nb::arg("out").none() = nb::none());
 }
 
 }  // namespace pycm::bind

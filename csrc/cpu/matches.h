@@ -62,8 +62,10 @@ class BestMatches {
     for (const Match& match : other.matches_) offer(match.key, match.index);
   }
   const std::vector<Match>& sorted() {
-    keep_best();
+    constexpr size_t kFew = 32;  // sorting them all is quicker than to select first
+    if (matches_.size() > kFew) keep_best();
     std::sort(matches_.begin(), matches_.end(), Better());
+    if (static_cast<int64_t>(matches_.size()) > k_) matches_.resize(k_);
     return matches_;
   }
   bool full() const { return static_cast<int64_t>(matches_.size()) >= k_; }
