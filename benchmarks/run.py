@@ -20,8 +20,8 @@ from benchmarks.cases import OPS, Case, Data, all_cases
 from benchmarks.check import disagreement
 from benchmarks.providers import PROVIDERS, available, set_threads
 
-# Before a turn: lets the previous library's waiting threads stop spinning. OpenBLAS's go on for more than 0.05 s, and take a
-# quarter of the next one's speed.
+# Before a turn: lets the previous library's waiting threads stop spinning. OpenBLAS's go on for more than 0.05 s,
+# and take a quarter of the next one's speed.
 REST_SECONDS = 0.3
 LATENCY_CALLS = 2000
 
