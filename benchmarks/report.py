@@ -27,8 +27,8 @@ def heading(results: dict[str, Any]) -> str:
     return (
         f"{tiny}{place['processor']}, {results['threads']} of {place['processors']} processors, level "
         f"{place['cpu_level']}, {place['compiler']}; commit {commit}; {results['date'][:10]}; Python "
-        f"{place['python']}, {versions}. Limits measured in the same run: {limits['fp32_gflops']:.0f} "
-        f"GFLOP/s fp32, {limits['copy_gbytes_per_s']:.1f} GB/s copying."
+        f"{place['python']}, {versions}. Measured in the same run: {limits['fp32_gflops']:.0f} "
+        f"GFLOP/s in a plain fp32 product, {limits['copy_gbytes_per_s']:.1f} GB/s copying."
     )
 
 
@@ -55,7 +55,7 @@ def table(results: dict[str, Any], op: str) -> str:
     names = [name for name in PROVIDERS[op] if any(name in row["median"] for row in rows)]
     ours, peers = names[0], names[1:]
     share = op != "latency"
-    head = ["case", ours, *(["GFLOP/s", "of the limit"] if share else []), *peers]
+    head = ["case", ours, *(["GFLOP/s", "of a plain product"] if share else []), *peers]
     lines = [_row(head), _row(["---"] * len(head))]
     for row in rows:
         case, median = row["case"], row["median"]
