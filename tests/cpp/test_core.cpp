@@ -94,7 +94,8 @@ struct Matrix {
       rows.dim_stride = -1;
     }
     if (layout == Layout::kOneRow) rows.row_stride = 0;
-    const int64_t last = (count - 1) * std::max<int64_t>(rows.row_stride, 0) + (dim - 1) * std::max<int64_t>(rows.dim_stride, 0);
+    const int64_t last =
+        (count - 1) * std::max<int64_t>(rows.row_stride, 0) + (dim - 1) * std::max<int64_t>(rows.dim_stride, 0);
     memory.resize(static_cast<size_t>((std::max(last, begin) + 1) * size));
     rows.data = memory.data() + begin * size;
     values.assign(count, std::vector<double>(dim));
@@ -208,8 +209,8 @@ void test_topk(const Matrix& q, const Matrix& g, const TopKCase& test, const std
       else std::memcpy(&narrow, scores.data() + (i * test.k + r) * 4, 4), got = narrow;
       if (got == want && indices[i * test.k + r] == (found ? keys[r].second : -1)) continue;
       char text[160];
-      std::snprintf(text, sizeof text, "%s: query %ld place %ld: got %.9g of %ld, expected %.9g of %ld", what.c_str(), long(i),
-                    long(r), got, long(indices[i * test.k + r]), want, found ? long(keys[r].second) : -1L);
+      std::snprintf(text, sizeof text, "%s: query %ld place %ld: got %.9g of %ld, expected %.9g of %ld", what.c_str(),
+                    long(i), long(r), got, long(indices[i * test.k + r]), want, found ? long(keys[r].second) : -1L);
       return report(false, text);
     }
   }
@@ -242,11 +243,15 @@ void test_similarity(const Matrix& x, const Matrix& y, Metric metric, int thread
         else std::memcpy(&narrow, out.data() + at * 4, 4), got = narrow;
         const double want = score(metric, x.values[i], y.values[j]);
         const double norms = std::sqrt(product_sum(x.values[i], x.values[i]) * product_sum(y.values[j], y.values[j]));
-        double tolerance = static_cast<double>(dim + 8) * eps * (metric == Metric::kDot ? norms : is_distance(metric) ? want : 1);
+        double tolerance = static_cast<double>(dim + 8) * eps *
+                           (metric == Metric::kDot ? norms
+                            : is_distance(metric)  ? want
+                                                   : 1);
         if (is_distance(metric)) tolerance *= 64;  // where cancellation is let pass
         if (std::fabs(got - want) <= tolerance) continue;
         char text[160];
-        std::snprintf(text, sizeof text, "%s: [%ld, %ld]: got %.9g, expected %.9g", what.c_str(), long(i), long(j), got, want);
+        std::snprintf(text, sizeof text, "%s: [%ld, %ld]: got %.9g, expected %.9g", what.c_str(), long(i), long(j), got,
+                      want);
         return report(false, text);
       }
   report(true, what);
@@ -267,19 +272,23 @@ void one_sided(const std::string& level) {
     g[j][0] = 1;
   }
   const Matrix queries(DType::kFloat32, 4, dim, Layout::kDense, q), gallery(DType::kFloat32, m, dim, Layout::kDense, g);
-  for (int64_t k : {1, 5, 50}) test_topk(queries, gallery, {Metric::kDot, k, 1, false, false}, level + " one-sided rounding");
+  for (int64_t k : {1, 5, 50})
+    test_topk(queries, gallery, {Metric::kDot, k, 1, false, false}, level + " one-sided rounding");
 }
 
 void sweep(const std::string& level) {
-  const int64_t sizes[][3] = {{1, 1, 1},   {1, 40, 5},   {2, 33, 31},  {3, 12, 1},   {4, 31, 2},     {5, 32, 3},    {11, 33, 4},
-                              {12, 64, 8}, {13, 65, 15}, {16, 63, 16}, {17, 129, 17}, {24, 100, 33}, {25, 257, 12}, {33, 200, 65},
-                              {3, 40, 511}, {5, 33, 512}, {4, 35, 513}, {3, 70, 1025}, {40, 900, 20}};
-  const Layout layouts[] = {Layout::kDense, Layout::kTransposed, Layout::kReversed, Layout::kEverySecond, Layout::kOneRow};
+  const int64_t sizes[][3] = {{1, 1, 1},     {1, 40, 5},    {2, 33, 31},   {3, 12, 1},    {4, 31, 2},
+                              {5, 32, 3},    {11, 33, 4},   {12, 64, 8},   {13, 65, 15},  {16, 63, 16},
+                              {17, 129, 17}, {24, 100, 33}, {25, 257, 12}, {33, 200, 65}, {3, 40, 511},
+                              {5, 33, 512},  {4, 35, 513},  {3, 70, 1025}, {40, 900, 20}};
+  const Layout layouts[] = {Layout::kDense, Layout::kTransposed, Layout::kReversed, Layout::kEverySecond,
+                            Layout::kOneRow};
   int turn = 0;
   // Sanitised loops are slow: of the large sizes every third combination will do.
   for (const auto& size : sizes)
     for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat64})
-      for (Metric metric : {Metric::kDot, Metric::kCosine, Metric::kPearson, Metric::kEuclidean, Metric::kSqEuclidean}) {
+      for (Metric metric :
+           {Metric::kDot, Metric::kCosine, Metric::kPearson, Metric::kEuclidean, Metric::kSqEuclidean}) {
         ++turn;
         const auto [n, m, dim] = size;
         if (n * m * dim > 50000 && turn % 3 != 1) continue;
@@ -290,9 +299,9 @@ void sweep(const std::string& level) {
         const int64_t k = turn % 4 == 0 ? m : turn % 4 == 1 ? 1 : std::max<int64_t>(1, m / 5);
         const int threads = 1 + turn % 3;
         char what[120];
-        std::snprintf(what, sizeof what, "%s metric %d %s [%ld, %ld] x [%ld, %ld] k=%ld threads=%d layouts %d %d", level.c_str(),
-                      static_cast<int>(metric), name_of(dtype), long(n), long(dim), long(m), long(dim), long(k), threads,
-                      static_cast<int>(a), static_cast<int>(b));
+        std::snprintf(what, sizeof what, "%s metric %d %s [%ld, %ld] x [%ld, %ld] k=%ld threads=%d layouts %d %d",
+                      level.c_str(), static_cast<int>(metric), name_of(dtype), long(n), long(dim), long(m), long(dim),
+                      long(k), threads, static_cast<int>(a), static_cast<int>(b));
         test_topk(q, g, {metric, k, threads, turn % 2 == 0, turn % 7 < 2}, std::string("topk ") + what);
         test_similarity(q, g, metric, threads, std::string("similarity ") + what);
       }
