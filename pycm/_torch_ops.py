@@ -1,7 +1,8 @@
 """The kernels as torch operators: `torch.ops.pycm.similarity` and `torch.ops.pycm.topk`.
 
 They trace (`torch.compile`, `torch.export`), differentiate, and widen under autocast. A plain eager call that
-needs none of that goes straight to the kernel: the dispatcher alone would cost more than a small product.
+needs none of that goes from `pycm.functional` straight to the kernel: the dispatcher alone would cost more than a
+small product.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pycm import _C
+from pycm import _C, functional
 from pycm._torch_gradients import full_precision, similarity_gradients, topk_gradients
 from pycm.functional import METRICS, Matches, _as_mask, _check_exclude, _exclude_rows, _rows_of
 
@@ -30,8 +31,6 @@ torch.library.define(
 
 
 def similarity(x: Tensor, y: Tensor, metric: str, out: Tensor | None = None) -> Tensor:
-    if _direct(x, y):
-        return _C.similarity(x, y, metric, _num_threads(), out)  # type: ignore[no-any-return]
     _check_devices("similarity", x=x, y=y)
     if not _is_compiling():
         _check_tangents("similarity", x=x, y=y)  # here too: in torch.func.jvp the operator is past them
@@ -49,9 +48,6 @@ def similarity(x: Tensor, y: Tensor, metric: str, out: Tensor | None = None) -> 
 
 
 def topk(queries: Tensor, gallery: Tensor, k: Any, metric: str, mask: Any, exclude: Any, precision: str) -> Matches:
-    if mask is None and exclude is None and _direct(queries, gallery):
-        found = _C.topk(queries, gallery, k, metric, precision, None, None, None, _num_threads())
-        return tuple.__new__(Matches, found)
     _check_devices("topk", queries=queries, gallery=gallery)
     if not _is_compiling():
         _check_tangents("topk", queries=queries, gallery=gallery)
@@ -112,6 +108,10 @@ def _direct(a: Tensor, b: Tensor) -> bool:
         and _tracing_state() is None  # type: ignore[misc]
         and not _profiling()  # type: ignore[misc]
     )
+
+
+functional._direct_tensors = _direct
+functional._torch_threads = _num_threads
 
 
 def _to_torch(array: Any, like: Tensor) -> Tensor:

@@ -41,6 +41,11 @@ class Matches(NamedTuple):
 # What Matches(...) does, without the call of a Python function.
 _new = tuple.__new__
 
+# Set by pycm._torch_ops once tensors have come: whether two arguments are tensors of which nothing but the values is
+# asked for, and torch's number of threads. Asking here saves a small product two calls.
+_direct_tensors: Any = None
+_torch_threads: Any = None
+
 
 def similarity(x: A, y: A, metric: Metric = "cosine", *, out: A | None = None) -> A:
     """Every score of ``x`` against ``y``.
@@ -69,6 +74,8 @@ def similarity(x: A, y: A, metric: Metric = "cosine", *, out: A | None = None) -
     """
     if type(x) is np.ndarray and type(y) is np.ndarray:
         return _C.similarity(x, y, metric, 0, out)  # type: ignore[no-any-return]
+    if _direct_tensors is not None and _direct_tensors(x, y):
+        return _C.similarity(x, y, metric, _torch_threads(), out)  # type: ignore[no-any-return]
     return _similarity(x, y, metric, out)  # type: ignore[no-any-return]
 
 
@@ -109,8 +116,12 @@ def topk(
     The scores are differentiable for torch tensors, in backward mode. O(N·M·D) time, O((N + M)·D + N·k) memory; see
     `workspace_bytes`.
     """
-    if type(queries) is np.ndarray and type(gallery) is np.ndarray and mask is None and exclude is None:
-        return _new(Matches, _C.topk(queries, gallery, k, metric, precision, None, None, None))
+    if mask is None and exclude is None:
+        if type(queries) is np.ndarray and type(gallery) is np.ndarray:
+            return _new(Matches, _C.topk(queries, gallery, k, metric, precision, None, None, None))
+        if _direct_tensors is not None and _direct_tensors(queries, gallery):
+            threads = _torch_threads()
+            return _new(Matches, _C.topk(queries, gallery, k, metric, precision, None, None, None, threads))
     return _topk(queries, gallery, k, metric, mask, exclude, precision)
 
 
