@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from interrupting import interrupt
 
 for _package in ("typer", "rich", "jinja2", "PIL.Image"):
     pytest.importorskip(_package)
@@ -238,23 +236,8 @@ def test_ctrl_c(folder: Path) -> None:
     before = sorted(path for path in folder.rglob("*"))
     command = [sys.executable, "-c", textwrap.dedent(SLOW), "match", "--images", str(folder / "photos")]
     command += ["--texts", str(folder / "texts.txt"), "--out", str(folder / "o.html")]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell's background job ignores the signal, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "encoding\n"
-        time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert err.split("\n")[-2:] == ["error: interrupted", ""]
-    assert "Traceback" not in err
+    ended = interrupt(command, ready="encoding", after=0.2)
+    assert ended.returncode == 130
+    assert ended.err.split("\n")[-2:] == ["error: interrupted", ""]
+    assert "Traceback" not in ended.err
     assert sorted(path for path in folder.rglob("*")) == before

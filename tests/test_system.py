@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from conftest import LEVELS, use_level
+from interrupting import interrupt
 from oracles import METRICS, assert_exact, assert_same
 
 import pycm
@@ -253,11 +254,6 @@ def test_flushed_denormals_change_nothing(metric: str) -> None:
 # ---- signals ----
 
 
-def hear_control_c() -> None:
-    """In the child: a shell's background job ignores the signal, and so would its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_control_c_ends_a_long_call() -> None:
     code = """
         import numpy as np, pycm, time
@@ -274,25 +270,10 @@ def test_control_c_ends_a_long_call() -> None:
         # The library works on after it.
         print(pycm.topk(g[:50].copy(), g[:50].copy(), 1).indices[:, 0].tolist() == list(range(50)))
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=hear_control_c,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.5)
-        begin = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert out == "interrupted\nTrue\n", err
-    assert time.monotonic() - begin < 5
-    assert process.returncode == 0
+    ended = interrupt([sys.executable, "-c", textwrap.dedent(code)], ready="ready", after=0.5)
+    assert ended.out == "interrupted\nTrue\n", ended.err
+    assert ended.seconds < 5
+    assert ended.returncode == 0
 
 
 def test_uncaught_control_c() -> None:
@@ -303,23 +284,10 @@ def test_uncaught_control_c() -> None:
         pycm.similarity(q, q[:30000]) if {similarity} else pycm.topk(q, q, 10)
     """
     for similarity in (False, True):
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code.format(similarity=similarity))],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=hear_control_c,
-        )
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
-        finally:
-            process.kill()
-        assert err.strip().endswith("KeyboardInterrupt"), err
-        assert process.returncode == -signal.SIGINT
+        command = [sys.executable, "-c", textwrap.dedent(code.format(similarity=similarity))]
+        ended = interrupt(command, ready="ready", after=0.3)
+        assert ended.err.strip().endswith("KeyboardInterrupt"), ended.err
+        assert ended.returncode == -signal.SIGINT
 
 
 # ---- without torch ----
