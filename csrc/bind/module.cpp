@@ -21,7 +21,11 @@ NB_MODULE(_C, module) {
     }
   });
   module.doc() = "The compiled part of pycm. Use the functions of the package `pycm` instead.";
+  pycm::bind::bind_limits(module);
   pycm::bind::bind_similarity(module);
   pycm::bind::bind_topk(module);
+  pycm::bind::bind_rank(module);
+  pycm::bind::bind_join(module);
+  pycm::bind::bind_gallery(module);
   pycm::bind::bind_system(module);
 }

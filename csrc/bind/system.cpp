@@ -56,12 +56,12 @@ bool interrupted() {
 nb::dict build_info() {
   nb::dict info;
   nb::list levels;
-  for (const char* level : {"scalar", "avx2", "avx512"})
+  for (const char* level : cpu::kSimdLevels)
     if (cpu::simd_level_available(level)) levels.append(level);
   info["cpu_level"] = cpu::kernels().level;
   info["cpu_levels"] = levels;
 #if defined(__x86_64__)
-  info["compiled_levels"] = nb::make_tuple("scalar", "avx2", "avx512");
+  info["compiled_levels"] = nb::make_tuple("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16");
 #else
   info["compiled_levels"] = nb::make_tuple("scalar");
 #endif

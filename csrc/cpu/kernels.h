@@ -29,15 +29,44 @@ struct Tile {
   const T* bias = nullptr;
 };
 
-// Which values may reach their row's threshold: hits[i] has bit j set unless
-// value[i][j] < cut[i] - slack[j] - row_slack[i] * column_slack[j]; a NaN on either side sets it.
+// The precisions a screen may compute in (cpu/screen.h). Rows are read in words of four bytes: one fp32, two bf16 or four
+// int8 elements.
+enum class ScreenKind : uint8_t { kFloat32, kBFloat16, kInt8 };
+constexpr int kScreenKinds = 3;
+constexpr int of_word(ScreenKind kind) { return kind == ScreenKind::kInt8 ? 4 : kind == ScreenKind::kBFloat16 ? 2 : 1; }
+
+// A panel of encoded gallery rows, [word][columns], has this many columns at every level (fp32: a tile's columns), so that
+// what one processor has encoded another can read.
+constexpr int kPanelColumns = 32;
+
+// One operand of a screen: queries as pack_queries lays them out, and a panel.
+struct ScreenTile {
+  int height = 0;
+  int64_t words = 0;
+  const uint32_t* queries = nullptr;
+  const uint32_t* panel = nullptr;
+  const int32_t* start = nullptr;  // int8 only: what each query's sums start from
+};
+
+// Which pairs may reach their query's cut. In the units of the query,
+//   value[i][j] = (q_i . g_j) * scale[j] + factor[i] * bias[j]
+//   error[i][j] = loss_share[i] * norm[j] + query_norm[i] * loss[j]
+// hits[i] has bit j set unless value + error < cut[i], a NaN sets it. Where `sure` is given, sure_hits[i] has bit j set if
+// value - error + bias_error[i] * bias[j] > sure[i].
 struct Screen {
-  const float* cut = nullptr;
-  const float* row_slack = nullptr;
-  const float* slack = nullptr;
-  const float* column_slack = nullptr;
-  uint32_t hits[kMaxTileRows] = {};
-  alignas(64) float values[kMaxTileRows][kMaxTileColumns];  // of the rows with hits
+  const float *cut = nullptr, *factor = nullptr, *loss_share = nullptr, *query_norm = nullptr;  // of a query
+  const float *scale = nullptr, *bias = nullptr, *norm = nullptr, *loss = nullptr;              // of a gallery row
+  const float *sure = nullptr, *bias_error = nullptr;
+  uint32_t hits[kMaxTileRows] = {}, sure_hits[kMaxTileRows] = {};
+  alignas(64) float values[kMaxTileRows][kMaxTileColumns];  // of the queries with hits
+};
+
+// What encoding a row in low precision made of it: row = scale * encoded + a rest of length `loss` at most.
+struct Encoding {
+  float scale = 0, largest = 0;  // largest: of the row's magnitudes, NaN if one is
+  float norm_square = 0;         // of the row
+  float loss_square = 0;         // computed in fp32, not rounded up
+  int32_t sum = 0;               // of the encoded elements, int8 only
 };
 
 // Writes a tile of scores. For distances value = q.g - |g|^2 / 2, the squared distance is row_square - 2 value, and
@@ -64,8 +93,22 @@ struct Kernels {
   int height, height_step;
   int columns_f32, columns_f64;  // of a tile
 
-  // Returns whether any hit was set.
-  bool (*screen)(const Tile<float>& tile, Screen& screen);
+  // One entry per ScreenKind. Returns whether any hit was set.
+  bool (*screen[kScreenKinds])(const ScreenTile& tile, Screen& screen);
+  // Whether that screen is quicker than fp32 here.
+  bool quick[kScreenKinds];
+  // Queries in the layout of `screen`, `height` of them, count given; query_words words for one word of each.
+  void (*pack_queries[kScreenKinds])(const uint32_t* rows, int64_t row_stride, int count, int64_t words, int height,
+                                     uint32_t* out);
+  int query_words[kScreenKinds];
+  // out[w * kPanelColumns + r] = rows[r][w] for r < count, 0 for the rest.
+  void (*pack_panel)(const uint32_t* rows, int64_t row_stride, int count, int64_t words, uint32_t* out);
+  // Writes round_up(dim, elements of a word) elements. `shift` is added to every int8, modulo 256.
+  Encoding (*encode_i8)(const float* row, int64_t dim, int shift, uint32_t* out);
+  Encoding (*encode_bf16)(const float* row, int64_t dim, int shift, uint32_t* out);
+  // row[d] *= signs[d], then an unnormalised Walsh-Hadamard transform of every run of `block` elements, a power of two.
+  void (*rotate)(float* row, const float* signs, int64_t dim, int64_t block);
+
   // Returns whether any doubt was set.
   bool (*store_f32)(const Tile<float>& tile, Store<float>& store);
   bool (*store_f64)(const Tile<double>& tile, Store<double>& store);
@@ -74,8 +117,8 @@ struct Kernels {
   void (*pack_f32)(const float* rows, int64_t row_stride, int count, int64_t dim, int width, float* out);
   void (*pack_f64)(const double* rows, int64_t row_stride, int count, int64_t dim, int width, double* out);
 
-  // out[d] = (in[d] - shift - centre[d]) * factor, evaluated in fp64 and rounded once; centre may be null.
-  void (*affine_f32)(const float* in, double shift, const double* centre, double factor, int64_t dim, float* out);
+  // out[d] = (in[d] - shift) * factor - centre[d], evaluated in fp64 and rounded to fp32 once; centre may be null.
+  void (*affine_f32)(const float* in, double shift, double factor, const double* centre, int64_t dim, float* out);
   void (*widen_f16)(const uint16_t* in, int64_t count, float* out);
   void (*widen_bf16)(const uint16_t* in, int64_t count, float* out);
 
@@ -86,6 +129,12 @@ struct Kernels {
 extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;    // x86-64 only
 extern const Kernels kernels_avx512;  // x86-64 only
+// The same with the entries that newer processors have better instructions for; x86-64 only.
+void use_vnni(Kernels& kernels);
+void use_bf16(Kernels& kernels);
+
+// From the least to the best.
+constexpr const char* kSimdLevels[] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
 
 // The table in use: the best the processor has, or what PYCM_SIMD_LEVEL or set_simd_level names.
 const Kernels& kernels();

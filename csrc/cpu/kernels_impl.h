@@ -5,33 +5,12 @@
 // 14 loads, so the product is bound by the multiply-add units: 2 * 16 flops a cycle on one AVX-512 port.
 // Only plain loops may stand here: an inline function shared with another file would carry this level's instructions.
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "cpu/kernels_words.h"
 
-#include "core/dtype.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels_encode.h"
 
 namespace pycm::cpu {
 namespace {
-
-#include "cpu/vec.h"
-
-#define PYCM_INLINE inline __attribute__((always_inline))
-#define PYCM_INLINE_LAMBDA __attribute__((always_inline))
-
-constexpr int kVectors = 2;
-template <class V>
-constexpr int kColumns = kVectors * V::N;
-
-// Tile heights: as many accumulators as the registers hold, and shorter ones for the last rows.
-#if defined(PYCM_LEVEL_AVX512)
-constexpr int kFullHeight = 12, kHeightStep = 4;
-#elif defined(PYCM_LEVEL_AVX2)
-constexpr int kFullHeight = 6, kHeightStep = 3;
-#else
-constexpr int kFullHeight = 4, kHeightStep = 4;
-#endif
 
 // values[i] = the finished row i of the tile, handed to `epilogue(i, vectors)`.
 template <class V, int kHeight, class Epilogue>
@@ -75,46 +54,35 @@ PYCM_INLINE void product(const Tile<typename V::T>& tile, Epilogue epilogue) {
   }
 }
 
-// ---- screen: compare, never write scores ----
+// ---- screen in fp32 ----
 
 template <int kHeight>
-bool screen_tile(const Tile<float>& tile, Screen& screen) {
-  VecF scale[kVectors], bias[kVectors], slack[kVectors], column_slack[kVectors];
-  uint32_t any = 0;
-  bool loaded = false;
-  product<VecF, kHeight>(tile, [&](int i, const VecF(&acc)[kVectors]) PYCM_INLINE_LAMBDA {
-    if (!loaded) {
-      for (int j = 0; j < kVectors; ++j) {
-        scale[j] = VecF::load(tile.scale + j * VecF::N);
-        bias[j] = VecF::load(tile.bias + j * VecF::N);
-        slack[j] = VecF::load(screen.slack + j * VecF::N);
-        column_slack[j] = VecF::load(screen.column_slack + j * VecF::N);
-      }
-      loaded = true;
-    }
-    const VecF cut = VecF::set(screen.cut[i]), row_slack = VecF::set(screen.row_slack[i]);
-    uint32_t hits = 0;
-    VecF value[kVectors];
-    for (int j = 0; j < kVectors; ++j) {
-      value[j] = fma(acc[j], scale[j], bias[j]);
-      hits |= not_less(value[j], (cut - slack[j]) - row_slack * column_slack[j]) << (j * VecF::N);
-    }
-    screen.hits[i] = hits;
-    any |= hits;
-    if (hits != 0)
-      for (int j = 0; j < kVectors; ++j) value[j].store(screen.values[i] + j * VecF::N);
-  });
-  return any != 0;
+bool screen_f32(const ScreenTile& tile, Screen& screen) {
+  static_assert(kColumns<VecF> <= kMaxTileColumns);
+  const float* a = reinterpret_cast<const float*>(tile.queries);
+  const float* b = reinterpret_cast<const float*>(tile.panel);
+  Compare compare(screen);
+  product<VecF, kHeight>(Tile<float>{kHeight, tile.words, a, b, nullptr, nullptr},
+                         [&](int i, const VecF(&acc)[kVectors]) PYCM_INLINE_LAMBDA { compare.row(i, 0, acc); });
+  return compare.any != 0;
 }
 
-bool screen(const Tile<float>& tile, Screen& screen) {
+bool screen_f32(const ScreenTile& tile, Screen& screen) {
   switch (tile.height / kHeightStep) {
-    case 1: return screen_tile<kHeightStep>(tile, screen);
+    case 1: return screen_f32<kHeightStep>(tile, screen);
 #if defined(PYCM_LEVEL_AVX512)
-    case 2: return screen_tile<2 * kHeightStep>(tile, screen);
+    case 2: return screen_f32<2 * kHeightStep>(tile, screen);
 #endif
-    default: return screen_tile<kFullHeight>(tile, screen);
+    default: return screen_f32<kFullHeight>(tile, screen);
   }
+}
+
+bool screen_bf16(const ScreenTile& tile, Screen& screen) { return screen_heights<Bf16Word>(tile, screen); }
+bool screen_i8(const ScreenTile& tile, Screen& screen) { return screen_heights<Int8Word>(tile, screen); }
+
+void pack_queries_f32(const uint32_t* rows, int64_t row_stride, int count, int64_t words, int height, uint32_t* out) {
+  for (int64_t w = 0; w < words; ++w)
+    for (int r = 0; r < height; ++r) out[w * height + r] = r < count ? rows[r * row_stride + w] : 0;
 }
 
 // ---- store: the full matrix ----
@@ -259,20 +227,33 @@ void pack_f64(const double* rows, int64_t row_stride, int count, int64_t dim, in
   pack_plain(rows, row_stride, count, 0, dim, width, out);
 }
 
+void pack_panel(const uint32_t* rows, int64_t row_stride, int count, int64_t words, uint32_t* out) {
+  int64_t done = 0;
+#if defined(PYCM_LEVEL_AVX512) || defined(PYCM_LEVEL_AVX2)
+  if (count == kPanelColumns) {
+    for (; done + kTranspose <= words; done += kTranspose)
+      for (int r = 0; r < kPanelColumns; r += kTranspose)
+        transpose(reinterpret_cast<const float*>(rows + r * row_stride + done), row_stride,
+                  reinterpret_cast<float*>(out + done * kPanelColumns + r), kPanelColumns);
+  }
+#endif
+  pack_plain(rows, row_stride, count, done, words, kPanelColumns, out);
+}
+
 // ---- conversions ----
 
-void affine_f32(const float* in, double shift, const double* centre, double factor, int64_t dim, float* out) {
+void affine_f32(const float* in, double shift, double factor, const double* centre, int64_t dim, float* out) {
   const VecD shifts = VecD::set(shift), factors = VecD::set(factor);
   int64_t d = 0;
   for (; d + VecD::N <= dim; d += VecD::N) {
-    VecD value = VecD::load(in + d) - shifts;
+    VecD value = (VecD::load(in + d) - shifts) * factors;
     if (centre != nullptr) value = value - VecD::load(centre + d);
-    (value * factors).store(out + d);
+    value.store(out + d);
   }
   for (; d < dim; ++d) {
-    double value = double{in[d]} - shift;
+    double value = (double{in[d]} - shift) * factor;
     if (centre != nullptr) value -= centre[d];
-    out[d] = static_cast<float>(value * factor);
+    out[d] = static_cast<float>(value);
   }
 }
 
@@ -351,6 +332,12 @@ double exact_sum(const double* q, const T* g, double shift, int64_t dim) {
   return lane[0];
 }
 
+#if defined(PYCM_LEVEL_AVX512) || defined(PYCM_LEVEL_AVX2)
+constexpr bool kQuickInt8 = true;
+#else
+constexpr bool kQuickInt8 = false;
+#endif
+
 constexpr Kernels table(const char* level) {
   return {
       level,
@@ -358,7 +345,14 @@ constexpr Kernels table(const char* level) {
       kHeightStep,
       kColumns<VecF>,
       kColumns<VecD>,
-      screen,
+      {screen_f32, screen_bf16, screen_i8},
+      {true, false, kQuickInt8},
+      {pack_queries_f32, pack_queries_bf16, pack_queries_i8},
+      {1, Bf16Word::kQueryWords, Int8Word::kQueryWords},
+      pack_panel,
+      encode_i8,
+      encode_bf16,
+      rotate,
       store<VecF>,
       store<VecD>,
       pack_f32,

@@ -10,11 +10,9 @@
 
 namespace pycm::cpu {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// A screened pair. Its exact value lies in [lower, upper], in the units of the screen.
+// A screened pair. Its exact value x lies in [lower, upper] (cpu/screen.h).
 struct Candidate {
-  float lower, upper, value;
+  float lower, upper;
   int64_t index;
 };
 
@@ -61,6 +59,7 @@ class BestMatches {
   void merge(const BestMatches& other) {
     for (const Match& match : other.matches_) offer(match.key, match.index);
   }
+  const std::vector<Match>& matches() const { return matches_; }
   const std::vector<Match>& sorted() {
     constexpr size_t kFew = 32;  // sorting them all is quicker than to select first
     if (matches_.size() > kFew) keep_best();
@@ -78,7 +77,8 @@ class BestMatches {
   std::vector<Match> matches_;
 };
 
-// Drops the candidates that k others surely beat and returns the k-th best lower bound, -inf when there are fewer.
+// Drops the candidates that k others surely beat and returns the k-th best lower bound, `threshold` when there are fewer.
+// Those of the k best lower bounds come first in what is left.
 inline float prune(Candidate* candidates, int64_t& count, int64_t k, float threshold) {
   if (count >= k) {
     std::nth_element(candidates, candidates + (k - 1), candidates + count,

@@ -20,6 +20,8 @@
 
 namespace pycm::cpu {
 
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
 // The type in which the rows of a dtype are held exactly: fp32, or fp64 for fp64.
 template <class F>
 decltype(auto) visit_source(DType dtype, F&& f) {
@@ -101,16 +103,16 @@ RowStats bound_stats(const S* row, int64_t dim) {
   return stats;
 }
 
-// out[d] = (in[d] - shift - centre[d]) * factor in fp64, rounded once.
+// out[d] = (in[d] - shift) * factor - centre[d] in fp64, rounded to T.
 template <class S, class T>
-void affine(const S* in, double shift, const double* centre, double factor, int64_t dim, T* out) {
+void affine(const S* in, double shift, double factor, const double* centre, int64_t dim, T* out) {
   if constexpr (std::is_same_v<S, float> && std::is_same_v<T, float>) {
-    kernels().affine_f32(in, shift, centre, factor, dim, out);
+    kernels().affine_f32(in, shift, factor, centre, dim, out);
   } else {
     for (int64_t d = 0; d < dim; ++d) {
-      double value = static_cast<double>(in[d]) - shift;
+      double value = (static_cast<double>(in[d]) - shift) * factor;
       if (centre != nullptr) value -= centre[d];
-      out[d] = static_cast<T>(value * factor);
+      out[d] = static_cast<T>(value);
     }
   }
 }
@@ -165,7 +167,7 @@ template <class T>
 struct PackedQueries {
   int64_t rows = 0, dim = 0;
   Buffer<T> packed;
-  Buffer<double> norm;  // of the encoded row; for `dot` only where a bound asks for it
+  Buffer<double> norm;  // of the encoded row, for distances
 
   void reserve(int64_t row_count, int64_t dimension) {
     rows = row_count;
@@ -181,29 +183,38 @@ struct PackedQueries {
 };
 
 // Encodes rows [begin, begin + out.rows) of `queries`, tile t of them. `staging`: height x dim; `scratch`: dim.
-// kBound: the norms of `dot` are wanted too.
-template <class M, bool kBound, class S, class T>
+template <class M, class S, class T>
 void encode_queries(const RowReader<S>& queries, int64_t begin, const double* centre, int64_t t, PackedQueries<T>& out,
                     S* scratch, T* staging) {
   const int64_t dim = out.dim;
   for (int i = 0; i < out.count(t); ++i) {
     const int64_t r = out.first(t) + i;
     const S* row = queries.read(begin + r, scratch);
-    const RowStats stats = kBound ? bound_stats<M>(row, dim) : row_stats<M>(row, dim);
+    const RowStats stats = row_stats<M>(row, dim);
     const double factor = !M::kNormalise ? 1 : stats.norm == 0 ? 0 : 1 / stats.norm;
     T* encoded = staging + i * dim;
-    affine<S, T>(row, stats.mean, M::kDistance ? centre : nullptr, factor, dim, encoded);
-    out.norm[r] = M::kDistance    ? std::sqrt(exact_sum<T>(kSumShiftedSquare, nullptr, encoded, 0, dim))
-                  : M::kNormalise ? normalised_norm(stats.norm)
-                                  : stats.norm;
+    affine<S, T>(row, stats.mean, factor, M::kDistance ? centre : nullptr, dim, encoded);
+    if (M::kDistance) out.norm[r] = std::sqrt(exact_sum<T>(kSumShiftedSquare, nullptr, encoded, 0, dim));
   }
   pack<T>(staging, dim, out.count(t), dim, out.height(t), const_cast<T*>(out.tile(t)));
 }
 
-// A run of gallery rows, encoded and packed in panels [dim][columns].
+// Gallery rows of a block: runs of kPanelColumns rows, `stride` rows from one to the next. Only the last may be short.
+struct BlockRows {
+  int64_t begin = 0, count = 0, stride = kPanelColumns;
+
+  int64_t row(int64_t r) const { return begin + r / kPanelColumns * stride + r % kPanelColumns; }
+  // The first so many runs, and the others.
+  BlockRows head(int64_t runs) const { return {begin, std::min(count, runs * kPanelColumns), stride}; }
+  BlockRows tail(int64_t runs) const {
+    return {begin + runs * stride, std::max<int64_t>(0, count - runs * kPanelColumns), stride};
+  }
+};
+
+// Rows of the gallery, encoded and packed in panels [dim][columns].
 template <class T>
-struct GalleryBlock {
-  int64_t begin = 0, count = 0, dim = 0;
+struct GalleryBlock : BlockRows {
+  int64_t dim = 0;
   int columns = 0;
   Buffer<T> panels, scale, bias, square;
   Buffer<double> norm;  // of the encoded row after its scale
@@ -241,7 +252,7 @@ struct PanelScratch {
   }
 };
 
-// Encodes rows [block.begin, block.begin + block.count). stats[r] of the block's row r is written first when `fresh`.
+// Encodes the rows of the block. stats[i] of gallery row block.begin + i is written first when `fresh`.
 template <class M, bool kBound, class S, class T>
 void encode_gallery(const RowReader<S>& gallery, const double* centre, RowStats* stats, bool fresh,
                     GalleryBlock<T>& block, PanelScratch<S, T>& scratch) {
@@ -250,17 +261,18 @@ void encode_gallery(const RowReader<S>& gallery, const double* centre, RowStats*
   for (int64_t p = 0; p < block.panel_count(); ++p) {
     const int64_t first = p * block.columns;
     const int count = static_cast<int>(std::min<int64_t>(block.columns, block.count - first));
-    const auto [rows, stride] = gallery.read(block.begin + first, count, scratch.source.get());
+    RowStats* known = stats + (block.row(first) - block.begin);
+    const auto [rows, stride] = gallery.read(block.row(first), count, scratch.source.get());
     bool changed = kChanged;
     for (int j = 0; j < count; ++j) {
       const int64_t r = first + j;
-      if (fresh) stats[r] = kBound ? bound_stats<M>(rows + j * stride, dim) : row_stats<M>(rows + j * stride, dim);
-      block.norm[r] = M::kNormalise ? normalised_norm(stats[r].norm) : stats[r].norm;
+      if (fresh) known[j] = kBound ? bound_stats<M>(rows + j * stride, dim) : row_stats<M>(rows + j * stride, dim);
+      block.norm[r] = M::kNormalise ? normalised_norm(known[j].norm) : known[j].norm;
       block.scale[r] = 1;
       block.bias[r] = 0;
       if constexpr (M::kNormalise) {
-        block.scale[r] = stats[r].norm == 0 ? T(0) : static_cast<T>(1 / stats[r].norm);
-        changed |= !representable<T>(stats[r].norm);
+        block.scale[r] = known[j].norm == 0 ? T(0) : static_cast<T>(1 / known[j].norm);
+        changed |= !representable<T>(known[j].norm);
       }
     }
     for (int64_t r = first + count; r < first + block.columns; ++r) {
@@ -279,11 +291,11 @@ void encode_gallery(const RowReader<S>& gallery, const double* centre, RowStats*
       const int64_t r = first + j;
       T* encoded = scratch.encoded.get() + j * dim;
       double factor = 1;
-      if (M::kNormalise && !representable<T>(stats[r].norm)) {
-        factor = 1 / stats[r].norm;
+      if (M::kNormalise && !representable<T>(known[j].norm)) {
+        factor = 1 / known[j].norm;
         block.scale[r] = 1;
       }
-      affine<S, T>(rows + j * stride, stats[r].mean, M::kDistance ? centre : nullptr, factor, dim, encoded);
+      affine<S, T>(rows + j * stride, known[j].mean, factor, M::kDistance ? centre : nullptr, dim, encoded);
       if constexpr (M::kDistance) {
         const double square = exact_sum<T>(kSumShiftedSquare, nullptr, encoded, 0, dim);
         block.norm[r] = std::sqrt(square);

@@ -9,19 +9,42 @@
 namespace pycm::cpu {
 namespace {
 
+#if defined(__x86_64__)
+const Kernels* with_vnni() {
+  static const Kernels table = [] {
+    Kernels kernels = kernels_avx512;
+    use_vnni(kernels);
+    return kernels;
+  }();
+  return &table;
+}
+
+const Kernels* with_bf16() {
+  static const Kernels table = [] {
+    Kernels kernels = *with_vnni();
+    use_bf16(kernels);
+    return kernels;
+  }();
+  return &table;
+}
+#endif
+
 const Kernels* find(const char* level) {
   if (std::strcmp(level, "scalar") == 0) return &kernels_scalar;
 #if defined(__x86_64__)
   if (std::strcmp(level, "avx2") == 0) return &kernels_avx2;
   if (std::strcmp(level, "avx512") == 0) return &kernels_avx512;
+  if (std::strcmp(level, "avx512_vnni") == 0) return with_vnni();
+  if (std::strcmp(level, "avx512_bf16") == 0) return with_bf16();
 #endif
   return nullptr;
 }
 
 const Kernels* best() {
-  for (const char* level : {"avx512", "avx2"})
-    if (simd_level_available(level)) return find(level);
-  return &kernels_scalar;
+  const Kernels* found = &kernels_scalar;
+  for (const char* level : kSimdLevels)
+    if (simd_level_available(level)) found = find(level);
+  return found;
 }
 
 std::atomic<const Kernels*> current{nullptr};
@@ -33,15 +56,19 @@ bool simd_level_available(const char* level) {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (std::strcmp(level, "avx2") == 0) return avx2;
-  if (std::strcmp(level, "avx512") == 0)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  if (std::strcmp(level, "avx512") == 0) return avx512;
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (std::strcmp(level, "avx512_vnni") == 0) return vnni;
+  if (std::strcmp(level, "avx512_bf16") == 0) return vnni && __builtin_cpu_supports("avx512bf16");
 #endif
   return false;
 }
 
 void set_simd_level(const char* level) {
-  check(find(level) != nullptr, "PYCM_SIMD_LEVEL: expected scalar, avx2 or avx512, got '", level, "'");
+  check(find(level) != nullptr, "PYCM_SIMD_LEVEL: expected scalar, avx2, avx512, avx512_vnni or avx512_bf16, got '",
+        level, "'");
   check(simd_level_available(level), "PYCM_SIMD_LEVEL: this processor has no ", level);
   current.store(find(level), std::memory_order_release);
 }

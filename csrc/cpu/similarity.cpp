@@ -77,8 +77,8 @@ class Similarity {
     parallel_for(queries_.tiles(), count * dim > (1 << 16) ? threads_ : 1, [&](int64_t t, int slot) {
       Scratch<T>& scratch = slots_[slot];
       scratch.panel.reserve(kMaxTileColumns, dim);
-      encode_queries<M, false, T, T>(x_, begin, centre_.get(), t, queries_, scratch.panel.source.get(),
-                                     scratch.panel.encoded.get());
+      encode_queries<M, T, T>(x_, begin, centre_.get(), t, queries_, scratch.panel.source.get(),
+                              scratch.panel.encoded.get());
     });
   }
 

@@ -29,6 +29,28 @@ inline VecF operator*(VecF a, VecF b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline VecF max(VecF a, VecF b) { return {_mm512_max_ps(b.v, a.v)}; }
 inline VecF sqrt(VecF a) { return {_mm512_sqrt_ps(a.v)}; }
 inline uint32_t not_less(VecF a, VecF b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ); }
+inline uint32_t less(VecF a, VecF b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+inline VecF abs(VecF a) { return {_mm512_abs_ps(a.v)}; }
+inline VecF low_bf16(const uint32_t* p) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))}; }
+inline VecF high_bf16(const uint32_t* p) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(~0xffff)))};
+}
+inline void store_low_bytes(VecF a, int shift, int8_t* p) {
+  const __m512i shifted = _mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_set1_epi32(shift));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(shifted));
+}
+inline void store_high_halves(VecF a, uint16_t* p) {
+  const __m512i high = _mm512_srli_epi32(_mm512_castps_si512(a.v), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(high));
+}
+// a[l] + a[l ^ h] in lanes without bit h, a[l ^ h] - a[l] in lanes with it, for h = 1, 2, 4, 8.
+inline VecF butterflies(VecF a) {
+  const __m512 one = _mm512_set1_ps(1), minus = _mm512_set1_ps(-1);
+  a.v = _mm512_fmadd_ps(a.v, _mm512_mask_mov_ps(one, 0xaaaa, minus), _mm512_permute_ps(a.v, 0xb1));
+  a.v = _mm512_fmadd_ps(a.v, _mm512_mask_mov_ps(one, 0xcccc, minus), _mm512_permute_ps(a.v, 0x4e));
+  a.v = _mm512_fmadd_ps(a.v, _mm512_mask_mov_ps(one, 0xf0f0, minus), _mm512_shuffle_f32x4(a.v, a.v, 0xb1));
+  return {_mm512_fmadd_ps(a.v, _mm512_mask_mov_ps(one, 0xff00, minus), _mm512_shuffle_f32x4(a.v, a.v, 0x4e))};
+}
 
 struct VecD {
   using T = double;
@@ -75,6 +97,38 @@ inline VecF max(VecF a, VecF b) { return {_mm256_max_ps(b.v, a.v)}; }
 inline VecF sqrt(VecF a) { return {_mm256_sqrt_ps(a.v)}; }
 inline uint32_t not_less(VecF a, VecF b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_NLT_UQ)));
+}
+inline uint32_t less(VecF a, VecF b) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)));
+}
+inline VecF abs(VecF a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline VecF low_bf16(const uint32_t* p) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 16))};
+}
+inline VecF high_bf16(const uint32_t* p) {
+  return {_mm256_castsi256_ps(
+      _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_set1_epi32(~0xffff)))};
+}
+inline void store_low_bytes(VecF a, int shift, int8_t* p) {
+  const __m256i shifted = _mm256_add_epi32(_mm256_castps_si256(a.v), _mm256_set1_epi32(shift));
+  const __m256i first = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1,
+                                         -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i bytes = _mm256_shuffle_epi8(shifted, first);
+  const uint32_t low = static_cast<uint32_t>(_mm256_extract_epi32(bytes, 0));
+  const uint32_t high = static_cast<uint32_t>(_mm256_extract_epi32(bytes, 4));
+  __builtin_memcpy(p, &low, 4);
+  __builtin_memcpy(p + 4, &high, 4);
+}
+inline void store_high_halves(VecF a, uint16_t* p) {
+  const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(a.v), 16);
+  const __m128i both = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), both);
+}
+// a[l] + a[l ^ h] in lanes without bit h, a[l ^ h] - a[l] in lanes with it, for h = 1, 2, 4.
+inline VecF butterflies(VecF a) {
+  a.v = _mm256_fmadd_ps(a.v, _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), _mm256_permute_ps(a.v, 0xb1));
+  a.v = _mm256_fmadd_ps(a.v, _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1), _mm256_permute_ps(a.v, 0x4e));
+  return {_mm256_fmadd_ps(a.v, _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1), _mm256_permute2f128_ps(a.v, a.v, 1))};
 }
 
 struct VecD {
@@ -145,8 +199,43 @@ struct Portable {
     for (int i = 0; i < N; ++i) bits |= static_cast<uint32_t>(!(a.v[i] < b.v[i])) << i;
     return bits;
   }
+  friend uint32_t less(Portable a, Portable b) {
+    uint32_t bits = 0;
+    for (int i = 0; i < N; ++i) bits |= static_cast<uint32_t>(a.v[i] < b.v[i]) << i;
+    return bits;
+  }
+  friend Portable abs(Portable a) {
+    for (int i = 0; i < N; ++i) a.v[i] = a.v[i] < 0 ? -a.v[i] : a.v[i];
+    return a;
+  }
 };
 using VecF = Portable<float, 4>;
 using VecD = Portable<double, 2>;
+inline VecF low_bf16(const uint32_t* p) {
+  VecF result;
+  for (int i = 0; i < VecF::N; ++i) result.v[i] = float_from_bits(p[i] << 16);
+  return result;
+}
+inline VecF high_bf16(const uint32_t* p) {
+  VecF result;
+  for (int i = 0; i < VecF::N; ++i) result.v[i] = float_from_bits(p[i] & 0xffff0000u);
+  return result;
+}
+inline void store_high_halves(VecF a, uint16_t* p) {
+  for (int i = 0; i < VecF::N; ++i) {
+    const float value = a.v[i];
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    p[i] = static_cast<uint16_t>(bits >> 16);
+  }
+}
+inline void store_low_bytes(VecF a, int shift, int8_t* p) {
+  for (int i = 0; i < VecF::N; ++i) {
+    const float value = a.v[i];
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    p[i] = static_cast<int8_t>(bits + static_cast<uint32_t>(shift));
+  }
+}
 
 #endif

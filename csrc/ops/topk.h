@@ -3,6 +3,7 @@
 
 #include "core/array.h"
 #include "core/metric.h"
+#include "ops/screen.h"
 
 namespace pycm {
 
@@ -14,6 +15,7 @@ struct TopKArgs {
   int64_t k = 1;  // in [1, M]
   Metric metric = Metric::kCosine;
   Precision precision = Precision::kExact;
+  ScreenChoice screen = ScreenChoice::kAuto;
   Mask mask;  // true where a pair may match; all pairs when empty
   // Gallery rows that query i must not match: exclude[exclude_offsets[i] ... exclude_offsets[i + 1]); null for none.
   const int64_t* exclude = nullptr;
@@ -24,7 +26,9 @@ struct TopKArgs {
 };
 
 namespace cpu {
-void topk(const TopKArgs& args);
+class EncodedGallery;
+// `encoded`: args.gallery, encoded beforehand; or null.
+void topk(const TopKArgs& args, const EncodedGallery* encoded = nullptr);
 // Bytes of scratch that topk takes beyond its inputs and outputs.
 int64_t topk_workspace_bytes(int64_t queries, int64_t gallery, int64_t dim, int64_t k, int num_threads);
 }  // namespace cpu

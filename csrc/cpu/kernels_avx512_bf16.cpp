@@ -1,0 +1,17 @@
+#define PYCM_LEVEL_AVX512
+#include "cpu/kernels_words.h"
+
+namespace pycm::cpu {
+namespace {
+bool screen_native(const ScreenTile& tile, Screen& screen) { return screen_heights<NativeBf16Word>(tile, screen); }
+}  // namespace
+
+void use_bf16(Kernels& kernels) {
+  constexpr int kAt = static_cast<int>(ScreenKind::kBFloat16);
+  kernels.level = "avx512_bf16";
+  kernels.quick[kAt] = true;
+  kernels.screen[kAt] = screen_native;
+  kernels.pack_queries[kAt] = pack_whole;
+  kernels.query_words[kAt] = NativeBf16Word::kQueryWords;
+}
+}  // namespace pycm::cpu
