@@ -1,7 +1,8 @@
 """pycm: cross-modal matching with exact, fast scores.
 
-`similarity` and `topk` score embeddings of NumPy, torch and DLPack arrays; `ImageTextMatcher` matches photographs with
-sentences. `import pycm` needs NumPy only; what needs more is imported on first use and names the extra to install.
+`similarity`, `topk`, `rank` and the joins of `pycm.mining` score embeddings of NumPy, torch and DLPack arrays; a
+`Gallery` keeps them for many searches; `ImageTextMatcher` matches photographs with sentences. `import pycm` needs NumPy
+only; what needs more is imported on first use and names the extra to install.
 """
 
 from __future__ import annotations
@@ -25,45 +26,65 @@ from pycm.functional import (
     Matches,
     Metric,
     Precision,
+    Screen,
     set_num_threads,
     similarity,
     topk,
     workspace_bytes,
 )
+from pycm.mining import Groups, Pairs, all_pairs_topk, deduplicate, mine_hard_negatives, threshold_join
+from pycm.ranking import Ranks, Ties, rank
 
 if TYPE_CHECKING:
-    from pycm import encoders, evaluate, matchers, reference, spaces, text
+    from pycm import compat, encoders, evaluate, gallery, matchers, mining, reference, spaces, text
+    from pycm.gallery import Gallery, GalleryMatches
     from pycm.matchers import ImageTextMatcher
 
 __all__ = [
     "DISTANCES",
     "METRICS",
+    "Gallery",
+    "GalleryMatches",
+    "Groups",
     "ImageTextMatcher",
     "Matches",
     "Metric",
+    "Pairs",
     "Precision",
+    "Ranks",
+    "Screen",
+    "Ties",
     "__version__",
+    "all_pairs_topk",
     "backend_info",
+    "compat",
+    "deduplicate",
     "encoders",
     "evaluate",
+    "gallery",
     "matchers",
+    "mine_hard_negatives",
+    "mining",
+    "rank",
     "reference",
     "set_num_threads",
     "similarity",
     "spaces",
     "text",
+    "threshold_join",
     "topk",
     "workspace_bytes",
 ]
 
-_MODULES = {"encoders", "evaluate", "matchers", "reference", "spaces", "text"}
+_MODULES = {"compat", "encoders", "evaluate", "gallery", "matchers", "mining", "reference", "spaces", "text"}
+_NAMES = {"Gallery": "gallery", "GalleryMatches": "gallery", "ImageTextMatcher": "matchers"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"pycm.{name}")
-    if name == "ImageTextMatcher":
-        return importlib.import_module("pycm.matchers").ImageTextMatcher
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"pycm.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'pycm' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""The kernels as torch operators: `torch.ops.pycm.similarity` and `torch.ops.pycm.topk`.
+"""The kernels as torch operators: `torch.ops.pycm.similarity`, `torch.ops.pycm.topk` and `torch.ops.pycm.rank`.
 
 They trace (`torch.compile`, `torch.export`), differentiate, and widen under autocast. A plain eager call that
 needs none of that goes from `pycm.functional` straight to the kernel: the dispatcher alone would cost more than a
@@ -8,7 +8,6 @@ small product.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -16,18 +15,38 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pycm import _C, functional
+from pycm._torch_arguments import (
+    _check_devices,
+    _check_filters,
+    _check_metric,
+    _check_pair,
+    _check_rows,
+    _check_screen,
+    _check_tangents,
+    _compressed_tensors,
+    _filters,
+    _name,
+    _one_each,
+    _require,
+)
 from pycm._torch_gradients import full_precision, similarity_gradients, topk_gradients
-from pycm.functional import METRICS, Matches, _as_mask, _check_exclude, _exclude_rows, _rows_of
+from pycm.functional import Matches
+from pycm.ranking import _check_scores
 
 torch.library.define("pycm::similarity", "(Tensor x, Tensor y, str metric) -> Tensor")
 torch.library.define(
     "pycm::topk",
     "(Tensor queries, Tensor gallery, SymInt k, str metric, Tensor? mask, Tensor? exclude, "
-    "Tensor? exclude_offsets, str precision) -> (Tensor, Tensor)",
+    "Tensor? exclude_offsets, str precision, str screen='auto') -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "pycm::rank",
+    "(Tensor queries, Tensor gallery, Tensor positives, Tensor offsets, str metric, Tensor? mask, Tensor? exclude, "
+    "Tensor? exclude_offsets, str screen='auto') -> (Tensor, Tensor, Tensor)",
 )
 
 
-# ---- the functions behind pycm.similarity and pycm.topk ----
+# ---- the functions behind pycm.similarity, pycm.topk and pycm.rank ----
 
 
 def similarity(x: Tensor, y: Tensor, metric: str, out: Tensor | None = None) -> Tensor:
@@ -47,21 +66,29 @@ def similarity(x: Tensor, y: Tensor, metric: str, out: Tensor | None = None) -> 
     return out.copy_(scores)
 
 
-def topk(queries: Tensor, gallery: Tensor, k: Any, metric: str, mask: Any, exclude: Any, precision: str) -> Matches:
+def topk(
+    queries: Tensor, gallery: Tensor, k: Any, metric: str, mask: Any, exclude: Any, precision: str, screen: str
+) -> Matches:
     _check_devices("topk", queries=queries, gallery=gallery)
     if not _is_compiling():
         _check_tangents("topk", queries=queries, gallery=gallery)
         # A k being traced is left alone: to make it an integer would be a graph for each.
         k = k if isinstance(k, torch.SymInt) else _integer_k(k)
-    if mask is not None:
-        if not isinstance(mask, Tensor):
-            # A trace of NumPy has neither strides nor DLPack.
-            mask = (
-                torch.as_tensor(mask, device=queries.device) if _is_compiling() else _to_torch(_as_mask(mask), queries)
-            )
-        _check_devices("topk", queries=queries, mask=mask)
-    indices, offsets = (None, None) if exclude is None else _exclude_tensors(exclude, queries, gallery)
-    return Matches(*torch.ops.pycm.topk(queries, gallery, k, metric, mask, indices, offsets, precision))
+    filters = _filters("topk", queries, gallery, mask, exclude)
+    return Matches(*torch.ops.pycm.topk(queries, gallery, k, metric, *filters, precision, screen))
+
+
+def rank(
+    queries: Tensor, gallery: Tensor, positives: Any, metric: str, mask: Any, exclude: Any, screen: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(greater, equal, scores, offsets); offsets are None where every query has one positive."""
+    _check_devices("rank", queries=queries, gallery=gallery)
+    if not _is_compiling():
+        _check_tangents("rank", queries=queries, gallery=gallery)
+    filters = _filters("rank", queries, gallery, mask, exclude)
+    indices, offsets = _compressed_tensors("rank", "positives", positives, queries, gallery)
+    starts = _one_each(indices) if offsets is None else offsets
+    return *torch.ops.pycm.rank(queries, gallery, indices, starts, metric, *filters, screen), offsets
 
 
 def _integer_k(k: Any) -> int:
@@ -114,124 +141,6 @@ functional._direct_tensors = _direct
 functional._torch_threads = _num_threads
 
 
-def _to_torch(array: Any, like: Tensor) -> Tensor:
-    """From NumPy, to the device of `like`; not to the default device."""
-    # torch has no negative strides, and warns of memory that may not be written.
-    plain = array.flags.writeable and min(array.strides, default=0) >= 0
-    return torch.from_numpy(array if plain else array.copy()).to(like.device)
-
-
-def _exclude_tensors(exclude: Any, queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
-    """`exclude` as compressed rows (indices, offsets)."""
-    shape = _rows_of("queries", "N", queries.shape), _rows_of("gallery", "M", gallery.shape)
-    for part in exclude if isinstance(exclude, tuple) else (exclude,):
-        if isinstance(part, Tensor):
-            _check_devices("topk", queries=queries, exclude=part)
-    if isinstance(exclude, tuple) and len(exclude) == 2 and all(isinstance(part, Tensor) for part in exclude):
-        return _integers(exclude[1]), _integers(exclude[0])
-    if not isinstance(exclude, Tensor):
-        rows, offsets = _exclude_rows(exclude, *shape)
-        return _to_torch(rows, queries), _to_torch(offsets, queries)
-    if exclude.layout == torch.sparse_csr:
-        _check_exclude(exclude.shape, *shape)
-        return exclude.col_indices().long(), exclude.crow_indices().long()
-    indices = _integers(exclude)
-    _check_exclude(exclude.shape, shape[0])
-    return indices, torch.arange(shape[0] + 1, device=exclude.device)
-
-
-def _integers(exclude: Tensor) -> Tensor:
-    if exclude.is_floating_point() or exclude.is_complex() or exclude.dtype == torch.bool:
-        raise TypeError(f"topk: exclude must hold integers, got {_name(exclude.dtype)}")
-    return exclude.long()
-
-
-# ---- what the arguments must be, for tensors without values; the kernels' own checks say the same ----
-
-
-def _check_devices(function: str, **tensors: Tensor | None) -> None:
-    (first_name, first), *others = ((name, tensor) for name, tensor in tensors.items() if tensor is not None)
-    for name, tensor in others:
-        if tensor.device != first.device:
-            raise ValueError(f"{function}: {name} must be on {first_name}'s device {first.device}, got {tensor.device}")
-    if first.device.type not in ("cpu", "meta"):
-        raise NotImplementedError(
-            f"{function}: {first_name} is on {first.device}, and this version has kernels for the CPU only"
-        )
-
-
-def _check_tangents(function: str, **tensors: Tensor) -> None:
-    """Forward-mode derivatives are not implemented, and must not be lost without a word."""
-    for name, tensor in tensors.items():
-        if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
-            raise NotImplementedError(
-                f"{function}: {name} has a forward-mode tangent, and only backward-mode gradients are implemented"
-            )
-
-
-def _require(condition: Any, message: Callable[[], str]) -> None:
-    """A ValueError, or, of symbolic sizes, an assumption of the trace."""
-    torch._check_value(condition, message)  # type: ignore[no-untyped-call]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _check_pair(function: str, names: tuple[str, str], shapes: tuple[str, str], a: Tensor, b: Tensor) -> None:
-    """Devices, dtypes and features."""
-    _check_devices(function, **dict(zip(names, (a, b), strict=True)))
-    _check_tangents(function, **dict(zip(names, (a, b), strict=True)))
-    for name, tensor in zip(names, (a, b), strict=True):
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-            raise TypeError(
-                f"{function}: {name} must be float32, float16, bfloat16 or float64, got {_name(tensor.dtype)}"
-            )
-    for name, shape, tensor in zip(names, shapes, (a, b), strict=True):
-        batches = shape.startswith("[...")
-        if tensor.ndim < 2 or (tensor.ndim > 2 and not batches):
-            raise ValueError(f"{function}: {name} must have shape {shape}, got {list(tensor.shape)}")
-    first = "x's" if names[0] == "x" else f"the {names[0]}'"
-    if a.dtype != b.dtype:
-        raise TypeError(f"{function}: {names[1]} must have {first} dtype {_name(a.dtype)}, got {_name(b.dtype)}")
-    dim = a.shape[-1]
-    _require(
-        dim == b.shape[-1],
-        lambda: f"{function}: {names[1]} must have {first} {dim} features, got shape {list(b.shape)}",
-    )
-    _require(dim > 0, lambda: f"{function}: {names[0]} must have at least one feature, got shape {list(a.shape)}")
-
-
-def _check_metric(function: str, metric: str) -> None:
-    if metric not in METRICS:
-        raise ValueError(f"{function}: metric must be one of {', '.join(METRICS)}, got '{metric}'")
-
-
-def _check_filters(
-    rows: Any, columns: Any, mask: Tensor | None, exclude: Tensor | None, offsets: Tensor | None
-) -> None:
-    if mask is not None:
-        if mask.dtype != torch.bool:
-            raise TypeError(f"topk: mask must be a boolean array, got {_name(mask.dtype)}")
-        wants = (mask.ndim in (1, 2), mask.ndim != 2 or mask.shape[0] == rows, mask.ndim and mask.shape[-1] == columns)
-        for want in wants:
-            _require(
-                want, lambda: f"topk: mask must have shape [{columns}] or [{rows}, {columns}], got {list(mask.shape)}"
-            )
-    if (exclude is None) != (offsets is None):
-        raise ValueError("topk: exclude and exclude_offsets must be given together")
-    for name, part in (("exclude", exclude), ("exclude offsets", offsets)):
-        if part is not None and part.dtype != torch.int64:
-            raise TypeError(f"topk: {name} must be an int64 array, got {_name(part.dtype)}")
-        if part is not None and part.ndim != 1:
-            raise ValueError(f"topk: {name} must be a contiguous vector, got shape {list(part.shape)}")
-    if offsets is not None:
-        _require(
-            offsets.shape[0] == rows + 1,
-            lambda: f"topk: exclude must have offsets of shape [{rows + 1}], got {list(offsets.shape)}",
-        )
-
-
 # ---- CPU kernels ----
 
 
@@ -251,6 +160,7 @@ def _topk_cpu(
     exclude: Tensor | None,
     exclude_offsets: Tensor | None,
     precision: str,
+    screen: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     _check_tangents("topk", queries=queries, gallery=gallery)
     return _C.topk(
@@ -262,8 +172,39 @@ def _topk_cpu(
         mask,
         None if exclude is None else exclude.contiguous(),
         None if exclude_offsets is None else exclude_offsets.contiguous(),
+        screen,
         torch.get_num_threads(),
     )
+
+
+@torch.library.impl("pycm::rank", "CPU")
+def _rank_cpu(
+    queries: Tensor,
+    gallery: Tensor,
+    positives: Tensor,
+    offsets: Tensor,
+    metric: str,
+    mask: Tensor | None,
+    exclude: Tensor | None,
+    exclude_offsets: Tensor | None,
+    screen: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_tangents("rank", queries=queries, gallery=gallery)
+    positives, offsets = positives.contiguous(), offsets.contiguous()
+    greater, equal, scores = _C.rank(
+        _plain(queries),
+        _plain(gallery),
+        positives,
+        offsets,
+        metric,
+        mask,
+        None if exclude is None else exclude.contiguous(),
+        None if exclude_offsets is None else exclude_offsets.contiguous(),
+        screen,
+        torch.get_num_threads(),
+    )
+    _check_scores("rank", scores, positives, offsets)
+    return greater, equal, scores
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -301,6 +242,7 @@ def _topk_fake(
     exclude: Tensor | None,
     exclude_offsets: Tensor | None,
     precision: str,
+    screen: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     _check_pair("topk", ("queries", "gallery"), ("[N, D]", "[M, D]"), queries, gallery)
     _check_devices("topk", queries=queries, mask=mask, exclude=exclude, exclude_offsets=exclude_offsets)
@@ -311,12 +253,37 @@ def _topk_fake(
         _require(condition, lambda: f"topk: k must be in [1, {columns}], got {k}")
     if precision not in ("exact", "fast"):
         raise ValueError(f"topk: precision must be exact or fast, got '{precision}'")
-    _check_filters(rows, columns, mask, exclude, exclude_offsets)
+    _check_screen("topk", screen)
+    _check_filters("topk", rows, columns, mask, exclude, exclude_offsets)
     shape = (rows, k)
     return (
         queries.new_empty(shape, dtype=_score_dtype(queries.dtype)),
         queries.new_empty(shape, dtype=torch.int64),
     )
+
+
+@torch.library.register_fake("pycm::rank")  # type: ignore[untyped-decorator]
+def _rank_fake(
+    queries: Tensor,
+    gallery: Tensor,
+    positives: Tensor,
+    offsets: Tensor,
+    metric: str,
+    mask: Tensor | None,
+    exclude: Tensor | None,
+    exclude_offsets: Tensor | None,
+    screen: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_pair("rank", ("queries", "gallery"), ("[N, D]", "[M, D]"), queries, gallery)
+    _check_devices("rank", queries=queries, positives=positives, offsets=offsets, mask=mask, exclude=exclude)
+    _check_metric("rank", metric)
+    _check_screen("rank", screen)
+    rows, columns = queries.shape[0], gallery.shape[0]
+    _require(columns > 0, lambda: f"rank: gallery must have at least one row, got shape {list(gallery.shape)}")
+    _check_rows("rank", "positives", rows, positives, offsets)
+    _check_filters("rank", rows, columns, mask, exclude, exclude_offsets)
+    greater, equal = (queries.new_empty(positives.shape, dtype=torch.int64) for _ in range(2))
+    return greater, equal, queries.new_empty(positives.shape, dtype=_score_dtype(queries.dtype))
 
 
 # ---- gradients ----
@@ -343,10 +310,19 @@ def _topk_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     queries, gallery, scores, indices = ctx.saved_tensors
     with full_precision(grad):
         both = topk_gradients(queries, gallery, scores, indices, grad, ctx.metric, ctx.needs_input_grad)
-    return *both, *(None,) * 6
+    return *both, *(None,) * 7
+
+
+def _rank_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output)
+
+
+def _rank_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    return (None,) * 9
 
 
 torch.library.register_autograd("pycm::similarity", _similarity_backward, setup_context=_similarity_setup)
 torch.library.register_autograd("pycm::topk", _topk_backward, setup_context=_topk_setup)
-for _op in ("pycm::similarity", "pycm::topk"):
+torch.library.register_autograd("pycm::rank", _rank_backward, setup_context=_rank_setup)
+for _op in ("pycm::similarity", "pycm::topk", "pycm::rank"):
     torch.library.register_autocast(_op, "cpu", torch.float32)

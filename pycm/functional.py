@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Metric: TypeAlias = Literal["dot", "cosine", "pearson", "euclidean", "sqeuclidean"]
 Precision: TypeAlias = Literal["exact", "fast"]
+Screen: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
 
 METRICS: tuple[Metric, ...] = ("dot", "cosine", "pearson", "euclidean", "sqeuclidean")
 DISTANCES: tuple[Metric, ...] = ("euclidean", "sqeuclidean")
@@ -88,6 +89,7 @@ def topk(
     mask: Any = None,
     exclude: Any = None,
     precision: Precision = "exact",
+    screen: Screen = "auto",
 ) -> Matches:
     """The k best rows of the gallery for each query, without the N×M matrix.
 
@@ -98,12 +100,15 @@ def topk(
         metric: ``dot``, ``cosine``, ``pearson``, ``euclidean`` or ``sqeuclidean``.
         mask: booleans ``[M]`` or ``[N, M]``, an array or a list; only pairs where it is true may match.
         exclude: rows of the gallery a query must not match, such as itself or its known positives: an int array
-            ``[N]`` (-1 for none), or several per query as compressed rows: a pair ``(offsets [N + 1], indices)``,
-            a SciPy or a torch CSR matrix ``[N, M]`` whose stored entries are excluded.
+            ``[N]`` (-1 for none), or several per query: a list of N sequences, or compressed rows, which are a pair
+            ``(offsets [N + 1], indices)``, a SciPy or a torch CSR matrix ``[N, M]`` whose stored entries are excluded.
         precision: ``exact``: the score of a pair is its fp64 value in a fixed order of operations, rounded to
             fp32 (not rounded for float64 inputs); matches are ordered by score, then by index, lowest first. The
-            same bits come out for any batch size, thread count and processor. ``fast``: the fp32 screen's own
-            scores, within the bound of docs/exactness.md.
+            same bits come out for any batch size, thread count and processor. ``fast``: the screen's own scores,
+            within its bound of docs/exactness.md.
+        screen: the low-precision pass that proposes candidates: ``float32``, ``bfloat16``, ``int8``, or ``auto``: what
+            is quickest on this processor for these sizes, changed for a finer one where its bound leaves too many pairs
+            undecided (float32 for ``precision="fast"``). It never changes an exact result, only its time.
 
     Returns:
         ``Matches(scores [N, k], indices [N, k])``. A NaN score is never a match.
@@ -118,11 +123,11 @@ def topk(
     """
     if mask is None and exclude is None:
         if type(queries) is np.ndarray and type(gallery) is np.ndarray:
-            return _new(Matches, _C.topk(queries, gallery, k, metric, precision, None, None, None))
+            return _new(Matches, _C.topk(queries, gallery, k, metric, precision, None, None, None, screen))
         if _direct_tensors is not None and _direct_tensors(queries, gallery):
             threads = _torch_threads()
-            return _new(Matches, _C.topk(queries, gallery, k, metric, precision, None, None, None, threads))
-    return _topk(queries, gallery, k, metric, mask, exclude, precision)
+            return _new(Matches, _C.topk(queries, gallery, k, metric, precision, None, None, None, screen, threads))
+    return _topk(queries, gallery, k, metric, mask, exclude, precision, screen)
 
 
 def workspace_bytes(queries: int, gallery: int, dim: int, k: int) -> int:
@@ -186,15 +191,15 @@ def _as_numpy(function: str, name: str, array: Any) -> npt.NDArray[Any]:
         ) from error
 
 
-def _as_mask(mask: Any) -> npt.NDArray[Any]:
+def _as_mask(function: str, mask: Any) -> npt.NDArray[Any]:
     """Any array-like; whether it holds booleans is for the kernel to say."""
     if hasattr(mask, "__dlpack__") and not isinstance(mask, (np.ndarray, np.generic)):
-        return _as_numpy("topk", "mask", mask)
+        return _as_numpy(function, "mask", mask)
     try:
         return np.asarray(mask)
     except ValueError:
         raise ValueError(
-            f"topk: mask must be an array of booleans, got a {type(mask).__name__} of uneven rows"
+            f"{function}: mask must be an array of booleans, got a {type(mask).__name__} of uneven rows"
         ) from None
 
 
@@ -214,62 +219,93 @@ def _similarity(x: Any, y: Any, metric: str, out: Any) -> Any:
     return _like(result, x) if out is None else out
 
 
-def _topk(queries: Any, gallery: Any, k: int, metric: str, mask: Any, exclude: Any, precision: str) -> Matches:
+def _topk(
+    queries: Any, gallery: Any, k: int, metric: str, mask: Any, exclude: Any, precision: str, screen: str
+) -> Matches:
     if _both_torch("topk", "queries", queries, "gallery", gallery):
         import pycm._torch_ops as ops
 
-        return ops.topk(queries, gallery, k, metric, mask, exclude, precision)
+        return ops.topk(queries, gallery, k, metric, mask, exclude, precision, screen)
     q, g = _as_numpy("topk", "queries", queries), _as_numpy("topk", "gallery", gallery)
     indices, offsets = None, None
     if exclude is not None:
-        indices, offsets = _exclude_rows(exclude, _rows_of("queries", "N", q.shape), _rows_of("gallery", "M", g.shape))
+        indices, offsets = _exclude_rows("topk", exclude, *_sizes("topk", q, g))
     scores, found = _C.topk(
         q,
         g,
         k,
         metric,
         precision,
-        None if mask is None else _as_mask(mask),
+        None if mask is None else _as_mask("topk", mask),
         indices,
         offsets,
+        screen,
     )
     return Matches(_like(scores, queries), _like(found, queries))
 
 
-def _int64(name: str, values: Any) -> npt.NDArray[np.int64]:
+def _int64(function: str, name: str, values: Any) -> npt.NDArray[np.int64]:
     array = np.asarray(values)
+    if not array.size and not hasattr(values, "dtype"):  # an empty list
+        return np.zeros(array.shape, np.int64)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"topk: {name} must hold integers, got {array.dtype}")
+        raise TypeError(f"{function}: {name} must hold integers, got {array.dtype}")
     if array.dtype == np.uint64 and array.size and int(array.max()) >= 2**63:
-        raise ValueError(f"topk: {name} must be below 2^63, got {array.max()}")
+        raise ValueError(f"{function}: {name} must be below 2^63, got {array.max()}")
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
-def _rows_of(name: str, letter: str, shape: Sequence[int]) -> int:
-    if len(shape) != 2:
-        raise ValueError(f"topk: {name} must have shape [{letter}, D], got {list(shape)}")
-    return shape[0]
+def _sizes(function: str, queries: Any, gallery: Any) -> tuple[int, int]:
+    """N and M."""
+    for name, letter, array in (("queries", "N", queries), ("gallery", "M", gallery)):
+        if len(array.shape) != 2:
+            raise ValueError(f"{function}: {name} must have shape [{letter}, D], got {list(array.shape)}")
+    return queries.shape[0], gallery.shape[0]
 
 
-def _check_exclude(shape: Sequence[int], *expected: int) -> None:
+def _check_shape(function: str, name: str, shape: Sequence[int], *expected: int) -> None:
     if tuple(shape) != expected:
-        raise ValueError(f"topk: exclude must have shape {list(expected)}, got {list(shape)}")
+        raise ValueError(f"{function}: {name} must have shape {list(expected)}, got {list(shape)}")
 
 
-def _exclude_rows(exclude: Any, rows: int, columns: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+_Int64: TypeAlias = npt.NDArray[np.int64]
+
+
+def _compressed_rows(function: str, name: str, value: Any, rows: int, columns: int) -> tuple[_Int64, _Int64 | None]:
+    """Rows of the gallery for each query, as (indices, offsets); offsets are None where every query has one."""
+    if hasattr(value, "indptr") and hasattr(value, "indices"):
+        if getattr(value, "format", "csr") != "csr":
+            raise TypeError(f"{function}: {name} must be in CSR format, got {value.format}")
+        _check_shape(function, name, value.shape, rows, columns)
+        return _int64(function, name, value.indices), _int64(function, name, value.indptr)
+    if getattr(value, "is_sparse_csr", False):
+        _check_shape(function, name, value.shape, rows, columns)
+        return _int64(function, name, value.col_indices()), _int64(function, name, value.crow_indices())
+    if isinstance(value, tuple):
+        if len(value) != 2:
+            raise ValueError(f"{function}: {name} must be a pair (offsets, indices), got {len(value)} items")
+        return _int64(function, name, value[1]), _int64(function, name, value[0])
+    if isinstance(value, list) and any(np.ndim(row) for row in value):
+        return _joined_rows(function, name, value, rows)
+    indices = _int64(function, name, value)
+    _check_shape(function, name, indices.shape, rows)
+    return indices, None
+
+
+def _joined_rows(function: str, name: str, lists: list[Any], rows: int) -> tuple[_Int64, _Int64]:
+    """A list of sequences as (indices, offsets)."""
+    if len(lists) != rows:
+        raise ValueError(f"{function}: {name} must have a sequence for each of the {rows} queries, got {len(lists)}")
+    parts = [np.zeros(0, np.int64)]
+    for i, row in enumerate(lists):
+        part = np.atleast_1d(_int64(function, f"{name}[{i}]", row))
+        if part.ndim != 1:
+            raise ValueError(f"{function}: {name}[{i}] must be one sequence, got shape {list(part.shape)}")
+        parts.append(part)
+    return np.concatenate(parts), np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+
+def _exclude_rows(function: str, exclude: Any, rows: int, columns: int) -> tuple[_Int64, _Int64]:
     """`exclude` as compressed rows (indices, offsets)."""
-    if hasattr(exclude, "indptr") and hasattr(exclude, "indices"):
-        if getattr(exclude, "format", "csr") != "csr":
-            raise TypeError(f"topk: exclude must be in CSR format, got {exclude.format}")
-        _check_exclude(exclude.shape, rows, columns)
-        return _int64("exclude", exclude.indices), _int64("exclude", exclude.indptr)
-    if getattr(exclude, "is_sparse_csr", False):
-        _check_exclude(exclude.shape, rows, columns)
-        return _int64("exclude", exclude.col_indices()), _int64("exclude", exclude.crow_indices())
-    if isinstance(exclude, tuple):
-        if len(exclude) != 2:
-            raise ValueError(f"topk: exclude must be a pair (offsets, indices), got {len(exclude)} items")
-        return _int64("exclude", exclude[1]), _int64("exclude", exclude[0])
-    indices = _int64("exclude", exclude)
-    _check_exclude(indices.shape, rows)
-    return indices, np.arange(rows + 1, dtype=np.int64)
+    indices, offsets = _compressed_rows(function, "exclude", exclude, rows, columns)
+    return indices, np.arange(rows + 1, dtype=np.int64) if offsets is None else offsets

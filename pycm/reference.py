@@ -6,6 +6,7 @@ turn from zero; then lane l adds lane l + 16, l + 8, l + 4, l + 2, l + 1. No pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,18 @@ Float64 = npt.NDArray[np.float64]
 class Matches(NamedTuple):
     scores: npt.NDArray[Any]
     indices: npt.NDArray[np.int64]
+
+
+class Counts(NamedTuple):
+    greater: npt.NDArray[np.int64]
+    equal: npt.NDArray[np.int64]
+    scores: npt.NDArray[Any]
+
+
+class Pairs(NamedTuple):
+    query_rows: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
+    scores: npt.NDArray[Any]
 
 
 def fixed_order_sum(terms: Float64) -> Float64:
@@ -120,3 +133,59 @@ def topk(
         scores[i, : len(best)] = row[best]
         indices[i, : len(best)] = best
     return Matches(scores, indices)
+
+
+def score_row(query: npt.NDArray[Any], gallery: npt.NDArray[Any], metric: str) -> npt.NDArray[Any]:
+    """One query's scores, rounded: what matches are ordered by. [D] and [M, D] to [M]."""
+    with np.errstate(all="ignore"):
+        scores = similarity(query[None], gallery, metric)[0]
+        return np.asarray(scores, np.float64 if query.dtype == np.float64 else np.float32)
+
+
+def rank(
+    queries: npt.NDArray[Any],
+    gallery: npt.NDArray[Any],
+    positives: Sequence[npt.ArrayLike],
+    metric: str = "cosine",
+    mask: npt.NDArray[np.bool_] | None = None,
+    exclude: Sequence[npt.ArrayLike] | None = None,
+) -> Counts:
+    """For each of a query's positives, in turn: how many other rows score better, how many the same, and its score.
+
+    Masked and excluded rows are not counted, nor is a NaN; a positive that is masked still has its score.
+    """
+    greater, equal, scores = [], [], []
+    for i, query in enumerate(queries):
+        row = score_row(query, gallery, metric)
+        allowed = np.ones(len(gallery), bool)
+        if mask is not None:
+            allowed &= np.broadcast_to(mask, (len(queries), len(gallery)))[i]
+        if exclude is not None:
+            excluded = np.asarray(exclude[i], np.int64)
+            allowed[excluded[excluded >= 0]] = False
+        for positive in np.atleast_1d(np.asarray(positives[i], np.int64)):
+            others = row[allowed & (np.arange(len(gallery)) != positive)]
+            better = others < row[positive] if metric in DISTANCES else others > row[positive]
+            greater.append(better.sum())
+            equal.append((others == row[positive]).sum())
+            scores.append(row[positive])
+    dtype = np.float64 if queries.dtype == np.float64 else np.float32
+    return Counts(np.array(greater, np.int64), np.array(equal, np.int64), np.array(scores, dtype))
+
+
+def join(
+    queries: npt.NDArray[Any], gallery: npt.NDArray[Any], threshold: float, metric: str = "cosine", after: int = -1
+) -> Pairs:
+    """Every pair that scores `threshold` or better, by query, then by index; no NaN. The threshold is not rounded.
+
+    With `after` >= 0 only pairs whose index is above `after` + the query's row: each unordered pair of rows once.
+    """
+    table = np.array([score_row(query, gallery, metric) for query in queries])
+    table = table.reshape(len(queries), len(gallery))
+    wide = table.astype(np.float64)
+    found = wide <= threshold if metric in DISTANCES else wide >= threshold
+    if after >= 0:
+        found &= np.arange(len(gallery)) > after + np.arange(len(queries))[:, None]
+    rows, indices = np.nonzero(found)
+    dtype = np.float64 if queries.dtype == np.float64 else np.float32
+    return Pairs(rows, indices, table[rows, indices].astype(dtype))

@@ -33,7 +33,6 @@ def topk(queries: Any, gallery: Any, k: int, metric: str, allowed: Array | None 
     """reference.topk with whole matrices instead of a loop over queries; `allowed` is [M] or [N, M]."""
     q, g = widen(queries), widen(gallery)
     dtype = np.float64 if q.dtype == np.float64 else np.float32
-    filler = np.inf if metric in DISTANCES else -np.inf
     scores, indices = np.empty((len(q), k), dtype), np.empty((len(q), k), np.int64)
     if allowed is not None:
         allowed = np.broadcast_to(allowed, (len(q), len(g)))
@@ -42,12 +41,17 @@ def topk(queries: Any, gallery: Any, k: int, metric: str, allowed: Array | None 
             table = reference.similarity(q[rows], g, metric).astype(dtype)
         if allowed is not None:
             table[~allowed[rows]] = np.nan
-        order = np.argsort(table if metric in DISTANCES else -table, axis=1, kind="stable")[:, :k]
-        best = np.take_along_axis(table, order, 1)
-        missing = np.isnan(best)
-        scores[rows] = np.where(missing, filler, best)
-        indices[rows] = np.where(missing, -1, order)
+        scores[rows], indices[rows] = best_of(table, k, metric)
     return scores, indices
+
+
+def best_of(table: Array, k: int, metric: str) -> tuple[Array, Array]:
+    """The k best of each row of a table of scores, NaN for none."""
+    order = np.argsort(table if metric in DISTANCES else -table, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(table, order, 1)
+    missing = np.isnan(best)
+    filler = best.dtype.type(np.inf if metric in DISTANCES else -np.inf)
+    return np.where(missing, filler, best), np.where(missing, -1, order)
 
 
 def _row_chunks(rows: int, gallery: tuple[int, ...]) -> Iterator[slice]:
