@@ -150,3 +150,67 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fal
     from .info import run_info
 
     run_info(as_json=as_json)
+
+
+@app.command()
+def bench(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RESULTS]...", help="Show these results of --out instead of measuring."),
+    ] = None,
+    op: Annotated[
+        list[str] | None,
+        typer.Option("--op", metavar="OP", help="Only topk, rank, join, pairs, similarity or call; repeatable."),
+    ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case, or 'topk-*'; repeatable.")
+    ] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option("--provider", metavar="NAME", help="Only this library, or 'faiss-*'; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the results here, as JSON.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw times, ratios and limits: .png, .svg or .pdf.")
+    ] = None,
+    readme: Annotated[
+        Path | None,
+        typer.Option("--readme", metavar="FILE", help="Put the tables between the markers of this Markdown file."),
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, metavar="N", help="Rounds of a case.")] = 5,
+    budget: Annotated[
+        float,
+        typer.Option("--budget", min=0, metavar="SECONDS", help="Of a case, after which rounds stop (but 3 are made)."),
+    ] = 120.0,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, metavar="N", help="Of every library. Default: the processors it may use."),
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Tiny cases: they test the command and measure nothing.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List cases, data and libraries, and stop.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure pycm and its peers, taking turns, against each other and against the machine's limits.
+
+    Every result is checked. Libraries that are not installed are left out by name. Run it on an idle machine.
+    """
+    from .bench import BenchOptions, run_bench
+
+    run_bench(
+        BenchOptions(
+            results=results or (),
+            ops=op or (),
+            cases=case or (),
+            providers=provider or (),
+            out=out,
+            plot=plot,
+            readme=readme,
+            repeats=repeats,
+            budget=budget,
+            threads=threads,
+            tiny=tiny,
+            list=list_,
+        )
+    )

@@ -1,1 +1,0 @@
-"""pycm measured against its peers, interleaved in one process. `python -m benchmarks --help`."""
