@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._rows import Float64, normalize_rows
+from ..evaluate.hubness import mean_of_best
 from .base import Arrays, BaseSpace, Features, check_pairs, is_count
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ def _nearness(x: Float64, bank: npt.NDArray[np.float32], k: int) -> Float64:
     other = bank.astype(np.float64)
     step = max(1, _CHUNK_BYTES // (8 * len(other)))
     for start in range(0, len(x), step):
-        cosines = x[start : start + step] @ other.T
-        out[start : start + step] = np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1)
+        out[start : start + step] = mean_of_best(x[start : start + step] @ other.T, k)
     return out
 
 
