@@ -208,6 +208,7 @@ def test_semantic_search_hands_the_rest_to_the_original() -> None:
         ((Q, C.double()), {}),
         ((Q, C), {"top_k": -1}),
         ((Q, C), {"top_k": 1.5}),
+        ((Q, C), {"top_k": True}),
         ((Q, C), {"corpus_chunk_size": 0}),
         ((Q, C), {"score_function": None}),
         (("text", C), {}),
@@ -260,6 +261,11 @@ def test_paraphrase_mining_of_duplicates() -> None:
 def test_paraphrase_mining_hands_the_rest_to_the_original() -> None:
     for args in [(C[:0],), (C[:1],), (C[:9], 5000, 100000, 500000, 0), (C[:9], 5, 7, 0), (C[:9], 5, 7, -3)]:
         assert ours.paraphrase_mining_embeddings(*args) == util.paraphrase_mining_embeddings(*args) == []
+    fraction = {"max_pairs": 2.5}
+    assert_same_pairs(
+        ours.paraphrase_mining_embeddings(C, **fraction), util.paraphrase_mining_embeddings(C, **fraction)
+    )
+    assert_same_error(ours.community_detection, util.community_detection, C, "0.5")
     custom = {"score_function": util.manhattan_sim}
     assert ours.paraphrase_mining_embeddings(C, **custom) == util.paraphrase_mining_embeddings(C, **custom)
     assert_same_error(ours.paraphrase_mining_embeddings, util.paraphrase_mining_embeddings, C, query_chunk_size=0)

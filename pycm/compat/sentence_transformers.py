@@ -162,7 +162,8 @@ def paraphrase_mining_embeddings(
     """
     metric, sign = _metric(score_function)
     rows = _rows(embeddings, embeddings)
-    if metric is None or rows is None or len(rows[0]) < 2 or not _positive(top_k, query_chunk_size, corpus_chunk_size):
+    plain = _is_integer(max_pairs) and _positive(top_k, query_chunk_size, corpus_chunk_size)
+    if metric is None or rows is None or len(rows[0]) < 2 or not plain:
         return _paraphrase_mining_embeddings(  # type: ignore[no-any-return]
             embeddings, query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function
         )
@@ -194,7 +195,8 @@ def community_detection(
         larger groups take their rows first.
     """
     rows = _rows(embeddings, embeddings) if len(embeddings) else None
-    if rows is None or not _positive(min_community_size, batch_size):
+    plain = isinstance(threshold, (int, float, np.number)) and _positive(min_community_size, batch_size)
+    if rows is None or not plain:
         return _community_detection(  # type: ignore[no-any-return]
             embeddings, threshold, min_community_size, batch_size, show_progress_bar
         )
@@ -253,4 +255,8 @@ def _rows(a: Embeddings, b: Embeddings) -> tuple[Tensor, Tensor] | None:
 
 
 def _positive(*values: Any) -> bool:
-    return all(isinstance(value, (int, np.integer)) and value >= 1 for value in values)
+    return all(_is_integer(value) and value >= 1 for value in values)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -96,8 +96,8 @@ class NearestNeighbors(_NearestNeighbors):  # type: ignore[misc, valid-type]
 
     def fit(self, X: Any, y: Any = None) -> Any:
         """Keep the rows ``[M, D]``: a copy of them, encoded for every search that follows. Returns the estimator."""
-        super().fit(X, y)
         self._pycm_encoded = None
+        super().fit(X, y)
         metric = self._pycm_metric()
         if metric is not None:
             self._fit_X = self._fit_X.copy()  # what is written to X later must not differ from the encoding

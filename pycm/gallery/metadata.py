@@ -75,8 +75,9 @@ class Metadata:
 
     def truncate(self, rows: int) -> None:
         """Forget the rows from `rows` on, which came last."""
-        while self._rows > rows:
-            self._rows -= self._tail.pop()[0]
+        while self._base_rows + sum(count for count, _ in self._tail) > rows:  # an append may have been cut off
+            self._tail.pop()
+        self._rows = rows
 
     def table(self) -> Any:
         """The columns of every row, a pyarrow.Table."""
