@@ -69,6 +69,7 @@ class GroupedPairs {
     });
     parallel_for(groups_, threads_, [&](int64_t group, int slot) {
       for (int64_t p = begins[group]; p < begins[group + 1]; ++p) {
+        if (p + kAhead < begins[group + 1]) search_.verifier().prefetch(pairs_[p + kAhead].index);
         Pair& pair = pairs_[p];
         pair.key =
             search_.verifier().key(queries_[pair.row], pair.index, search_.stats(pair.index), scratch_[slot].get());
@@ -83,7 +84,7 @@ class GroupedPairs {
   }
 
  private:
-  static constexpr int64_t kGroupRows = 256;
+  static constexpr int64_t kGroupRows = 256, kAhead = 3;
   struct Pair {
     int64_t row, index;
     double key;

@@ -45,6 +45,7 @@ struct ScreenTile {
   int64_t words = 0;
   const uint32_t* queries = nullptr;
   const uint32_t* panel = nullptr;
+  const uint32_t* next = nullptr;  // the panel after this one, to be fetched meanwhile; may be this one
   const int32_t* start = nullptr;  // int8 only: what each query's sums start from
 };
 

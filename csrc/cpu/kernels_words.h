@@ -91,7 +91,11 @@ PYCM_INLINE bool screen_words(const ScreenTile& tile, Screen& screen) {
       for (int j = 0; j < kVectors; ++j) sums[i][j] = Op::start(tile.start, i);
     const uint32_t* queries = tile.queries;
     const uint32_t* panel = tile.panel + first;
+    const uint32_t* next = tile.next + first;
     for (int64_t w = 0; w < tile.words; ++w) {
+      // Panels lie apart, where no processor expects the next one.
+      for (int64_t at = 0; at < kColumns<VecF>; at += 16) __builtin_prefetch(next + at, 0, 2);
+      next += kPanelColumns;
       typename Op::Column column[kVectors];
 #pragma GCC unroll 2
       for (int j = 0; j < kVectors; ++j) column[j] = Op::column(panel + j * VecF::N);

@@ -228,6 +228,7 @@ class Search {
         if (index + block.columns <= from) continue;
         const ScreenColumns columns = block.kept.from(at);
         tile.panel = block.panels + at * block.words;
+        tile.next = p + 1 < block.panel_count() ? block.panels + block.at(p + 1) * block.words : tile.panel;
         screen.scale = columns.scale;
         screen.bias = columns.bias;
         screen.norm = columns.norm;

@@ -23,7 +23,7 @@ namespace {
 constexpr double kScanWork = 4096, kParallelWork = 2.5e5;  // multiply-adds
 
 // Guessing a threshold: after a few panels and at last after this share of the blocks, of at least so many, for so large a k.
-constexpr int64_t kGuessPanels = 4, kGuessShare = 16, kGuessBlocks = 32, kGuessK = 8;
+constexpr int64_t kGuessPanels = 4, kGuessShare = 16, kGuessBlocks = 32, kGuessK = 8, kGuessRows = 64;
 
 // Whether to score every pair in fp64 at once: few queries are bound by reading the gallery, a k near M lets everything
 // through a screen, and a small problem is over before a screen is set up.
@@ -57,7 +57,7 @@ class TopK {
       for (int64_t begin = 0; begin < total; begin += per_chunk) {
         Chunk chunk;
         open(chunk, begin, std::min(per_chunk, total - begin), threads_);
-        if (may_guess()) visit_guessing(chunk);
+        if (may_guess(chunk)) visit_guessing(chunk);
         else visit_blocks(chunk, 0, blocks);
         search_.all_stats_ready();
         close_all(chunk);
@@ -163,7 +163,10 @@ class TopK {
   // ---- guessing ----
 
   // Not without verification: a guess is proved by exact scores.
-  bool may_guess() const { return exact() && args_.k >= kGuessK && search_.blocks() >= kGuessBlocks && !guesses_fail_; }
+  bool may_guess(const Chunk& chunk) const {
+    return exact() && chunk.rows >= kGuessRows && args_.k >= kGuessK && search_.blocks() >= kGuessBlocks &&
+           !guesses_fail_;
+  }
 
   // All blocks, with a guess after a few panels, after a block for each thread, and after a good share of all.
   void visit_guessing(Chunk& chunk) {

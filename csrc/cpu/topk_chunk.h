@@ -10,9 +10,10 @@
 
 namespace pycm::cpu {
 
-constexpr int64_t kListBytes = 64 << 20;
+constexpr int64_t kListBytes = 128 << 20;
 constexpr int64_t kMaxChunk = 2048;
-inline int64_t candidate_capacity(int64_t k) { return 2 * k + 64; }
+// A list is cut down when it is full, which costs verifications.
+inline int64_t candidate_capacity(int64_t k) { return 2 * k + 64 + std::min<int64_t>(2 * k, 512); }
 
 // What is kept for one query: candidates by each thread, and verified matches by all (counted for each here).
 inline int64_t list_bytes(int64_t k) {
