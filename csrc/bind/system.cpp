@@ -61,7 +61,7 @@ nb::dict build_info() {
   info["cpu_level"] = cpu::kernels().level;
   info["cpu_levels"] = levels;
 #if defined(__x86_64__)
-  info["compiled_levels"] = nb::make_tuple("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16");
+  info["compiled_levels"] = nb::make_tuple("scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16");
 #else
   info["compiled_levels"] = nb::make_tuple("scalar");
 #endif

@@ -131,11 +131,12 @@ extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;    // x86-64 only
 extern const Kernels kernels_avx512;  // x86-64 only
 // The same with the entries that newer processors have better instructions for; x86-64 only.
+void use_avx_vnni(Kernels& kernels);
 void use_vnni(Kernels& kernels);
 void use_bf16(Kernels& kernels);
 
 // From the least to the best.
-constexpr const char* kSimdLevels[] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+constexpr const char* kSimdLevels[] = {"scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"};
 
 // The table in use: the best the processor has, or what PYCM_SIMD_LEVEL or set_simd_level names.
 const Kernels& kernels();

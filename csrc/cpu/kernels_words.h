@@ -217,6 +217,26 @@ struct Int8Word {
   static PYCM_INLINE VecF value(Sum sum) { return {_mm256_cvtepi32_ps(sum)}; }
 };
 
+// AVX-VNNI: the VEX form, for processors without AVX-512. (kernels_avx2_vnni.cpp names the encoding.)
+#if defined(PYCM_VPDPBUSD)
+struct VnniWord {
+  static constexpr int kQueryWords = 1;
+  using Sum = __m256i;
+  using Row = __m256i;
+  using Column = __m256i;
+  static PYCM_INLINE Sum start(const int32_t* start, int i) { return _mm256_set1_epi32(start[i]); }
+  static PYCM_INLINE Row row(const uint32_t* q, int) { return _mm256_set1_epi32(static_cast<int>(q[0])); }
+  static PYCM_INLINE Column column(const uint32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static PYCM_INLINE Sum add(Sum sum, Row q, Column g) {
+    asm(PYCM_VPDPBUSD " %2, %1, %0" : "+x"(sum) : "x"(g), "x"(q));
+    return sum;
+  }
+  static PYCM_INLINE VecF value(Sum sum) { return {_mm256_cvtepi32_ps(sum)}; }
+};
+#endif
+
 #else
 
 struct Int8Word {

@@ -44,7 +44,7 @@ inline std::vector<ScreenKind> choose_screens(ScreenChoice choice, const Encoded
 }
 
 // One-shot searches of so few queries are bound by reading the gallery: every pair is scored at once.
-constexpr int64_t kScanQueries = 2;
+constexpr int64_t kScanQueries = 4;
 
 // Queries that are worked on at once, encoded for one screen or two.
 struct QueryChunk {

@@ -10,23 +10,17 @@ namespace pycm::cpu {
 namespace {
 
 #if defined(__x86_64__)
-const Kernels* with_vnni() {
-  static const Kernels table = [] {
-    Kernels kernels = kernels_avx512;
-    use_vnni(kernels);
+// A level that has all of another but for the entries that `use` replaces.
+template <void (*use)(Kernels&)>
+const Kernels* extended(const Kernels& base) {
+  static const Kernels table = [&base] {
+    Kernels kernels = base;
+    use(kernels);
     return kernels;
   }();
   return &table;
 }
-
-const Kernels* with_bf16() {
-  static const Kernels table = [] {
-    Kernels kernels = *with_vnni();
-    use_bf16(kernels);
-    return kernels;
-  }();
-  return &table;
-}
+const Kernels* with_vnni() { return extended<use_vnni>(kernels_avx512); }
 #endif
 
 const Kernels* find(const char* level) {
@@ -34,8 +28,9 @@ const Kernels* find(const char* level) {
 #if defined(__x86_64__)
   if (std::strcmp(level, "avx2") == 0) return &kernels_avx2;
   if (std::strcmp(level, "avx512") == 0) return &kernels_avx512;
+  if (std::strcmp(level, "avx2_vnni") == 0) return extended<use_avx_vnni>(kernels_avx2);
   if (std::strcmp(level, "avx512_vnni") == 0) return with_vnni();
-  if (std::strcmp(level, "avx512_bf16") == 0) return with_bf16();
+  if (std::strcmp(level, "avx512_bf16") == 0) return extended<use_bf16>(*with_vnni());
 #endif
   return nullptr;
 }
@@ -56,6 +51,7 @@ bool simd_level_available(const char* level) {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (std::strcmp(level, "avx2") == 0) return avx2;
+  if (std::strcmp(level, "avx2_vnni") == 0) return avx2 && __builtin_cpu_supports("avxvnni");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   if (std::strcmp(level, "avx512") == 0) return avx512;
@@ -67,8 +63,8 @@ bool simd_level_available(const char* level) {
 }
 
 void set_simd_level(const char* level) {
-  check(find(level) != nullptr, "PYCM_SIMD_LEVEL: expected scalar, avx2, avx512, avx512_vnni or avx512_bf16, got '",
-        level, "'");
+  check(find(level) != nullptr,
+        "PYCM_SIMD_LEVEL: expected scalar, avx2, avx2_vnni, avx512, avx512_vnni or avx512_bf16, got '", level, "'");
   check(simd_level_available(level), "PYCM_SIMD_LEVEL: this processor has no ", level);
   current.store(find(level), std::memory_order_release);
 }

@@ -23,23 +23,22 @@ class ScanTopK {
     for (Slot& slot : slots_) slot.reserve(std::min(total, kGroup), verifier_.dim());
     per_block_ = std::clamp<int64_t>(rows / (8 * threads_), 16, block_rows<S>(verifier_.dim()));
     const int64_t blocks = (rows + per_block_ - 1) / per_block_;
-    if constexpr (M::kNormalise)
-      parallel_for(blocks, threads_, [&](int64_t b, int slot) {
-        for (int64_t j = b * per_block_; j < std::min(rows, (b + 1) * per_block_); ++j)
-          stats_[j] = verifier_.gallery_stats(j, slots_[slot].scratch.get());
-      });
-    if (total < 2 * threads_) {
-      // Threads share the gallery.
+    if (total <= kGroup || total < 2 * threads_) {
+      // Threads share the gallery, whose rows are read once.
       for (int64_t begin = 0; begin < total; begin += kGroup) {
         const int64_t count = std::min(kGroup, total - begin);
         for (Slot& slot : slots_) load(begin, count, slot);
-        parallel_for(blocks, threads_, [&](int64_t b, int slot) { scan(begin, count, b, slots_[slot]); });
+        parallel_for(blocks, threads_, [&](int64_t b, int slot) {
+          if (begin == 0) prepare(b, slots_[slot]);
+          scan(begin, count, b, slots_[slot]);
+        });
         for (size_t s = 1; s < slots_.size(); ++s)
           for (int64_t i = 0; i < count; ++i) slots_[0].best[i].merge(slots_[s].best[i]);
         write(begin, count, slots_[0]);
       }
       return;
     }
+    parallel_for(blocks, threads_, [&](int64_t b, int slot) { prepare(b, slots_[slot]); });
     // Threads share the queries.
     const int64_t group = std::clamp<int64_t>(total / (2 * threads_), 1, kGroup);
     parallel_for((total + group - 1) / group, threads_, [&](int64_t g, int index) {
@@ -81,6 +80,13 @@ class ScanTopK {
       verifier_.load(begin + i, slot.queries[i], slot.scratch.get());
       slot.best[i].reset(args_.k, args_.gallery.rows);
     }
+  }
+
+  // The statistics of a block's rows.
+  void prepare(int64_t block, Slot& slot) {
+    if constexpr (M::kNormalise)
+      for (int64_t j = block * per_block_; j < std::min(args_.gallery.rows, (block + 1) * per_block_); ++j)
+        stats_[j] = verifier_.gallery_stats(j, slot.scratch.get());
   }
 
   void scan(int64_t begin, int64_t count, int64_t block, Slot& slot) const {
