@@ -78,7 +78,12 @@ def test_unknown_level() -> None:
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    for word in ("ValueError", "PYCM_SIMD_LEVEL", "scalar, avx2, avx2_vnni, avx512, avx512_vnni or avx512_bf16", "'sse9'"):
+    for word in (
+        "ValueError",
+        "PYCM_SIMD_LEVEL",
+        "scalar, avx2, avx2_vnni, avx512, avx512_vnni or avx512_bf16",
+        "'sse9'",
+    ):
         assert word in last
     before = pycm.backend_info()["cpu"]["level"]
     with pytest.raises(ValueError, match="sse9"):
