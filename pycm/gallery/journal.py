@@ -78,8 +78,12 @@ class JournalReader:
                     return
                 payload = self._payload(descriptor, frame)
                 if payload is None:
-                    self._refuse_damage(descriptor)
-                    return
+                    if not self._acknowledged_beyond(descriptor):
+                        return
+                    # A writer may have finished the record since it was read; damage stays.
+                    payload = self._payload(descriptor, os.pread(descriptor, _FRAME.size, self.end))
+                    if payload is None:
+                        raise self._damage()
                 (length,) = _LENGTH.unpack_from(payload)
                 about = json.loads(payload[_LENGTH.size : _LENGTH.size + length])
                 position, parts = _LENGTH.size + length, []
@@ -91,8 +95,11 @@ class JournalReader:
                 mark = os.pread(descriptor, len(_MARK), self.end)
                 self.marked = mark == _MARK
                 if not self.marked:
-                    self._refuse_damage(descriptor)
-                    return
+                    if not self._acknowledged_beyond(descriptor):
+                        return
+                    self.marked = os.pread(descriptor, len(_MARK), self.end) == _MARK
+                    if not self.marked:
+                        raise self._damage()
                 self.end += len(_MARK)
 
     def _payload(self, descriptor: int, frame: bytes) -> bytearray | None:
@@ -111,16 +118,20 @@ class JournalReader:
                 os.preadv(descriptor, [view[offset : offset + _MAX_WRITE]], start + offset)
         return payload if zlib.crc32(payload) == checksum else None
 
-    def _refuse_damage(self, descriptor: int) -> None:
-        """Raise where an acknowledged operation lies beyond the damage at `end`."""
+    def _acknowledged_beyond(self, descriptor: int) -> bool:
+        """Whether there is a mark, hence an acknowledged operation, beyond `end`."""
         position, before = self.end, b""
         while piece := os.pread(descriptor, _PIECE, position):
             if _MARK in before + piece:
-                raise ValueError(
-                    f"{self._function}: {self._path}: damaged at byte {self.end}, before operations that were "
-                    "acknowledged; nothing was changed"
-                )
+                return True
             position, before = position + len(piece), piece[1 - len(_MARK) :]
+        return False
+
+    def _damage(self) -> ValueError:
+        return ValueError(
+            f"{self._function}: {self._path}: damaged at byte {self.end}, before operations that were "
+            "acknowledged; nothing was changed"
+        )
 
 
 class JournalWriter:
