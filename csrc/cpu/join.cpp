@@ -10,7 +10,6 @@ namespace pycm::cpu {
 namespace {
 
 constexpr int64_t kJoinChunk = 2048;
-constexpr double kJoinParallelWork = 2.5e5;  // multiply-adds
 
 template <class M, class S>
 class Join {
@@ -18,16 +17,12 @@ class Join {
   Join(const JoinArgs& args, const EncodedGallery* encoded, int num_threads)
       : args_(args),
         threshold_(M::kDistance ? -args.threshold : args.threshold),
-        search_(args.queries, args.gallery, encoded, args.screen, true, num_threads),
-        slots_(num_threads) {}
+        search_(args.queries, args.gallery, encoded, args.screen, true, num_threads) {
+    slots_.reserve(num_threads);
+    for (int slot = 0; slot < num_threads; ++slot) slots_.emplace_back(search_);
+  }
 
   std::vector<JoinedPair> run() {
-    const int64_t dim = search_.dim();
-    for (Slot& slot : slots_) {
-      slot.scratch.reserve(dim);
-      slot.values.reserve(kMaxTileRows * dim);
-      for (int i = 0; i < kMaxTileRows; ++i) slot.queries[i].values = slot.values.get() + i * dim;
-    }
     for (int64_t begin = 0; begin < args_.queries.rows; begin += kJoinChunk)
       run_chunk(begin, std::min(kJoinChunk, args_.queries.rows - begin));
     std::vector<JoinedPair> pairs;
@@ -43,10 +38,9 @@ class Join {
 
  private:
   struct Slot {
+    explicit Slot(const Search<M, S>& search) : tile(search) {}
     EncodeScratch<S> encode;
-    Buffer<S> scratch;
-    Buffer<double> values;
-    LoadedQuery queries[kMaxTileRows];  // those of a tile
+    TileVerifier<M, S> tile;
     std::vector<JoinedPair> pairs;
   };
 
@@ -65,7 +59,7 @@ class Join {
             for (; hits != 0; hits &= hits - 1) {
               const int lane = __builtin_ctz(hits);
               if (queries.interval(row, columns, lane, values[lane]).upper >= thresholds[row])
-                verify(begin + row, index + lane, slots_[slot]);
+                verify(row, begin + row, index + lane, slots_[slot]);
             }
           },
           args_.after < 0 ? 0 : args_.after + begin + 1);
@@ -73,12 +67,9 @@ class Join {
     search_.all_stats_ready();
   }
 
-  void verify(int64_t query_row, int64_t index, Slot& slot) {
+  void verify(int64_t row, int64_t query_row, int64_t index, Slot& slot) {
     if (args_.after >= 0 && index <= args_.after + query_row) return;
-    LoadedQuery& query = slot.queries[query_row % kMaxTileRows];
-    const Verifier<M, S>& verifier = search_.verifier();
-    verifier.load(query_row, query, slot.scratch.get());
-    const double key = verifier.key(query, index, search_.stats(index), slot.scratch.get());
+    const double key = slot.tile.key(row, query_row, index);
     if (!(key >= threshold_)) return;
     check(found_.fetch_add(1, std::memory_order_relaxed) < args_.limit, "join: more than ", args_.limit,
           " pairs reach the threshold");
@@ -97,9 +88,7 @@ class Join {
 std::vector<JoinedPair> join(const JoinArgs& args, const EncodedGallery* encoded) {
   if (args.queries.rows == 0) return {};
   const DefaultFloatMode float_mode;
-  const double work = static_cast<double>(args.queries.rows) * static_cast<double>(args.gallery.rows) *
-                      static_cast<double>(args.gallery.dim);
-  const int threads = threads_for(work, kJoinParallelWork, args.num_threads);
+  const int threads = search_threads(args.queries, args.gallery, args.num_threads);
   return visit(args.metric, [&](auto metric) {
     return visit_source(args.queries.dtype, [&](auto source) {
       return Join<decltype(metric), decltype(source)>(args, encoded, threads).run();

@@ -134,13 +134,11 @@ struct ScreenQueries {
 
   // What value + error reaches, in the units of the query, for every pair with x >= threshold.
   float cut(int64_t i, float threshold) const {
-    const double away = 0x1p-50 * (std::fabs(static_cast<double>(threshold)) + std::fabs(offset[i]) + row_error[i]);
-    return downward((threshold - offset[i] - row_error[i] - away) / unit[i]);
+    return downward((threshold - offset[i] - error_beside(i, threshold)) / unit[i]);
   }
   // Above this, value - error says that x > threshold.
   float sure(int64_t i, float threshold) const {
-    const double away = 0x1p-50 * (std::fabs(static_cast<double>(threshold)) + std::fabs(offset[i]) + row_error[i]);
-    return upward((threshold - offset[i] + row_error[i] + away) / unit[i]);
+    return upward((threshold - offset[i] + error_beside(i, threshold)) / unit[i]);
   }
 
   Interval interval(int64_t i, const ScreenColumns& columns, int64_t j, float value) const {
@@ -158,22 +156,14 @@ struct ScreenQueries {
   // At most x of a pair whose verified key (the score, or the negated distance) is `key`.
   template <class M>
   float value_of(int64_t i, double key) const {
-    double x = key;
-    if (M::kDistance) {
-      const double distance_square = M::kRoot ? key * key : -key;
-      x = 0.5 * (square[i] - distance_square) - 0x1p-22 * (square[i] + distance_square);
-    }
+    const double x = near<M>(i, key, -0x1p-22);
     if (std::isnan(x)) return -kInfinity;
     return downward(std::min(x, static_cast<double>(std::numeric_limits<float>::max())));
   }
   // At least x of such a pair.
   template <class M>
   float value_above(int64_t i, double key) const {
-    double x = key;
-    if (M::kDistance) {
-      const double distance_square = M::kRoot ? key * key : -key;
-      x = 0.5 * (square[i] - distance_square) + 0x1p-22 * (square[i] + distance_square);
-    }
+    const double x = near<M>(i, key, 0x1p-22);
     return std::isnan(x) ? kInfinity : upward(x);
   }
 
@@ -184,6 +174,19 @@ struct ScreenQueries {
     const double difference = square[i] - 2 * x;
     const double distance_square = difference < 0 ? 0 : difference;
     return M::kRoot ? std::sqrt(distance_square) : distance_square;
+  }
+
+ private:
+  // The error that no pair's value has a part in, and the rounding of threshold - offset - error.
+  double error_beside(int64_t i, float threshold) const {
+    return row_error[i] + 0x1p-50 * (std::fabs(static_cast<double>(threshold)) + std::fabs(offset[i]) + row_error[i]);
+  }
+  // x of a verified key; for distances give or take so much of both squares.
+  template <class M>
+  double near(int64_t i, double key, double share) const {
+    if (!M::kDistance) return key;
+    const double distance_square = M::kRoot ? key * key : -key;
+    return 0.5 * (square[i] - distance_square) + share * (square[i] + distance_square);
   }
 };
 

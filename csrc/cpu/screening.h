@@ -33,6 +33,7 @@ struct EncodeScratch {
   // A block of low precision.
   Buffer<uint32_t> panels;
   Buffer<float> columns;
+  std::vector<int64_t> tiles[2];  // of queries: those of each screen
 };
 
 template <class M, class S>
@@ -64,11 +65,12 @@ class Screening {
   // ---- queries ----
 
   // Encodes tile t of rows [begin, begin + out.rows); out has been reserved.
-  void encode_queries(int64_t begin, int64_t t, ScreenQueries& out, EncodeScratch<S>& scratch) const {
+  template <class QueryOf>
+  void encode_queries(QueryOf query_of, int64_t t, ScreenQueries& out, EncodeScratch<S>& scratch) const {
     reserve(scratch);
     for (int i = 0; i < out.count(t); ++i) {
       const int64_t r = out.first(t) + i;
-      const S* row = queries_.read(begin + r, scratch.source.get());
+      const S* row = queries_.read(query_of(r), scratch.source.get());
       uint32_t* encoded = scratch.staging.get() + i * words_;
       if (kind_ == ScreenKind::kFloat32) encode_query_fp32(row, r, out, reinterpret_cast<float*>(encoded));
       else encode_query(row, r, out, encoded, scratch);

@@ -1,8 +1,8 @@
 // What topk, rank and join share: a gallery visited block by block by a screen, for chunks of queries.
 //
 // The first screen is the one asked for, or the quickest this processor has that suits the problem. Where its bound
-// turns out to leave too many pairs undecided, the rest of a chunk goes to the next finer screen: every block may be
-// screened by another precision, since all speak of the same exact value x.
+// turns out to leave too many pairs of a tile of queries undecided, its remaining blocks go to the next finer screen: every
+// block may be screened by another precision, since all speak of the same exact value x.
 #pragma once
 
 #include <atomic>
@@ -46,13 +46,28 @@ inline std::vector<ScreenKind> choose_screens(ScreenChoice choice, const Encoded
 // One-shot searches of so few queries are bound by reading the gallery: every pair is scored at once.
 constexpr int64_t kScanQueries = 4;
 
+// The threads worth waking for all pairs.
+inline int search_threads(const Rows& queries, const Rows& gallery, int num_threads) {
+  constexpr double kShare = 2.5e5;  // multiply-adds
+  const double work =
+      static_cast<double>(queries.rows) * static_cast<double>(gallery.rows) * static_cast<double>(gallery.dim);
+  return threads_for(work, kShare, num_threads);
+}
+
 // Queries that are worked on at once, encoded for one screen or two.
 struct QueryChunk {
   int64_t begin = 0, rows = 0;
+  const int64_t* order = nullptr;  // [rows], or null: begin, begin + 1, ...
   ScreenQueries queries[2];
   std::once_flag second;
-  // Pairs screened, and those among them that were left undecided.
-  std::atomic<int64_t> screened{0}, undecided{0};
+  // Pairs of a tile of queries that were screened, and those among them that were left undecided.
+  struct Tile {
+    std::atomic<int64_t> screened{0}, undecided{0};
+  };
+  std::unique_ptr<Tile[]> tiles;
+
+  // Where row `row` of the chunk stands among all queries.
+  int64_t query(int64_t row) const { return order != nullptr ? order[row] : begin + row; }
 };
 
 template <class M, class S>
@@ -100,19 +115,22 @@ class Search {
 
   // ---- queries ----
 
-  // `scratch(slot)` for each thread.
+  // `scratch(slot)` for each thread; `order` as in QueryChunk.
   template <class Scratch>
-  void open(QueryChunk& chunk, int64_t begin, int64_t rows, int threads, Scratch scratch) const {
+  void open(QueryChunk& chunk, int64_t begin, int64_t rows, int threads, Scratch scratch,
+            const int64_t* order = nullptr) const {
     chunk.begin = begin;
     chunk.rows = rows;
+    chunk.order = order;
     ScreenQueries& queries = chunk.queries[0];
     queries.reserve(screens_[0].kind(), rows, screens_[0].words());
     if (direct_) {
       for (int64_t i = 0; i < rows; ++i) queries.set_unknown(i);
       return;
     }
+    chunk.tiles = std::make_unique<QueryChunk::Tile[]>(queries.tiles());
     parallel_for(queries.tiles(), rows * dim_ > (1 << 16) ? threads : 1,
-                 [&](int64_t t, int slot) { screens_[0].encode_queries(begin, t, queries, scratch(slot)); });
+                 [&](int64_t t, int slot) { encode_queries(0, chunk, t, scratch(slot)); });
   }
   // What does not depend on the screen: the squares of distances.
   const ScreenQueries& first(const QueryChunk& chunk) const { return chunk.queries[0]; }
@@ -137,16 +155,14 @@ class Search {
              OnHits on_hits, int64_t from = 0) {
     if (rows.count == 0) return;
     if (direct_) return visit_all(chunk, rows, scratch, on_hits);
-    const int which = use_second(chunk, scratch) ? 1 : 0;
-    const Screening<M, S>& screening = screens_[which];
-    const ScreenQueries& queries = chunk.queries[which];
-    const ScreenBlock block = which == 0 && encoded_ != nullptr && encoded_->kind() == screening.kind() &&
-                                      screening.kind() != ScreenKind::kFloat32
-                                  ? encoded_->block(rows)
-                                  : screening.encode_block(rows, stats_of(rows.begin), !stats_ready_, scratch);
-    const int64_t undecided = screen_block(screening, queries, block, from, threshold, ceiling, on_hits);
-    chunk.screened.fetch_add(chunk.rows * rows.count, std::memory_order_relaxed);
-    chunk.undecided.fetch_add(undecided, std::memory_order_relaxed);
+    for (std::vector<int64_t>& tiles : scratch.tiles) tiles.clear();
+    for (int64_t t = 0; t < chunk.queries[0].tiles(); ++t) scratch.tiles[screen_of(chunk, t)].push_back(t);
+    for (int which : {0, 1}) {
+      if (scratch.tiles[which].empty()) continue;
+      if (which == 1) prepare_second(chunk, scratch);
+      screen_tiles(which, chunk, scratch.tiles[which], block_of(which, rows, scratch), from, threshold, ceiling,
+                   on_hits);
+    }
   }
 
   // Pairs of a query that may be left undecided before the screen counts as too coarse, besides a share of all: until
@@ -168,17 +184,24 @@ class Search {
     return encoded_ != nullptr ? const_cast<RowStats*>(encoded_->stats()) + begin : own_stats_.get() + begin;
   }
 
-  bool use_second(QueryChunk& chunk, EncodeScratch<S>& scratch) const {
-    if (screens_.size() < 2) return false;
-    const int64_t undecided = chunk.undecided.load(std::memory_order_relaxed);
-    const int64_t screened = chunk.screened.load(std::memory_order_relaxed);
-    if (undecided <= allowed_ * chunk.rows + screened / kUselessShare) return false;
+  void encode_queries(int which, QueryChunk& chunk, int64_t t, EncodeScratch<S>& scratch) const {
+    screens_[which].encode_queries([&](int64_t row) { return chunk.query(row); }, t, chunk.queries[which], scratch);
+  }
+
+  // The screen for a tile's next block.
+  int screen_of(const QueryChunk& chunk, int64_t t) const {
+    if (screens_.size() < 2) return 0;
+    const int64_t undecided = chunk.tiles[t].undecided.load(std::memory_order_relaxed);
+    const int64_t screened = chunk.tiles[t].screened.load(std::memory_order_relaxed);
+    return undecided > allowed_ * chunk.queries[0].count(t) + screened / kUselessShare ? 1 : 0;
+  }
+
+  void prepare_second(QueryChunk& chunk, EncodeScratch<S>& scratch) const {
     std::call_once(chunk.second, [&] {
       ScreenQueries& queries = chunk.queries[1];
       queries.reserve(screens_[1].kind(), chunk.rows, screens_[1].words());
-      for (int64_t t = 0; t < queries.tiles(); ++t) screens_[1].encode_queries(chunk.begin, t, queries, scratch);
+      for (int64_t t = 0; t < queries.tiles(); ++t) encode_queries(1, chunk, t, scratch);
     });
-    return true;
   }
 
   // Without a screen: nothing is known of any pair.
@@ -195,12 +218,22 @@ class Search {
       }
   }
 
+  ScreenBlock block_of(int which, const BlockRows& rows, EncodeScratch<S>& scratch) {
+    const Screening<M, S>& screening = screens_[which];
+    const bool prepared = which == 0 && encoded_ != nullptr && encoded_->kind() == screening.kind() &&
+                          screening.kind() != ScreenKind::kFloat32;
+    return prepared ? encoded_->block(rows)
+                    : screening.encode_block(rows, stats_of(rows.begin), !stats_ready_, scratch);
+  }
+
   template <class Threshold, class Ceiling, class OnHits>
-  int64_t screen_block(const Screening<M, S>& screening, const ScreenQueries& queries, const ScreenBlock& block,
-                       int64_t from, Threshold& threshold, Ceiling& ceiling, OnHits& on_hits) const {
+  void screen_tiles(int which, QueryChunk& chunk, const std::vector<int64_t>& tiles, const ScreenBlock& block,
+                    int64_t from, Threshold& threshold, Ceiling& ceiling, OnHits& on_hits) const {
     constexpr bool classify = !std::is_same_v<Ceiling, std::nullptr_t>;
-    int64_t undecided = 0;
-    for (int64_t t = 0; t < queries.tiles(); ++t) {
+    const Screening<M, S>& screening = screens_[which];
+    const ScreenQueries& queries = chunk.queries[which];
+    for (int64_t t : tiles) {
+      int64_t undecided = 0;
       const int64_t first = queries.first(t);
       const int rows = queries.count(t);
       ScreenTile tile;
@@ -246,8 +279,9 @@ class Search {
           if (raised != known[i]) cut[i] = queries.cut(first + i, known[i] = raised);
         }
       }
+      chunk.tiles[t].screened.fetch_add(rows * block.count, std::memory_order_relaxed);
+      chunk.tiles[t].undecided.fetch_add(undecided, std::memory_order_relaxed);
     }
-    return undecided;
   }
 
   Verifier<M, S> verifier_;
@@ -259,6 +293,33 @@ class Search {
   Buffer<RowStats> own_stats_;
   std::vector<Screening<M, S>> screens_;
   int64_t most_rows_ = 0, blocks_ = 0, allowed_ = 0;
+};
+
+// One thread's way to verify the pairs of a tile of queries, which come in the order of the gallery.
+template <class M, class S>
+class TileVerifier {
+ public:
+  explicit TileVerifier(const Search<M, S>& search)
+      : search_(search), scratch_(search.dim()), values_(kMaxTileRows * search.dim()) {
+    for (int i = 0; i < kMaxTileRows; ++i) queries_[i].values = values_.get() + i * search.dim();
+  }
+
+  S* scratch() { return scratch_.get(); }
+  // `row` in the chunk is query `query`.
+  const LoadedQuery& load(int64_t row, int64_t query) {
+    LoadedQuery& loaded = queries_[row % kMaxTileRows];
+    search_.verifier().load(query, loaded, scratch_.get());
+    return loaded;
+  }
+  double key(int64_t row, int64_t query, int64_t index) {
+    return search_.verifier().key(load(row, query), index, search_.stats(index), scratch_.get());
+  }
+
+ private:
+  const Search<M, S>& search_;
+  Buffer<S> scratch_;
+  Buffer<double> values_;
+  LoadedQuery queries_[kMaxTileRows];
 };
 
 }  // namespace pycm::cpu

@@ -20,7 +20,7 @@
 namespace pycm::cpu {
 namespace {
 
-constexpr double kScanWork = 4096, kParallelWork = 2.5e5;  // multiply-adds
+constexpr double kScanWork = 4096;  // multiply-adds
 
 // Guessing a threshold: after a few panels and at last after this share of the blocks, of at least so many, for so large a k.
 constexpr int64_t kGuessPanels = 4, kGuessShare = 16, kGuessBlocks = 32, kGuessK = 8, kGuessRows = 64;
@@ -379,7 +379,7 @@ void topk(const TopKArgs& args, const EncodedGallery* encoded) {
   const DefaultFloatMode float_mode;
   const double work = static_cast<double>(args.queries.rows) * static_cast<double>(args.gallery.rows) *
                       static_cast<double>(args.gallery.dim);
-  const int threads = threads_for(work, kParallelWork, args.num_threads);
+  const int threads = search_threads(args.queries, args.gallery, args.num_threads);
   const bool scan = args.precision == Precision::kExact && args.screen == ScreenChoice::kAuto &&
                     use_scan(args.queries.rows, args.gallery.rows, args.k, work, encoded != nullptr);
   visit(args.metric, [&](auto metric) {

@@ -21,7 +21,6 @@ _OUTLIER_SCALE = 8.0
 _NOISE = 0.3  # of repeated real features, relative to their norm
 _DUPLICATES = 20  # one query of so many has a near-duplicate, this far from it
 _DUPLICATE_NOISE = 0.3
-_SIGNAL = 0.3  # the largest cosine of a query with its positive, beyond chance
 
 
 class Data:
@@ -44,11 +43,11 @@ class Data:
             self._place_duplicates(rng)
 
     def _place_positives(self, rng: np.random.Generator) -> None:
-        """Distinct gallery rows, moved towards their query as far as a half-trained model would: ranks 0 to M/2."""
+        """Distinct gallery rows, moved towards their query as far as the case's model would."""
         shape = (self.case.queries, self.case.positives)
         self.positives = rng.permutation(self.case.gallery)[: shape[0] * shape[1]].reshape(shape)
         for column in self.positives.T:
-            share = rng.uniform(0, _SIGNAL, (self.case.queries, 1)).astype(np.float32)
+            share = rng.uniform(*self.case.signal, (self.case.queries, 1)).astype(np.float32)
             self.gallery[column] = unit(self.gallery[column] + share * self.queries)
 
     def _place_duplicates(self, rng: np.random.Generator) -> None:
