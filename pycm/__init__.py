@@ -32,6 +32,7 @@ from pycm.functional import (
     topk,
     workspace_bytes,
 )
+from pycm.late_interaction import maxsim, maxsim_topk, xattn_score
 from pycm.mining import Groups, Pairs, all_pairs_topk, deduplicate, mine_hard_negatives, threshold_join
 from pycm.ranking import Ranks, Ties, rank
 
@@ -63,6 +64,8 @@ __all__ = [
     "evaluate",
     "gallery",
     "matchers",
+    "maxsim",
+    "maxsim_topk",
     "mine_hard_negatives",
     "mining",
     "rank",
@@ -74,6 +77,7 @@ __all__ = [
     "threshold_join",
     "topk",
     "workspace_bytes",
+    "xattn_score",
 ]
 
 _MODULES = {"compat", "encoders", "evaluate", "gallery", "matchers", "mining", "reference", "spaces", "text"}

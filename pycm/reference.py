@@ -6,7 +6,7 @@ turn from zero; then lane l adds lane l + 16, l + 8, l + 4, l + 2, l + 1. No pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,3 +189,106 @@ def join(
     rows, indices = np.nonzero(found)
     dtype = np.float64 if queries.dtype == np.float64 else np.float32
     return Pairs(rows, indices, table[rows, indices].astype(dtype))
+
+
+# ---- late interaction: items are sets of vectors [T, D], T differing from item to item ----
+
+Sets = Sequence[npt.NDArray[Any]]
+
+
+def maxsim_pair(x: npt.NDArray[Any], y: npt.NDArray[Any], metric: str, reduce: str) -> float:
+    """Sum or mean over the vectors of x of the most similar of y; 0 where either is empty, NaN where any pair is."""
+    if not len(x) or not len(y):
+        return 0.0
+    best = similarity(x, y, metric).max(axis=-1)
+    return float(fixed_order_sum(best)) / (len(x) if reduce == "mean" else 1)
+
+
+def maxsim(queries: Sets, gallery: Sets, metric: str = "dot", reduce: str = "sum", direction: str = "t2i") -> Float64:
+    """[N, M], unrounded. t2i sums over the queries' vectors, i2t over the gallery's, both adds the two."""
+    scores = np.zeros((len(queries), len(gallery)))
+    for i, query in enumerate(queries):
+        for j, item in enumerate(gallery):
+            forth = maxsim_pair(query, item, metric, reduce) if direction != "i2t" else 0.0
+            back = maxsim_pair(item, query, metric, reduce) if direction != "t2i" else 0.0
+            scores[i, j] = forth + back
+    return scores
+
+
+def maxsim_topk(
+    queries: Sets, gallery: Sets, k: int, metric: str = "dot", reduce: str = "sum", direction: str = "t2i"
+) -> Matches:
+    """The k best items by rounded score, ties by lowest index; -1 and -inf where NaN leaves fewer."""
+    dtype = np.float64 if gallery[0].dtype == np.float64 else np.float32
+    table = maxsim(queries, gallery, metric, reduce, direction).astype(dtype)
+    scores = np.full((len(queries), k), -np.inf, dtype)
+    indices = np.full((len(queries), k), -1, np.int64)
+    for i, row in enumerate(table):
+        candidates = np.flatnonzero(~np.isnan(row))
+        best = candidates[np.argsort(-row[candidates], kind="stable")[:k]]
+        scores[i, : len(best)] = row[best]
+        indices[i, : len(best)] = best
+    return Matches(scores, indices)
+
+
+# SCAN's feature norms of s [context vectors, attending vectors], over the attending vectors.
+
+
+def softmax(x: Float64, axis: int) -> Float64:
+    powers = np.exp(x - x.max(axis=axis, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=axis, keepdims=True))
+
+
+def clip(s: Float64) -> Float64:
+    return np.where(s > 0, s, 0.1 * s)
+
+
+def l2norm(s: Float64, eps: float) -> Float64:
+    return np.asarray(s / (np.sqrt((s * s).sum(axis=1, keepdims=True)) + eps))
+
+
+def l1norm(s: Float64, eps: float) -> Float64:
+    return np.asarray(s / (np.abs(s).sum(axis=1, keepdims=True) + eps))
+
+
+FEATURE_NORMS: dict[str, Callable[[Float64, float], Float64]] = {
+    "softmax": lambda s, eps: softmax(s, axis=1),
+    "l2norm": l2norm,
+    "clipped_l2norm": lambda s, eps: l2norm(clip(s), eps),
+    "l1norm": l1norm,
+    "clipped_l1norm": lambda s, eps: l1norm(clip(s), eps),
+    "no_norm": lambda s, eps: s,
+    "clipped": lambda s, eps: clip(s),
+}
+
+AGGREGATIONS: dict[str, Callable[[Float64, float], Any]] = {
+    "LogSumExp": lambda r, scale: np.log(np.exp(scale * (r - r.max())).sum()) / scale + r.max(),
+    "Max": lambda r, scale: r.max(),
+    "Sum": lambda r, scale: r.sum(),
+    "Mean": lambda r, scale: r.mean(),
+}
+
+
+def xattn_score(
+    images: Sets,
+    captions: Sets,
+    direction: str = "t2i",
+    feature_norm: str = "clipped_l2norm",
+    aggregation: str = "LogSumExp",
+    lambda_softmax: float = 9.0,
+    lambda_lse: float = 6.0,
+    eps: float = 1e-8,
+) -> Float64:
+    """[N, M]. t2i: each word attends to the regions; i2t: each region to the words. 0 where either has no vectors."""
+    scores = np.zeros((len(images), len(captions)))
+    for i, image in enumerate(images):
+        for j, caption in enumerate(captions):
+            x, y = (np.asarray(a, np.float64) for a in ((caption, image) if direction == "t2i" else (image, caption)))
+            if not len(x) or not len(y):
+                continue
+            attention = softmax(lambda_softmax * FEATURE_NORMS[feature_norm](y @ x.T, eps), axis=0)
+            context = attention.T @ y
+            norms = np.linalg.norm(x, axis=1) * np.linalg.norm(context, axis=1)
+            relevance = (x * context).sum(axis=1) / np.maximum(norms, eps)
+            scores[i, j] = AGGREGATIONS[aggregation](relevance, lambda_lse)
+    return scores

@@ -45,6 +45,7 @@ def test_cases(tiny: bool) -> None:
         assert case.k <= case.gallery
         assert (case.positives > 0) == (case.op == "rank")
         assert (case.threshold > 0) == (case.op == "join")
+        assert (case.query_vectors > 0) == (case.item_vectors > 0) == (case.op == "maxsim")
         assert case.queries * case.positives <= case.gallery
         assert case.dim == REAL_DIM.get(case.data, case.dim)
         json.dumps(case.describe())

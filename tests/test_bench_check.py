@@ -161,6 +161,17 @@ def test_pairs() -> None:
     assert problems(PAIRS, ("pycm", missed), data=data) == {"pycm": "a better pair of row 0 is missing"}
 
 
+def test_maxsim() -> None:
+    case = Case("m", "a test", "maxsim", 3, 12, 16, "dot", query_vectors=4, item_vectors=5)
+    data = Data(case)
+    scores = pycm.maxsim(*data.sets)
+    assert problems(case, ("pycm", scores)) == {}
+    assert problems(case, ("peer", scores[:, :-1])) == {"peer": "shape (3, 11)"}
+    wrong = scores.copy()
+    wrong[2, 11] += 1e-3
+    assert "off by" in problems(case, ("peer", wrong))["peer"]
+
+
 def test_similarity() -> None:
     data = Data(SIMILARITY)
     scores = exact(SIMILARITY, data)

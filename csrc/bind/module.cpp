@@ -26,6 +26,8 @@ NB_MODULE(_C, module) {
   pycm::bind::bind_topk(module);
   pycm::bind::bind_rank(module);
   pycm::bind::bind_join(module);
+  pycm::bind::bind_maxsim(module);
+  pycm::bind::bind_xattn(module);
   pycm::bind::bind_gallery(module);
   pycm::bind::bind_system(module);
 }

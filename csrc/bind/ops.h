@@ -10,7 +10,9 @@ void bind_similarity(nanobind::module_& module);
 void bind_topk(nanobind::module_& module);
 void bind_rank(nanobind::module_& module);
 void bind_join(nanobind::module_& module);
+void bind_maxsim(nanobind::module_& module);
 void bind_gallery(nanobind::module_& module);
+void bind_xattn(nanobind::module_& module);
 void bind_system(nanobind::module_& module);
 
 }  // namespace pycm::bind

@@ -83,6 +83,22 @@ struct Store {
   uint32_t doubt[kMaxTileRows] = {};
 };
 
+// Rows of an item, read where they lie, against one panel of vectors [dim][columns of the level].
+//   value[i][j] = (sum over d of rows[i][d] * panel[d][j]) * scale[i]
+// Either values[i][j] are written, or the largest of each column to best[j] (NaN where one is no finite number) and,
+// where wanted, the first row that has it to arg[j].
+template <class T>
+struct RowTile {
+  const T* rows = nullptr;
+  int64_t row_stride = 0, count = 0, dim = 0;
+  const T* scale = nullptr;  // null for 1
+  const T* panel = nullptr;
+  int columns = 0;  // in use, from the first; the others may be written or not
+  T* best = nullptr;
+  int32_t* arg = nullptr;
+  T* values = nullptr;  // [count][columns of the level]
+};
+
 // fp64 sums over a row in the fixed order: lane l adds the terms of d = l, l + 32, l + 64, ... from zero; then lane l
 // adds lane l + 16, l + 8, ... l + 1. `q` is null for the sums over one row.
 enum ExactSum { kSumProduct, kSumShiftedProduct, kSumSquaredDifference, kSumElements, kSumShiftedSquare, kExactSums };
@@ -113,6 +129,9 @@ struct Kernels {
   // Returns whether any doubt was set.
   bool (*store_f32)(const Tile<float>& tile, Store<float>& store);
   bool (*store_f64)(const Tile<double>& tile, Store<double>& store);
+
+  void (*rows_f32)(const RowTile<float>& tile);
+  void (*rows_f64)(const RowTile<double>& tile);
 
   // out[d * width + r] = rows[r][d] for r < count, 0 for the rest up to width.
   void (*pack_f32)(const float* rows, int64_t row_stride, int count, int64_t dim, int width, float* out);

@@ -135,6 +135,10 @@ bool store(const Tile<typename V::T>& tile, Store<typename V::T>& args) {
   }
 }
 
+// ---- rows where they lie ----
+
+#include "cpu/kernels_rows.h"
+
 // ---- packing ----
 
 template <class T>
@@ -355,6 +359,8 @@ constexpr Kernels table(const char* level) {
       rotate,
       store<VecF>,
       store<VecD>,
+      row_products<VecF>,
+      row_products<VecD>,
       pack_f32,
       pack_f64,
       affine_f32,

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..functional import Metric
 
-Op: TypeAlias = Literal["topk", "rank", "join", "pairs", "similarity", "call"]
+Op: TypeAlias = Literal["topk", "rank", "join", "pairs", "similarity", "maxsim", "call"]
 Kind: TypeAlias = Literal["gaussian", "common-mean", "heavy-tailed", "near-duplicates", "real-texts", "real-images"]
 
 OPS: dict[Op, str] = {
@@ -17,6 +17,7 @@ OPS: dict[Op, str] = {
     "join": "Pairs above a threshold",
     "pairs": "The best pairs of one set",
     "similarity": "Score matrices",
+    "maxsim": "Late interaction",
     "call": "One small call",
 }
 KINDS: dict[Kind, str] = {
@@ -38,8 +39,8 @@ class Case:
     """queries [queries, dim] against gallery [gallery, dim], fp32.
 
     `about` says in words what the case stands for. `k` belongs to topk and pairs, `positives` (per query) to rank,
-    `threshold` to join; `signal` bounds the cosine of a query with its positives, beyond chance. For pairs the queries
-    are the gallery.
+    `threshold` to join, the vectors of each query and each item to maxsim; `signal` bounds the cosine of a query with
+    its positives, beyond chance. For pairs the queries are the gallery.
     """
 
     name: str
@@ -54,18 +55,31 @@ class Case:
     positives: int = 0
     threshold: float = 0.0
     signal: tuple[float, float] = (0.0, 0.3)
+    query_vectors: int = 0
+    item_vectors: int = 0
 
     @property
     def shape(self) -> str:
         """As people write it: 1000 × 100000 × 512, k=10, cosine."""
+        if self.op == "maxsim":
+            sizes = f"{self.queries}·{self.query_vectors} × {self.gallery}·{self.item_vectors} × {self.dim}"
+            return f"{sizes}, {self.metric}"
         extra = {"k": self.k, "positives": self.positives, "threshold": self.threshold}
         parts = [f"{self.queries} × {self.gallery} × {self.dim}", *(f"{key}={v}" for key, v in extra.items() if v)]
         return ", ".join([*parts, self.metric])
 
     @property
+    def query_rows(self) -> int:
+        return self.queries * max(1, self.query_vectors)
+
+    @property
+    def gallery_rows(self) -> int:
+        return self.gallery * max(1, self.item_vectors)
+
+    @property
     def operations(self) -> float:
         """Multiplications and additions of every score computed once."""
-        once = 2.0 * self.queries * self.gallery * self.dim
+        once = 2.0 * self.query_rows * self.gallery_rows * self.dim
         return once / 2 if self.op == "pairs" else once
 
     @property
@@ -99,6 +113,12 @@ def _join(name: str, about: str, threshold: float, **changes: Any) -> Case:
 
 def _pairs(name: str, about: str, dim: int, data: Kind) -> Case:
     return Case(name, about, "pairs", 20_000, 20_000, dim, k=1000, data=data)
+
+
+def _maxsim(name: str, about: str, queries: tuple[int, int], gallery: tuple[int, int], dim: int = 128) -> Case:
+    return Case(
+        name, about, "maxsim", queries[0], gallery[0], dim, "dot", query_vectors=queries[1], item_vectors=gallery[1]
+    )
 
 
 def _full() -> Iterator[Case]:
@@ -143,6 +163,11 @@ def _full() -> Iterator[Case]:
     for metric in _SCORED:
         yield Case(f"similarity-20000-{metric}", "a test set's whole matrix", "similarity", 1000, 20_000, 512, metric)
 
+    yield _maxsim("maxsim-passages", "one query re-ranks 1,000 passages (ColBERT)", (1, 32), (1000, 180))
+    yield _maxsim("maxsim-32-queries", "a batch of queries against 1,000 passages", (32, 32), (1000, 180))
+    yield _maxsim("maxsim-pages", "a query against 100 page images of 1,030 patches (ColPali)", (1, 20), (100, 1030))
+    yield _maxsim("maxsim-regions", "words against 36 regions of 500 images", (500, 12), (500, 36), 256)
+
     yield Case("call-similarity", "the cost of calling at all: scores", "call", 8, 8, 16, "dot")
     yield Case("call-topk", "the cost of calling at all: top-k", "call", 8, 8, 16, "dot", k=3)
 
@@ -159,5 +184,6 @@ def _tiny() -> Iterator[Case]:
     yield Case("pairs", about, "pairs", 60, 60, 24, data="near-duplicates", k=5)
     for metric in _SCORED:
         yield Case(f"similarity-{metric}", about, "similarity", 40, 70, 24, metric)
+    yield _maxsim("maxsim", about, (4, 5), (20, 7), 24)
     yield Case("call-similarity", about, "call", 8, 8, 16, "dot")
     yield Case("call-topk", about, "call", 8, 8, 16, "dot", k=3)

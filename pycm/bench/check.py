@@ -18,6 +18,7 @@ from .data import Data, chunks
 
 SAMPLE_ROWS = 2
 SAMPLE_COLUMNS = 256
+SAMPLE_ITEMS = 8
 # Peers compared in full where they differ from pycm.
 MOST_PAIRS = 10_000
 MOST_RANKS = 8
@@ -44,8 +45,8 @@ class Checker:
         """Enter what is wrong with `result`, if anything, into `wrong`."""
         if self.case.op == "call":
             return
-        if self.case.op == "similarity":
-            self._note(name, self._similarity(np.asarray(result)))
+        if self.case.op in ("similarity", "maxsim"):
+            self._note(name, getattr(self, f"_{self.case.op}")(np.asarray(result)))
             return
         if not isinstance(result, float):
             result = tuple(np.asarray(part) for part in result)
@@ -203,3 +204,14 @@ class Checker:
             scale = np.sqrt(scale) if case.metric == "euclidean" else scale
         error = float(np.max(np.abs(scores[np.ix_(self._rows, columns)] - expected) / scale))
         return None if error <= TOLERANCE else f"off by {error:.1e} of |q| |g|"
+
+    # ---- maxsim ----
+
+    def _maxsim(self, scores: Any) -> str | None:
+        case, (queries, gallery) = self.case, self.data.sets
+        if scores.shape != (case.queries, case.gallery):
+            return f"shape {scores.shape}"
+        columns = np.linspace(0, case.gallery - 1, min(SAMPLE_ITEMS, case.gallery)).astype(int)
+        expected = reference.maxsim(list(queries[self._rows]), list(gallery[columns]), case.metric)
+        error = float(np.max(np.abs(scores[np.ix_(self._rows, columns)] - expected))) / case.query_vectors
+        return None if error <= TOLERANCE else f"off by {error:.1e} a vector"

@@ -26,6 +26,8 @@ _DUPLICATE_NOISE = 0.3
 class Data:
     """queries [N, D] and gallery [M, D] of a case; for rank also positives [N, P], rows of the gallery.
 
+    For maxsim the rows are the vectors of one item after another.
+
     Raises:
         UnavailableError: the case needs real features that are not to be had here.
     """
@@ -55,6 +57,15 @@ class Data:
         noise = unit(rng.standard_normal(chosen.shape, dtype=np.float32))
         rows = rng.permutation(self.case.gallery)[: len(chosen)]
         self.gallery[rows] = unit(chosen + np.float32(_DUPLICATE_NOISE) * noise)
+
+    @property
+    def sets(self) -> tuple[Float32, Float32]:
+        """[N, query_vectors, D] and [M, item_vectors, D]."""
+        case = self.case
+        return (
+            self.queries.reshape(case.queries, case.query_vectors, case.dim),
+            self.gallery.reshape(case.gallery, case.item_vectors, case.dim),
+        )
 
     @cached_property
     def query_squares(self) -> Float32:
@@ -102,9 +113,9 @@ def rows_of(case: Case, rng: np.random.Generator) -> tuple[Float32, Float32]:
     """Queries and gallery, drawn from one distribution."""
     if case.data in REAL_DIM:
         known = unit(features.emoji(case.data))
-        queries, gallery = (_repeated(known, count, rng) for count in (case.queries, case.gallery))
+        queries, gallery = (_repeated(known, count, rng) for count in (case.query_rows, case.gallery_rows))
     else:
-        queries, gallery = (gaussian(rng, count, case.dim) for count in (case.queries, case.gallery))
+        queries, gallery = (gaussian(rng, count, case.dim) for count in (case.query_rows, case.gallery_rows))
         _shape(case.data, (queries, gallery), rng)
     return (unit(queries), unit(gallery)) if case.unit_rows else (queries, gallery)
 

@@ -24,6 +24,7 @@ PACKAGES = (
     "numkong",
     "torchmetrics",
     "ranx",
+    "maxsim-cpu",
 )
 # Bytes of one entry of a row in each precision that a screen may use.
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -50,9 +51,10 @@ def bounds(case: Case, limits: Limits) -> dict[str, float]:
     """
     if case.op == "call":
         return {}
-    entries = (case.queries + case.gallery) * case.dim
-    written = 4 * case.queries * case.gallery if case.op == "similarity" else 0
-    precisions = ["float32"] if case.op == "similarity" else list(BYTES)  # score matrices are fp32-accurate
+    entries = (case.query_rows + case.gallery_rows) * case.dim
+    matrix = case.op in ("similarity", "maxsim")
+    written = 4 * case.queries * case.gallery if matrix else 0
+    precisions = ["float32"] if matrix else list(BYTES)  # score matrices are fp32-accurate
     return {
         name: max(case.operations / limits[name], (entries * BYTES[name] + written) / limits["read"])
         for name in precisions

@@ -1,4 +1,4 @@
-// The CPU core without Python: similarity, topk, rank and join at every level over many shapes, against plain loops in fp64.
+// The CPU core without Python: similarity, topk, rank, join and late interaction at every level over many shapes, against plain loops in fp64.
 // Meant for a build with -fsanitize=address,undefined. Prints "N passed, N failed"; exits with 1 when anything failed.
 //
 // `--mutant` is for a build with PYCM_BOUND_SCALE below 1, whose screens have too small an error bound: it runs the data on
@@ -8,6 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "harness.h"
+#include "late_interaction.h"
 #include "ops/similarity.h"
 #include "screens.h"
 
@@ -118,6 +119,7 @@ int main(int argc, char** argv) {
     all_caught &= check_level(level, mutant);
     if (mutant) continue;
     sweep(level);
+    sweep_late_interaction(level);
     test_interrupted_extend(level);
   }
   if (mutant) return all_caught ? 0 : 1;

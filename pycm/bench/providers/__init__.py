@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from ..._optional import require
 from ..cases import OPS, Op
 from ..machine import version
-from . import call, join, pairs, rank, similarity, topk
+from . import call, join, maxsim, pairs, rank, similarity, topk
 from .base import Provider
 
 PROVIDERS: dict[Op, tuple[Provider, ...]] = {
@@ -21,6 +21,7 @@ PROVIDERS: dict[Op, tuple[Provider, ...]] = {
     "join": join.PROVIDERS,
     "pairs": pairs.PROVIDERS,
     "similarity": similarity.PROVIDERS,
+    "maxsim": maxsim.PROVIDERS,
     "call": call.PROVIDERS,
 }
 
