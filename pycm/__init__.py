@@ -35,9 +35,10 @@ from pycm.functional import (
 from pycm.late_interaction import maxsim, maxsim_topk, xattn_score
 from pycm.mining import Groups, Pairs, all_pairs_topk, deduplicate, mine_hard_negatives, threshold_join
 from pycm.ranking import Ranks, Ties, rank
+from pycm.temporal import pool_states, temporal_pool
 
 if TYPE_CHECKING:
-    from pycm import compat, encoders, evaluate, gallery, matchers, mining, reference, spaces, text
+    from pycm import compat, encoders, evaluate, gallery, matchers, mining, nn, reference, spaces, temporal, text
     from pycm.gallery import Gallery, GalleryMatches
     from pycm.matchers import ImageTextMatcher
 
@@ -68,11 +69,15 @@ __all__ = [
     "maxsim_topk",
     "mine_hard_negatives",
     "mining",
+    "nn",
+    "pool_states",
     "rank",
     "reference",
     "set_num_threads",
     "similarity",
     "spaces",
+    "temporal",
+    "temporal_pool",
     "text",
     "threshold_join",
     "topk",
@@ -80,7 +85,7 @@ __all__ = [
     "xattn_score",
 ]
 
-_MODULES = {"compat", "encoders", "evaluate", "gallery", "matchers", "mining", "reference", "spaces", "text"}
+_MODULES = {"compat", "encoders", "evaluate", "gallery", "matchers", "mining", "nn", "reference", "spaces", "text"}
 _NAMES = {"Gallery": "gallery", "GalleryMatches": "gallery", "ImageTextMatcher": "matchers"}
 
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pycm._reference_temporal import temporal_pool as temporal_pool
+
 LANES = 32
 
 Float64 = npt.NDArray[np.float64]

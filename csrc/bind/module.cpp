@@ -30,4 +30,6 @@ NB_MODULE(_C, module) {
   pycm::bind::bind_xattn(module);
   pycm::bind::bind_gallery(module);
   pycm::bind::bind_system(module);
+  pycm::bind::bind_pool_states(module);
+  pycm::bind::bind_temporal_pool(module);
 }

@@ -14,5 +14,7 @@ void bind_maxsim(nanobind::module_& module);
 void bind_gallery(nanobind::module_& module);
 void bind_xattn(nanobind::module_& module);
 void bind_system(nanobind::module_& module);
+void bind_pool_states(nanobind::module_& module);
+void bind_temporal_pool(nanobind::module_& module);
 
 }  // namespace pycm::bind

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..functional import Metric
 
-Op: TypeAlias = Literal["topk", "rank", "join", "pairs", "similarity", "maxsim", "call"]
+Op: TypeAlias = Literal["topk", "rank", "join", "pairs", "similarity", "maxsim", "temporal_pool", "call"]
 Kind: TypeAlias = Literal["gaussian", "common-mean", "heavy-tailed", "near-duplicates", "real-texts", "real-images"]
 
 OPS: dict[Op, str] = {
@@ -18,6 +18,7 @@ OPS: dict[Op, str] = {
     "pairs": "The best pairs of one set",
     "similarity": "Score matrices",
     "maxsim": "Late interaction",
+    "temporal_pool": "Temporal pooling",
     "call": "One small call",
 }
 KINDS: dict[Kind, str] = {
@@ -87,13 +88,25 @@ class Case:
         """Whether the rows have norm 1, as embeddings mostly do; a library of distances then finds the same matches."""
         return self.op not in ("similarity", "call")
 
+    @property
+    def entries(self) -> int:
+        """What is read at least once."""
+        return (self.query_rows + self.gallery_rows) * self.dim
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those that a provider may compute in; score matrices are fp32-accurate."""
+        return ("float32",) if self.op in ("similarity", "maxsim") else ("float32", "bfloat16", "int8")
+
     def describe(self) -> dict[str, Any]:
         return {**asdict(self), "shape": self.shape}
 
 
 def all_cases(tiny: bool = False) -> list[Case]:
     """Every case, each taken from a real use; the `tiny` ones take seconds in all and measure nothing."""
-    return list(_tiny() if tiny else _full())
+    from .sequences import sequence_cases  # which builds on this module
+
+    return [*(_tiny() if tiny else _full()), *sequence_cases(tiny)]
 
 
 # Most cases are 1,000 queries against 100,000 rows of 512.

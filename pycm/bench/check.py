@@ -15,6 +15,7 @@ import numpy.typing as npt
 from .. import reference
 from .cases import Case
 from .data import Data, chunks
+from .providers import temporal_pool
 
 SAMPLE_ROWS = 2
 SAMPLE_COLUMNS = 256
@@ -44,6 +45,10 @@ class Checker:
     def check(self, name: str, result: Any) -> None:
         """Enter what is wrong with `result`, if anything, into `wrong`."""
         if self.case.op == "call":
+            return
+        if self.case.op == "temporal_pool":
+            self._note(name, temporal_pool.check(self.case, self.data, result, self._expected))
+            self._expected = result if self._expected is None else self._expected
             return
         if self.case.op in ("similarity", "maxsim"):
             self._note(name, getattr(self, f"_{self.case.op}")(np.asarray(result)))

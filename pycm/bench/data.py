@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from . import features
 from .cases import REAL_DIM, Case, Kind
+from .sequences import Frames, SequenceCase
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -24,7 +25,8 @@ _DUPLICATE_NOISE = 0.3
 
 
 class Data:
-    """queries [N, D] and gallery [M, D] of a case; for rank also positives [N, P], rows of the gallery.
+    """queries [N, D] and gallery [M, D] of a case; for rank also positives [N, P], rows of the gallery. Temporal
+    pooling has frames instead.
 
     For maxsim the rows are the vectors of one item after another.
 
@@ -35,6 +37,9 @@ class Data:
     def __init__(self, case: Case, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self.case = case
+        if isinstance(case, SequenceCase):
+            self.frames = Frames(case)
+            return
         self.queries, self.gallery = rows_of(case, rng)
         if case.op == "pairs":
             self.queries = self.gallery

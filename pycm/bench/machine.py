@@ -25,6 +25,7 @@ PACKAGES = (
     "torchmetrics",
     "ranx",
     "maxsim-cpu",
+    "onnxruntime",
 )
 # Bytes of one entry of a row in each precision that a screen may use.
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -51,13 +52,10 @@ def bounds(case: Case, limits: Limits) -> dict[str, float]:
     """
     if case.op == "call":
         return {}
-    entries = (case.query_rows + case.gallery_rows) * case.dim
-    matrix = case.op in ("similarity", "maxsim")
-    written = 4 * case.queries * case.gallery if matrix else 0
-    precisions = ["float32"] if matrix else list(BYTES)  # score matrices are fp32-accurate
+    written = 4 * case.queries * case.gallery if case.op in ("similarity", "maxsim") else 0
     return {
-        name: max(case.operations / limits[name], (entries * BYTES[name] + written) / limits["read"])
-        for name in precisions
+        name: max(case.operations / limits[name], (case.entries * BYTES[name] + written) / limits["read"])
+        for name in case.precisions
         if limits[name] > 0
     }
 

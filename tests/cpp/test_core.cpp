@@ -1,4 +1,5 @@
-// The CPU core without Python: similarity, topk, rank, join and late interaction at every level over many shapes, against plain loops in fp64.
+// The CPU core without Python: similarity, topk, rank, join, late interaction and temporal_pool at every level over many shapes,
+// against plain loops in fp64.
 // Meant for a build with -fsanitize=address,undefined. Prints "N passed, N failed"; exits with 1 when anything failed.
 //
 // `--mutant` is for a build with PYCM_BOUND_SCALE below 1, whose screens have too small an error bound: it runs the data on
@@ -11,6 +12,7 @@
 #include "late_interaction.h"
 #include "ops/similarity.h"
 #include "screens.h"
+#include "temporal_pool.h"
 
 namespace {
 
@@ -121,6 +123,7 @@ int main(int argc, char** argv) {
     sweep(level);
     sweep_late_interaction(level);
     test_interrupted_extend(level);
+    test_temporal_pool(level);
   }
   if (mutant) return all_caught ? 0 : 1;
   std::printf("%d passed, %d failed\n", passed, failed);

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from ..._optional import require
 from ..cases import OPS, Op
 from ..machine import version
-from . import call, join, maxsim, pairs, rank, similarity, topk
+from . import call, join, maxsim, pairs, rank, similarity, temporal_pool, topk
 from .base import Provider
 
 PROVIDERS: dict[Op, tuple[Provider, ...]] = {
@@ -22,6 +22,7 @@ PROVIDERS: dict[Op, tuple[Provider, ...]] = {
     "pairs": pairs.PROVIDERS,
     "similarity": similarity.PROVIDERS,
     "maxsim": maxsim.PROVIDERS,
+    "temporal_pool": temporal_pool.PROVIDERS,
     "call": call.PROVIDERS,
 }
 

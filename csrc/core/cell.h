@@ -1,0 +1,100 @@
+// The recurrent cells, with torch's gate order and equations. A cell is one struct here and one line in the reference.
+//
+// `step` takes pre-activations and the cell's own memory and is written for any number type F that has + - * and the
+// functions sigmoid(F) and tanh(F): a vector of the CPU, a double, a float of the GPU.
+//   kGates        blocks of H rows in weight_ih, weight_hh and the biases
+//   kParts        pre-activations of a unit. The input's product gives parts 0 ... kGates, the recurrent one is added to
+//                 parts kFirstHidden ... kFirstHidden + kGates: GRU's candidate needs its two sums apart.
+//   input_gate, hidden_gate   the block of rows that the p-th part of either product comes from
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/check.h"
+
+namespace pycm {
+
+// i, f, g, o;  c = f c + i g;  h = o tanh(c)
+struct Lstm {
+  static constexpr const char* kName = "lstm";
+  static constexpr int kGates = 4, kParts = 4;
+  static constexpr bool kHasMemory = true;  // c
+  static constexpr int kFirstHidden = 0;
+  static constexpr int input_gate(int p) { return p; }
+  static constexpr int hidden_gate(int p) { return p; }
+
+  template <class F>
+  static F step(const F (&part)[4], F, F& c) {
+    c = sigmoid(part[1]) * c + sigmoid(part[0]) * tanh(part[2]);
+    return sigmoid(part[3]) * tanh(c);
+  }
+
+  // From the gradients of h and of c (as the next step sees it) to those of the parts, of c one step earlier, and of h one
+  // step earlier so far as it does not pass through the products.
+  template <class F>
+  static void backward(F (&part)[4], F, F c_before, F c, F grad_h, F& grad_c, F& grad_h_before) {
+    const F one = F::set(1);
+    const F i = sigmoid(part[0]), f = sigmoid(part[1]), g = tanh(part[2]), o = sigmoid(part[3]), t = tanh(c);
+    grad_c = grad_c + grad_h * o * (one - t * t);
+    part[0] = grad_c * g * i * (one - i);
+    part[1] = grad_c * c_before * f * (one - f);
+    part[2] = grad_c * i * (one - g * g);
+    part[3] = grad_h * t * o * (one - o);
+    grad_c = grad_c * f;
+    grad_h_before = F::zero();
+  }
+};
+
+// r, z, n;  n = tanh(x_n + r h_n);  h = (1 - z) n + z h
+struct Gru {
+  static constexpr const char* kName = "gru";
+  static constexpr int kGates = 3, kParts = 4;
+  static constexpr bool kHasMemory = false;
+  static constexpr int kFirstHidden = 1;  // parts: n of the input, r, z, n of the recurrence
+  static constexpr int input_gate(int p) { return (p + 2) % 3; }
+  static constexpr int hidden_gate(int p) { return p; }
+
+  template <class F>
+  static F step(const F (&part)[4], F h, F&) {
+    const F z = sigmoid(part[2]);
+    const F n = tanh(part[0] + sigmoid(part[1]) * part[3]);
+    return n + z * (h - n);
+  }
+
+  template <class F>
+  static void backward(F (&part)[4], F h_before, F, F, F grad_h, F&, F& grad_h_before) {
+    const F one = F::set(1);
+    const F r = sigmoid(part[1]), z = sigmoid(part[2]), n = tanh(part[0] + r * part[3]);
+    const F grad_n = grad_h * (one - z) * (one - n * n);
+    part[0] = grad_n;
+    part[1] = grad_n * part[3] * r * (one - r);
+    part[2] = grad_h * (h_before - n) * z * (one - z);
+    part[3] = grad_n * r;
+    grad_h_before = grad_h * z;
+  }
+};
+
+enum class Cell : uint8_t { kLstm, kGru };
+
+// Calls `f` with the cell's struct.
+template <class F>
+decltype(auto) visit(Cell cell, F&& f) {
+  return cell == Cell::kLstm ? f(Lstm{}) : f(Gru{});
+}
+
+inline const char* name_of(Cell cell) {
+  return visit(cell, [](auto c) { return decltype(c)::kName; });
+}
+
+inline int gates_of(Cell cell) {
+  return visit(cell, [](auto c) { return decltype(c)::kGates; });
+}
+
+inline Cell parse_cell(const char* function, const char* name) {
+  for (Cell cell : {Cell::kLstm, Cell::kGru})
+    if (std::strcmp(name, name_of(cell)) == 0) return cell;
+  throw ValueError(text(function, ": cell must be lstm or gru, got '", name, "'"));
+}
+
+}  // namespace pycm

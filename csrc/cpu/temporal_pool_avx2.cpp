@@ -1,0 +1,7 @@
+#define PYCM_LEVEL_AVX2
+#include "cpu/temporal_pool_impl.h"
+
+namespace pycm::cpu {
+const RecurrentKernels<float> recurrent_f32_avx2 = recurrent_table<VecF>();
+const RecurrentKernels<double> recurrent_f64_avx2 = recurrent_table<VecD>();
+}  // namespace pycm::cpu

@@ -1,0 +1,126 @@
+// A layer's parameters as the kernels of temporal_pool read them.
+//
+// Units are taken in groups of `columns`; of each group its gates lie side by side, one panel each, so that one tile of a
+// product has all that a unit needs:
+//   panels    [group][gate][word][columns]     of weight_ih and of weight_hh
+//   biases    [group][gate][columns]           the input's panels start from b_ih (+ b_hh where both are simply added)
+//   projection [panel][word][columns]          panels of `columns` state elements
+// Units beyond H have weights and biases of zero; their states stay 0.
+#pragma once
+
+#include <cstring>
+#include <memory>
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/temporal_pool_kernels.h"
+#include "ops/temporal_pool.h"
+
+namespace pycm::cpu {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Room for `count` elements, on huge pages where the system has them: fresh small pages cost as much as writing them.
+template <class T>
+void reserve_large(Buffer<T>& buffer, int64_t count);
+
+// Rows [0, rows) as tiles of about equal height.
+struct Tiles {
+  int64_t rows, count;
+  Tiles(int64_t number, int height) : rows(number), count(ceil_div(number, height)) {}
+  int64_t first(int64_t tile) const { return tile * rows / count; }
+  int height(int64_t tile) const { return static_cast<int>(first(tile + 1) - first(tile)); }
+};
+
+// How rows become operands of a product: as elements of T, or rounded to bf16, two in a word.
+template <class T>
+class Operand {
+ public:
+  explicit Operand(const Bf16Kernels* bf16) : bf16_(bf16) {}
+
+  int64_t words(int64_t dim) const { return bf16_ != nullptr ? (dim + 1) / 2 : dim; }
+  const Bf16Kernels* bf16() const { return bf16_; }
+  void product(const RecurrentKernels<T>& kernels, const ProductTile<T>& tile) const {
+    if constexpr (sizeof(T) == 4) {
+      if (bf16_ != nullptr) return bf16_->product(tile);
+    }
+    kernels.product(tile);
+  }
+  // The words of a row: the row itself or what is written to scratch [2 * dim + 2].
+  const T* read(const void* row, DType dtype, int64_t dim, T* scratch) const {
+    if constexpr (sizeof(T) == 8) {
+      return static_cast<const double*>(row);
+    } else {
+      if (dtype == DType::kBFloat16 && bf16_ != nullptr) {
+        scratch[dim / 2] = 0;
+        std::memcpy(scratch, row, static_cast<size_t>(dim) * 2);
+        return scratch;
+      }
+      const float* values = static_cast<const float*>(row);
+      if (dtype != DType::kFloat32) {
+        float* wide = scratch + dim / 2 + 1;
+        const auto* halves = static_cast<const uint16_t*>(row);
+        if (dtype == DType::kFloat16) cpu::kernels().widen_f16(halves, dim, wide);
+        else cpu::kernels().widen_bf16(halves, dim, wide);
+        values = wide;
+      }
+      if (bf16_ == nullptr) return values;
+      scratch[dim / 2] = 0;
+      bf16_->round(values, dim, reinterpret_cast<uint16_t*>(scratch));
+      return scratch;
+    }
+  }
+  static int64_t scratch_size(int64_t dim) { return 2 * dim + 2; }
+
+ private:
+  const Bf16Kernels* bf16_;
+};
+
+// `count` rows as a tile's first operand; row(i), called in order, is where row i lies. scratch: count * scratch_size(dim).
+template <class T, class Row>
+void pack_tile(const RecurrentKernels<T>& kernels, const Operand<T>& operand, int count, int64_t dim, DType dtype,
+               T* scratch, T* to, Row row) {
+  const T* rows[kMaxProductHeight];
+  for (int i = 0; i < count; ++i)
+    rows[i] = operand.read(row(i), dtype, dim, scratch + i * Operand<T>::scratch_size(dim));
+  kernels.pack(rows, count, operand.words(dim), to);
+}
+
+template <class T>
+void pack_panel(const T* rows, int64_t row_stride, int count, int64_t words, int columns, T* out) {
+  if constexpr (sizeof(T) == 8) cpu::kernels().pack_f64(rows, row_stride, count, words, columns, out);
+  else cpu::kernels().pack_f32(rows, row_stride, count, words, columns, out);
+}
+
+// The parameters for the working type T.
+template <class T>
+struct PackedWeights {
+  const RecurrentKernels<T>& kernels;
+  Operand<T> operand;
+  int64_t groups, projection_panels;
+  Buffer<T> input, hidden, projection;
+  Buffer<T> input_bias, hidden_bias;  // empty without biases; hidden_bias also where b_ih + b_hh serves
+  bool has_bias = false, has_hidden_bias = false;
+
+  PackedWeights(const CellWeights& weights, const Bf16Kernels* bf16, int num_threads);
+  int64_t input_panel(int64_t input_size) const { return operand.words(input_size) * kernels.columns; }
+};
+
+class PackedCell {
+ public:
+  CellWeights shape;
+  std::unique_ptr<PackedWeights<float>> f32;
+  std::unique_ptr<PackedWeights<double>> f64;
+  int64_t bytes = 0;
+
+  template <class T>
+  const PackedWeights<T>& weights() const {
+    if constexpr (sizeof(T) == 8) return *f64;
+    else return *f32;
+  }
+};
+
+// As pack_cell, with bf16 parameters widened to fp32 whatever the processor has.
+std::shared_ptr<const PackedCell> pack_widened(const CellWeights& weights, int num_threads);
+
+}  // namespace pycm::cpu

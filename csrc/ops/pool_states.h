@@ -1,0 +1,30 @@
+// pool_states: the pooling of temporal_pool alone, over vectors that no cell made or that were changed after it: those of two
+// directions together, with a residual, of the regions of an image. Pools mean, max, meanmax, attention and gpo.
+#pragma once
+
+#include "ops/temporal_pool.h"
+
+namespace pycm {
+
+// Row b is vectors cu_seqlens[b] ... cu_seqlens[b + 1] of x [S, F]. All arrays are contiguous, of `dtype`, float32 or float64.
+struct PoolStatesArgs {
+  DType dtype = DType::kFloat32;
+  int64_t batch = 0, dim = 0;           // B, F
+  const int64_t* cu_seqlens = nullptr;  // [B + 1], from 0, not falling
+  const void* x = nullptr;              // [S, F]
+  PoolChoice pool;
+  int num_threads = 1;
+};
+
+namespace cpu {
+
+// out [B, W * F]; a row of length 0 gives zeros.
+void pool_states(const PoolStatesArgs& args, void* out);
+
+// From grad_out [B, W * F] to grad_x [S, F] and grad_pool_weights (attention [F], gpo [S]), which are overwritten; either may
+// be null. Of equal greatest values the first has the gradient.
+void pool_states_backward(const PoolStatesArgs& args, const void* grad_out, void* grad_x, void* grad_pool_weights);
+
+}  // namespace cpu
+
+}  // namespace pycm

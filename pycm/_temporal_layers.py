@@ -1,0 +1,250 @@
+"""Temporal pooling out of its kernels: layers, directions and pools, the same for NumPy arrays and torch tensors.
+
+Sequences lie one after another ("ragged"): row b has steps cu_seqlens[b] to cu_seqlens[b + 1]. Between the layers there
+may be more rows than steps, so that shapes depend on shapes alone: what lies beyond cu_seqlens[B] is never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
+
+Cell: TypeAlias = Literal["lstm", "gru"]
+Pool: TypeAlias = Literal["last", "first", "mean", "max", "attention", "gpo", "meanmax", "lastmean", "none"]
+Combine: TypeAlias = Literal["concat", "average", "sum"]
+
+GATES = {"lstm": 4, "gru": 3}
+CELLS: tuple[Cell, ...] = get_args(Cell)
+POOLS: tuple[Pool, ...] = get_args(Pool)
+COMBINES: tuple[Combine, ...] = get_args(Combine)
+# Of the pools, those that see one step of each direction: its own first or last.
+OWN_STEP = ("last", "first", "lastmean")
+# And those of vectors that no cell made.
+STATE_POOLS = ("mean", "max", "attention", "gpo", "meanmax")
+
+# Of the scores that generalised pooling gives to ranks, as its authors have it.
+GPO_TEMPERATURE = 0.1
+# What is below every score, and not infinite: exp(-inf + inf) is nan.
+NO_SCORE = -1e30
+
+
+def width(pool: str) -> int:
+    """Results for each element of a state."""
+    return 2 if pool in ("meanmax", "lastmean") else 1
+
+
+class Weights(NamedTuple):
+    """One direction of one layer, as torch has it."""
+
+    weight_ih: Any
+    weight_hh: Any
+    bias_ih: Any = None
+    bias_hh: Any = None
+    weight_hr: Any = None
+
+
+class Problem(NamedTuple):
+    """What is asked for, checked. `x` is [S, I] or [B, T, I], `steps` no less than the longest sequence."""
+
+    x: Any
+    cu_seqlens: Any
+    steps: int
+    layers: list[list[Weights]]
+    cell: str
+    pool: str
+    combine: str
+    h0: Any = None
+    c0: Any = None
+    attention: Any = None
+    gpo: Mapping[str, Any] | None = None
+    residual: bool = False
+    normalize_states: bool = False
+    normalize: bool = False
+    dropout: float = 0.0
+    run_seqlens: Any = None  # where the cell runs further than the pool reads
+
+
+class Backend(Protocol):
+    """The kernels and the few functions that NumPy and torch call differently. Results are in the working dtype."""
+
+    xp: Any
+
+    def cell(
+        self,
+        x: Any,
+        cu_seqlens: Any,
+        w: Weights,
+        cell: str,
+        reverse: bool,
+        pool: str,
+        pool_weights: Any,
+        h0: Any,
+        c0: Any,
+    ) -> tuple[Any, Any, Any, Any]:
+        """Pooled [B, W·P], ragged states [≥ S, P] (for the pool "none"), h_n [B, P], c_n [B, H] (None for a GRU)."""
+
+    def pool(self, x: Any, cu_seqlens: Any, pool: str, pool_weights: Any) -> Any:
+        """Of ragged x in the working dtype."""
+
+    def dropout(self, x: Any, p: float) -> Any: ...
+    def work(self, array: Any) -> Any:
+        """In the working dtype: float64 stays, all others become float32."""
+
+    def cast(self, array: Any, like: Any) -> Any: ...
+    def double(self, array: Any) -> Any: ...
+    def arange(self, count: int, like: Any) -> Any: ...
+    def rows_of(self, cu_seqlens: Any, count: int) -> Any:
+        """Which sequence each of `count` ragged steps belongs to; the last one's for what lies beyond."""
+
+    def distinct(self, lengths: Any) -> tuple[Any, Any]:
+        """Lengths without repetition, and where each of `lengths` stands among them."""
+
+
+def run(backend: Backend, problem: Problem) -> tuple[Any, Any, Any]:
+    """Pooled [B, F], or ragged states [≥ S, F] for the pool "none"; h_n and c_n, [layers · directions, B, ...]."""
+    p, xp = problem, backend.xp
+    run_seqlens = p.cu_seqlens if p.run_seqlens is None else p.run_seqlens
+    two = len(p.layers[0]) == 2
+    pool_weights = _pool_weights(backend, p.x, p.cu_seqlens, p.steps, p.pool, p.attention, p.gpo)
+    fused = _fused(p, two)
+    out, hidden, memory = p.x, [], []
+    for depth, directions in enumerate(p.layers):
+        last = depth + 1 == len(p.layers)
+        pool = p.pool if last and fused else "none"
+        if depth and p.dropout:
+            out = backend.dropout(out, p.dropout)
+        parts = []
+        for reverse, w in enumerate(directions):
+            index = depth * len(directions) + reverse
+            h0, c0 = (None if state is None else state[index] for state in (p.h0, p.c0))
+            pooled, states, h_n, c_n = backend.cell(
+                out, run_seqlens, w, p.cell, bool(reverse), pool, pool_weights if pool == p.pool else None, h0, c0
+            )
+            parts.append(states if pool == "none" else pooled)
+            hidden.append(h_n)
+            memory.append(c_n)
+        out = _join(xp, parts, p.combine, pool) if last else _join(xp, parts, "concat", "none")
+    if not fused:
+        final = _join(xp, hidden[-len(p.layers[0]) :], p.combine, "last")
+        out = _pool_states(backend, p, out, final, run_seqlens, pool_weights)
+    if p.normalize:
+        out = unit(xp, out)
+    return out, xp.stack(hidden), None if p.cell == "gru" else xp.stack(memory)
+
+
+def _fused(p: Problem, two: bool) -> bool:
+    """Whether each direction's kernel can pool by itself, as it goes."""
+    if p.residual or p.normalize_states:
+        return False
+    if p.run_seqlens is not None:
+        return p.pool in ("last", "first", "none")
+    if not two or p.pool == "none":
+        return True
+    # Two directions share the softmax, and are joined before what is not linear.
+    return p.pool != "attention" if p.combine == "concat" else p.pool in ("last", "first", "mean", "lastmean")
+
+
+def pool_only(backend: Backend, x: Any, cu_seqlens: Any, steps: int, pool: str, attention: Any, gpo: Any) -> Any:
+    """Ragged or padded vectors to [B, F], without a cell."""
+    weights = _pool_weights(backend, x, cu_seqlens, steps, pool, attention, gpo)
+    count = x.shape[0] if x.ndim == 2 else x.shape[0] * x.shape[1]
+    return backend.pool(backend.work(_ragged(backend, x, cu_seqlens, count)), cu_seqlens, pool, weights)
+
+
+def _pool_weights(backend: Backend, x: Any, cu_seqlens: Any, steps: int, pool: str, attention: Any, gpo: Any) -> Any:
+    """Of the steps, or of their features, as the kernels have them."""
+    if pool == "attention":
+        return backend.work(attention).reshape(-1)
+    if pool == "gpo":
+        count = x.shape[0] if x.ndim == 2 else x.shape[0] * x.shape[1]
+        return gpo_coefficients(backend, gpo, cu_seqlens, count, steps)
+    return None
+
+
+def _join(xp: Any, parts: Sequence[Any], combine: str, pool: str) -> Any:
+    """Two directions as one. Those of a pool that has two results, [B, 2P], are joined result by result."""
+    if len(parts) == 1:
+        return parts[0]
+    if pool in ("meanmax", "lastmean"):
+        half = parts[0].shape[-1] // 2
+        return xp.concatenate(
+            [_join(xp, [part[:, cut] for part in parts], combine, "mean") for cut in (slice(half), slice(half, None))],
+            -1,
+        )
+    if combine == "concat":
+        return xp.concatenate(parts, -1)
+    total = parts[0] + parts[1]
+    return total / 2 if combine == "average" else total
+
+
+def _pool_states(backend: Backend, p: Problem, states: Any, final: Any, run_seqlens: Any, pool_weights: Any) -> Any:
+    """What the kernels of the directions cannot pool by themselves."""
+    xp, count = backend.xp, states.shape[0]
+    states = _known(backend, states, run_seqlens)
+    if p.residual:
+        states = states + backend.work(_ragged(backend, p.x, run_seqlens, count))
+    if p.normalize_states:
+        states = unit(xp, states)
+    if p.pool == "none":
+        return states
+    if p.run_seqlens is not None:
+        states = _ragged(backend, states.reshape(*p.x.shape[:2], -1), p.cu_seqlens, count)
+    if p.pool == "lastmean":
+        return xp.concatenate([final, backend.pool(states, p.cu_seqlens, "mean", None)], -1)
+    return backend.pool(states, p.cu_seqlens, p.pool, pool_weights)
+
+
+def _known(backend: Backend, states: Any, cu_seqlens: Any) -> Any:
+    """Zeros beyond the last step: what lies there may be anything, and 0 · nan is nan, in a gradient too."""
+    return backend.xp.where((backend.arange(states.shape[0], cu_seqlens) < cu_seqlens[-1])[:, None], states, 0.0)
+
+
+def _ragged(backend: Backend, x: Any, cu_seqlens: Any, count: int) -> Any:
+    """Padded [B, T, I] as ragged [count, I]."""
+    if x.ndim == 2:
+        return x
+    row = backend.rows_of(cu_seqlens, count)
+    return x[row, (backend.arange(count, x) - cu_seqlens[row]).clip(0, x.shape[1] - 1)]
+
+
+def padded(backend: Backend, states: Any, cu_seqlens: Any, steps: int) -> Any:
+    """Ragged states as [B, T, F], zeros beyond each length."""
+    step = backend.arange(steps, cu_seqlens)
+    valid = step < (cu_seqlens[1:] - cu_seqlens[:-1])[:, None]
+    place = backend.xp.where(valid, cu_seqlens[:-1, None] + step, 0)
+    return backend.xp.where(valid[..., None], states[place], 0.0)
+
+
+def unit(xp: Any, x: Any) -> Any:
+    """Rows of norm 1; zero stays zero."""
+    square = (x * x).sum(-1)[..., None]
+    zero = square == 0
+    return x * xp.where(zero, 0.0, 1.0 / xp.sqrt(xp.where(zero, 1.0, square)))
+
+
+def gpo_coefficients(backend: Backend, gpo: Mapping[str, Any], cu_seqlens: Any, count: int, steps: int) -> Any:
+    """For each of `count` ragged steps the coefficient of its rank: the softmax of a GRU over sines of the ranks.
+
+    They depend on the sequence's length alone, and are computed once for each length.
+    """
+    xp = backend.xp
+    w = {name.removeprefix("gru."): backend.work(value) for name, value in gpo.items()}
+    lengths, which = backend.distinct(cu_seqlens[1:] - cu_seqlens[:-1])
+    rank, dim = backend.arange(steps, cu_seqlens), w["weight_ih_l0"].shape[1]
+    angles = backend.double(rank)[:, None] * 10000.0 ** (-2.0 / dim * backend.double(backend.arange(dim // 2, rank)))
+    sines = xp.stack([xp.sin(angles), xp.cos(angles)], -1).reshape(steps, dim)
+    x = xp.broadcast_to(backend.cast(sines, w["linear.weight"]), (lengths.shape[0], steps, dim))
+    starts = xp.concatenate([backend.arange(1, cu_seqlens), lengths.cumsum(0)])
+    total: Any = 0
+    for end in ("", "_reverse"):
+        direction = Weights(*(w[f"{kind}_l0{end}"] for kind in Weights._fields[:4]))
+        total = total + backend.cell(x, starts, direction, "gru", end != "", "none", None, None, None)[1]
+    total = _known(backend, total, starts)
+    # Added up in turn: a sum or a product would round by the number of rows and by the longest of them.
+    scores = (total * w["linear.weight"][0]).cumsum(-1)[..., -1] / (2 * GPO_TEMPERATURE)
+    valid = rank < lengths[:, None]
+    scores = xp.where(valid, scores[starts[:-1, None] + xp.where(valid, rank, 0)], NO_SCORE)
+    weights = xp.where(valid, xp.exp(scores - xp.amax(scores, -1)[:, None]), 0.0)
+    weights = weights / xp.where(lengths == 0, 1.0, weights.cumsum(-1)[:, -1])[:, None]
+    row = backend.rows_of(cu_seqlens, count)
+    return weights[which[row], (backend.arange(count, cu_seqlens) - cu_seqlens[row]).clip(0, steps - 1)]

@@ -1,0 +1,305 @@
+"""`pycm.temporal_pool` for torch: padded, ragged, packed and nested sequences, autocast, and their forms again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from pycm._temporal_arguments import (
+    check_choices,
+    check_extras,
+    check_pool,
+    check_pool_parameters,
+    check_sequences,
+    layers_of,
+    require,
+)
+from pycm._temporal_layers import STATE_POOLS, Problem, Weights, padded, pool_only, run
+from pycm._torch_arguments import _check_devices, _check_tangents, _integers
+from pycm._torch_gradients import full_precision
+from pycm._torch_temporal import work_dtype
+
+
+class _Torch:
+    """The operators on torch tensors."""
+
+    xp: Any = torch
+
+    def cell(
+        self,
+        x: Any,
+        cu_seqlens: Any,
+        w: Weights,
+        cell: str,
+        reverse: bool,
+        pool: str,
+        pool_weights: Any,
+        h0: Any,
+        c0: Any,
+    ) -> tuple[Any, Any, Any, Any]:
+        tensors = (x, *w, pool_weights, h0, c0)
+        trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        keep_states = pool == "none" or trained
+        return torch.ops.pycm.temporal_pool(  # type: ignore[no-any-return]
+            x, cu_seqlens, *w, pool_weights, h0, c0, cell, pool, reverse, keep_states
+        )
+
+    def pool(self, x: Any, cu_seqlens: Any, pool: str, pool_weights: Any) -> Any:
+        return torch.ops.pycm.pool_states(x, cu_seqlens, pool_weights, pool)
+
+    def dropout(self, x: Any, p: float) -> Any:
+        return torch.nn.functional.dropout(x, p, training=True)
+
+    def work(self, array: Any) -> Any:
+        return array.to(work_dtype(array.dtype))
+
+    def cast(self, array: Any, like: Any) -> Any:
+        return array.to(like.dtype)
+
+    def double(self, array: Any) -> Any:
+        return array.double()
+
+    def arange(self, count: int, like: Any) -> Any:
+        return torch.arange(count, device=like.device)
+
+    def rows_of(self, cu_seqlens: Any, count: int) -> Any:
+        steps = torch.arange(count, device=cu_seqlens.device)
+        rows = torch.searchsorted(cu_seqlens[1:].contiguous(), steps, right=True)
+        return rows.clip(0, max(cu_seqlens.shape[0] - 2, 0))
+
+    def distinct(self, lengths: Any) -> tuple[Any, Any]:
+        if not _has_values(lengths):  # a trace does not know how many there are
+            return lengths, torch.arange(lengths.shape[0], device=lengths.device)
+        unique: tuple[Tensor, Tensor] = torch.unique(lengths, return_inverse=True)
+        return unique
+
+
+_BACKEND = _Torch()
+_POOL = "temporal_pool"
+
+
+class _Sequences(NamedTuple):
+    """x as the kernels take it, and how to give states its form again."""
+
+    x: Tensor  # [S, I] or [B, T, I]
+    cu_seqlens: Tensor
+    restore: Callable[[Tensor], Any]  # ragged states [≥ S, F]
+    single: bool = False
+
+
+def temporal_pool(
+    x: Any, lengths: Any, weights: Mapping[str, Any], cell: str, pool: str, *, cu_seqlens: Any, combine: str,
+    h0: Tensor | None, c0: Tensor | None, attention: Tensor | None, gpo: Mapping[str, Any] | None, residual: bool,
+    normalize_states: bool, normalize: bool, dropout: float, legacy_padding: bool, batch_first: bool,
+    return_state: bool,
+) -> Any:  # fmt: skip
+    check_choices(_POOL, cell, pool, combine, attention, gpo, residual or normalize_states, dropout)
+    values = x.data if isinstance(x, PackedSequence) else x
+    _check_tensors(_POOL, values, weights, gpo, h0=h0, c0=c0, attention=attention)
+    if (dtype := _autocast_dtype(values)) is not None:
+        x = x.to(dtype)
+        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    kind = x.data.dtype if isinstance(x, PackedSequence) else x.dtype
+    sequences = _sequences(_POOL, x, lengths, cu_seqlens, batch_first, legacy_padding)
+    x, starts = sequences.x, sequences.cu_seqlens
+    layers = layers_of(_POOL, weights, cell, x)
+    if sequences.single:
+        h0, c0 = (None if state is None else state.unsqueeze(-2) for state in (h0, c0))
+    features = check_extras(_POOL, layers, cell, combine, x, starts.shape[0] - 1, h0, c0, residual)
+    check_pool_parameters(_POOL, features, attention, gpo)
+    problem = Problem(
+        x=x,
+        cu_seqlens=starts,
+        steps=_steps(x, starts),
+        layers=layers,
+        cell=cell,
+        pool=pool,
+        combine=combine,
+        h0=None if h0 is None else _BACKEND.work(h0),
+        c0=None if c0 is None else _BACKEND.work(c0),
+        attention=attention,
+        gpo=gpo,
+        residual=residual,
+        normalize_states=normalize_states,
+        normalize=normalize,
+        dropout=dropout,
+        run_seqlens=x.shape[1] * torch.arange(x.shape[0] + 1, device=x.device) if legacy_padding else None,
+    )
+    with full_precision(x):  # the kernels' dtype is that of x and the weights
+        pooled, h_n, c_n = run(_BACKEND, problem)
+    h_n, c_n = h_n.to(kind), None if c_n is None else c_n.to(kind)
+    pooled = pooled.to(kind)
+    if pool == "none":
+        pooled = sequences.restore(pooled)
+    elif sequences.single:
+        pooled = pooled[0]
+    if not return_state:
+        return pooled
+    if sequences.single:
+        h_n, c_n = h_n[:, 0], None if c_n is None else c_n[:, 0]
+    return pooled, h_n if c_n is None else (h_n, c_n)
+
+
+def pool_states(x: Any, lengths: Any, pool: str, *, cu_seqlens: Any, attention: Any, gpo: Any) -> Tensor:
+    function = "pool_states"
+    check_pool(function, pool, attention, gpo, STATE_POOLS)
+    _check_tensors(function, x.data if isinstance(x, PackedSequence) else x, None, gpo, attention=attention)
+    sequences = _sequences(function, x, lengths, cu_seqlens, batch_first=True, legacy_padding=False)
+    x, starts = sequences.x, sequences.cu_seqlens
+    check_pool_parameters(function, x.shape[-1], attention, gpo)
+    with full_precision(x):
+        pooled = cast(Tensor, pool_only(_BACKEND, x, starts, _steps(x, starts), pool, attention, gpo).to(x.dtype))
+    return pooled[0] if sequences.single else pooled
+
+
+# ---- arguments ----
+
+
+def _check_tensors(function: str, x: Tensor, weights: Any, gpo: Any, **others: Any) -> None:
+    named: dict[str, Any] = {"x": x}
+    for mapping in (weights, gpo):
+        if isinstance(mapping, Mapping):
+            named.update(mapping)
+    named.update((name, tensor) for name, tensor in others.items() if tensor is not None)
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{function}: {name} must be a torch tensor, as x is, got {type(tensor).__name__}")
+    _check_devices(function, **named)
+    if not torch.compiler.is_compiling():
+        _check_tangents(function, **named)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether a number may be read from it without a wait or a break of a trace."""
+    return not torch.compiler.is_compiling() and type(tensor) is Tensor and tensor.device.type == "cpu"
+
+
+def _steps(x: Tensor, cu_seqlens: Tensor) -> int:
+    """Of the longest sequence, or a bound of it; at least 1."""
+    if x.ndim == 3:
+        return max(1, x.shape[1])
+    if not _has_values(cu_seqlens) or cu_seqlens.shape[0] < 2:
+        return max(1, x.shape[0])
+    return max(1, int(cu_seqlens.diff().max()))
+
+
+def _lengths(function: str, lengths: Any, like: Tensor) -> Tensor:
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths)
+        lengths = lengths.long() if not lengths.numel() else lengths  # an empty list has no dtype
+    found = _integers(function, "lengths", lengths).to(like.device)
+    if found.ndim != 1:
+        raise ValueError(f"{function}: lengths must have shape [B], got {list(found.shape)}")
+    return found
+
+
+def _starts(lengths: Tensor) -> Tensor:
+    starts: Tensor = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    return starts
+
+
+def _sequences(
+    function: str, x: Any, lengths: Any, cu_seqlens: Any, batch_first: bool, legacy_padding: bool
+) -> _Sequences:
+    if isinstance(x, PackedSequence) or x.is_nested:
+        given = next(
+            (name for name, value in (("lengths", lengths), ("cu_seqlens", cu_seqlens)) if value is not None), ""
+        )
+        if given:
+            raise ValueError(f"{function}: {given} must be None for {type(x).__name__}, which knows its lengths")
+        if legacy_padding:
+            raise ValueError(f"{function}: legacy_padding needs padded x [B, T, I], got {type(x).__name__}")
+        return _packed(x) if isinstance(x, PackedSequence) else _nested(function, x)
+    check_sequences(function, x, lengths, cu_seqlens, legacy_padding)
+    if x.ndim == 3:
+        return _padded(function, x if batch_first else x.transpose(0, 1), lengths, batch_first, legacy_padding)
+    if lengths is None and cu_seqlens is None:
+        starts = torch.arange(2, device=x.device) * x.shape[0]
+        return _Sequences(x, starts, lambda states: states, single=True)
+    if cu_seqlens is None:
+        starts = _starts(_lengths(function, lengths, x))
+    else:
+        starts = _integers(function, "cu_seqlens", torch.as_tensor(cu_seqlens)).to(x.device)
+        if starts.ndim != 1 or starts.shape[0] < 1:
+            raise ValueError(f"{function}: cu_seqlens must have shape [B + 1], got {list(starts.shape)}")
+    if _has_values(starts) and int(starts[-1]) != x.shape[0]:
+        name = "lengths must sum to" if cu_seqlens is None else "cu_seqlens must end at"
+        raise ValueError(f"{function}: {name} the {x.shape[0]} steps of x, got {int(starts[-1])}")
+    return _Sequences(x, starts, lambda states: states)
+
+
+def _padded(function: str, x: Tensor, lengths: Any, batch_first: bool, legacy_padding: bool) -> _Sequences:
+    if isinstance(lengths, (int, torch.SymInt)):
+        lengths = x.new_full((x.shape[0],), cast(int, lengths), dtype=torch.int64)
+    lengths = _lengths(function, lengths, x)
+    require(
+        lengths.shape[0] == x.shape[0],
+        lambda: f"{function}: lengths must have shape [{x.shape[0]}], got {list(lengths.shape)}",
+    )
+    if _has_values(lengths):
+        wrong = (lengths < 0) | (lengths > x.shape[1])
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(f"{function}: lengths must be in [0, {x.shape[1]}], got {int(lengths[row])} in row {row}")
+    starts = _starts(lengths)
+
+    def restore(states: Tensor) -> Tensor:
+        if legacy_padding:
+            full = states.reshape(*x.shape[:2], states.shape[-1])
+        else:
+            full = padded(_BACKEND, states, starts, x.shape[1])
+        return full if batch_first else full.transpose(0, 1)
+
+    return _Sequences(x, starts, restore)
+
+
+def _packed(x: PackedSequence) -> _Sequences:
+    sizes, device = x.batch_sizes, x.data.device
+    count = int(sizes[0])
+    lengths = (sizes > torch.arange(count)[:, None]).sum(1).to(device)
+    place = torch.arange(count, device=device)  # of each sequence in the packed order
+    if x.unsorted_indices is not None:
+        place = x.unsorted_indices
+        lengths = lengths[place]
+    starts = _starts(lengths)
+    row = _BACKEND.rows_of(starts, x.data.shape[0])
+    step = torch.arange(x.data.shape[0], device=device) - starts[row]
+    packed_step = (sizes.cumsum(0) - sizes).to(device)[step] + place[row]
+    ragged_step = torch.empty_like(packed_step)
+    ragged_step[packed_step] = torch.arange(x.data.shape[0], device=device)
+
+    def restore(states: Tensor) -> PackedSequence:
+        data = states.index_select(0, ragged_step)
+        return PackedSequence(data, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+
+    return _Sequences(x.data.index_select(0, packed_step), starts, restore)
+
+
+def _nested(function: str, x: Any) -> _Sequences:
+    if x.dim() != 3:
+        raise ValueError(f"{function}: x must be nested [B, *, I], got {x.dim()} dimensions")
+    if x.layout == torch.jagged:
+        x = x if x.lengths() is None else x.contiguous()
+        values, starts = x.values(), x.offsets().long()
+
+        def restore(states: Tensor) -> Any:
+            return torch.nested.nested_tensor_from_jagged(states, x.offsets())
+
+        return _Sequences(values, starts, restore)
+    parts = x.unbind()
+    counts = [part.shape[0] for part in parts]
+    starts = _starts(torch.tensor(counts, device=x.device))
+    return _Sequences(
+        torch.cat(parts), starts, lambda states: torch.nested.as_nested_tensor(list(torch.split(states, counts)))
+    )

@@ -1,0 +1,357 @@
+"""Temporal pooling as torch operators: one direction of one layer (`torch.ops.pycm.temporal_pool`), a pool alone
+(`torch.ops.pycm.pool_states`), and their backward passes.
+
+They trace (`torch.compile`, `torch.export`) and differentiate; a second derivative goes through
+`pycm._torch_temporal_plain`, the same in torch's own operators.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pycm import _C
+from pycm import _torch_temporal_plain as plain
+from pycm._temporal_layers import GATES, width
+from pycm._torch_arguments import _check_tangents
+from pycm._torch_gradients import full_precision
+
+_CELL = (
+    "Tensor x, Tensor cu_seqlens, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
+    "Tensor? weight_hr, Tensor? pool_weights, Tensor? h0, Tensor? c0, "
+)
+_CHOICES = "str cell, str pool, bool reverse"
+# Pooled [B, W·P] (empty for the pool "none"), states [≥ S, P] (empty unless kept), h_n [B, P], c_n [B, H] (empty for a
+# GRU), all in the working dtype.
+torch.library.define(
+    "pycm::temporal_pool", f"({_CELL}{_CHOICES}, bool keep_states) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+# The gradients of the tensors before, but of cu_seqlens, in the working dtype; empty where not needed.
+torch.library.define(
+    "pycm::temporal_pool_backward",
+    f"({_CELL}Tensor states, Tensor? grad_pooled, Tensor? grad_states, Tensor? grad_h_n, Tensor? grad_c_n, "
+    f"{_CHOICES}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define("pycm::pool_states", "(Tensor x, Tensor cu_seqlens, Tensor? pool_weights, str pool) -> Tensor")
+torch.library.define(
+    "pycm::pool_states_backward",
+    "(Tensor x, Tensor cu_seqlens, Tensor? pool_weights, Tensor grad, str pool, bool[] needs) -> (Tensor, Tensor)",
+)
+
+Optional = Tensor | None
+
+
+def work_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of states, sums and results."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# ---- packed weights ----
+
+# Compared beside the version counter, which a write through `.data` or through NumPy does not raise.
+_SAMPLES = 64
+
+
+class _Packed:
+    """A direction's weights in the kernels' layout, for as long as the tensors are what they were."""
+
+    def __init__(self, cell: str, weights: Sequence[Optional]) -> None:
+        self.cell = cell
+        self.known = [(weakref.ref(w), w._version, w.data_ptr(), _sample(w).clone()) for w in weights if w is not None]
+        self.value = _cell(cell, weights)
+
+    def holds(self, cell: str, weights: Sequence[Optional]) -> bool:
+        given = [w for w in weights if w is not None]
+        return (
+            self.cell == cell
+            and len(given) == len(self.known)
+            and all(
+                ref() is w and version == w._version and pointer == w.data_ptr() and torch.equal(_sample(w), sample)
+                for w, (ref, version, pointer, sample) in zip(given, self.known, strict=True)
+            )
+        )
+
+
+def _cell(cell: str, weights: Sequence[Optional]) -> Any:
+    return _C.TemporalCell(cell, *[_dense(w) for w in weights], num_threads=torch.get_num_threads())  # type: ignore[arg-type, misc]
+
+
+_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _pack(cell: str, weights: Sequence[Optional]) -> Any:
+    first = cast(Tensor, weights[0])
+    if any(w is not None and w.is_inference() for w in weights):  # these have no version
+        return _cell(cell, weights)
+    kept = _packed.get(first)  # type: ignore[no-untyped-call]
+    if kept is None or not kept.holds(cell, weights):
+        kept = _packed[first] = _Packed(cell, weights)
+    return kept.value
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """A few values, as bits: a nan is unlike itself."""
+    bits = tensor.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    flat = bits.view(-1)
+    return flat[:: max(1, flat.shape[0] // _SAMPLES)]
+
+
+# ---- CPU kernels ----
+
+
+def _strided(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """As the kernels read it: the steps that belong to a sequence, neighbouring features."""
+    x = x.detach().resolve_neg()
+    x = x[: int(cu_seqlens[-1])] if x.ndim == 2 else x
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _dense(tensor: Optional) -> Optional:
+    return None if tensor is None else tensor.detach().resolve_neg().contiguous()
+
+
+@torch.library.impl("pycm::temporal_pool", "CPU")
+def _temporal_pool_cpu(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional,
+    bias_hh: Optional,
+    weight_hr: Optional,
+    pool_weights: Optional,
+    h0: Optional,
+    c0: Optional,
+    cell: str,
+    pool: str,
+    reverse: bool,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_tangents("temporal_pool", x=x, weight_ih=weight_ih, weight_hh=weight_hh)
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    packed = _pack(cell, weights)
+    pooled, states, h_n, c_n = _results(x, cu_seqlens, weight_hh, weight_hr, cell, pool, keep_states)
+    steps = int(cu_seqlens[-1])
+    _C.temporal_pool(
+        packed,
+        _strided(x, cu_seqlens),
+        cu_seqlens.contiguous(),
+        reverse,
+        pool,
+        _coefficients(pool_weights, pool, steps),
+        _dense(h0),
+        _dense(c0),
+        None if pool == "none" else pooled,
+        states[:steps] if keep_states else None,
+        h_n,
+        c_n if cell == "lstm" else None,
+        torch.get_num_threads(),
+    )
+    return pooled, states, h_n, c_n
+
+
+def _coefficients(pool_weights: Optional, pool: str, steps: int) -> Optional:
+    pool_weights = _dense(pool_weights)
+    return pool_weights[:steps] if pool == "gpo" and pool_weights is not None else pool_weights
+
+
+def _results(
+    x: Tensor, cu_seqlens: Tensor, weight_hh: Tensor, weight_hr: Optional, cell: str, pool: str, keep_states: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, (rows, state) = cu_seqlens.shape[0] - 1, weight_hh.shape
+    most = x.shape[0] if x.ndim == 2 else x.shape[0] * x.shape[1]
+    shapes = (
+        (0,) if pool == "none" else (batch, width(pool) * state),
+        (most if keep_states else 0, state),
+        (batch, state),
+        (batch, rows // GATES[cell]) if cell == "lstm" else (0,),
+    )
+    pooled, states, h_n, c_n = (x.new_empty(shape, dtype=work_dtype(x.dtype)) for shape in shapes)
+    return pooled, states, h_n, c_n
+
+
+@torch.library.impl("pycm::temporal_pool_backward", "CPU")
+def _temporal_pool_backward_cpu(
+    x: Tensor,
+    cu_seqlens: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional,
+    bias_hh: Optional,
+    weight_hr: Optional,
+    pool_weights: Optional,
+    h0: Optional,
+    c0: Optional,
+    states: Tensor,
+    grad_pooled: Optional,
+    grad_states: Optional,
+    grad_h_n: Optional,
+    grad_c_n: Optional,
+    cell: str,
+    pool: str,
+    reverse: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    steps = int(cu_seqlens[-1])
+    inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, h0, c0, pool_weights)
+    grads = tuple(_grad_like(tensor, x.dtype, need) for tensor, need in zip(inputs, needs, strict=True))
+    wanted: list[Optional] = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+    if needs[0] and x.ndim == 2:
+        wanted[0] = grads[0][:steps]
+    if needs[8] and pool == "gpo":
+        wanted[8] = grads[8][:steps]
+    weights = [_dense(w) for w in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)]
+    grad_states = None if grad_states is None else grad_states[:steps]
+    incoming = [_dense(grad) for grad in (grad_pooled, grad_states, grad_h_n, grad_c_n)]
+    arguments: list[Any] = [
+        *(cell, _strided(x, cu_seqlens), cu_seqlens.contiguous(), *weights, reverse, pool),
+        *(_coefficients(pool_weights, pool, steps), _dense(h0), _dense(c0), states[:steps]),
+        *incoming,
+        *wanted,
+        torch.get_num_threads(),
+        _pack(cell, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)),
+    ]
+    _C.temporal_pool_backward(*arguments)
+    return grads
+
+
+def _grad_like(tensor: Optional, dtype: torch.dtype, need: bool) -> Tensor:
+    """Zeros, since the kernels write the valid steps alone; a tensor without values for what nobody needs."""
+    if tensor is None or not need:
+        return torch.empty(0, dtype=work_dtype(dtype), device=None if tensor is None else tensor.device)
+    return torch.zeros(tensor.shape, dtype=work_dtype(dtype), device=tensor.device)
+
+
+@torch.library.impl("pycm::pool_states", "CPU")
+def _pool_states_cpu(x: Tensor, cu_seqlens: Tensor, pool_weights: Optional, pool: str) -> Tensor:
+    _check_tangents("pool_states", x=x)
+    out = x.new_empty((cu_seqlens.shape[0] - 1, width(pool) * x.shape[1]))
+    steps = int(cu_seqlens[-1])
+    weights = _coefficients(pool_weights, pool, steps)
+    _C.pool_states(_dense(x[:steps]), cu_seqlens.contiguous(), pool, weights, out, torch.get_num_threads())
+    return out
+
+
+@torch.library.impl("pycm::pool_states_backward", "CPU")
+def _pool_states_backward_cpu(
+    x: Tensor, cu_seqlens: Tensor, pool_weights: Optional, grad: Tensor, pool: str, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    steps = int(cu_seqlens[-1])
+    grad_x, grad_weights = (_grad_like(t, x.dtype, need) for t, need in zip((x, pool_weights), needs, strict=True))
+    _C.pool_states_backward(
+        _dense(x[:steps]),
+        cu_seqlens.contiguous(),
+        pool,
+        _coefficients(pool_weights, pool, steps),
+        _dense(grad),
+        grad_x[:steps] if needs[0] else None,
+        None if not needs[1] else grad_weights[:steps] if pool == "gpo" else grad_weights,
+        torch.get_num_threads(),
+    )
+    return grad_x, grad_weights
+
+
+# ---- shapes without values ----
+
+
+@torch.library.register_fake("pycm::temporal_pool")  # type: ignore[untyped-decorator]
+def _temporal_pool_fake(*args: Any) -> tuple[Tensor, ...]:
+    x, cu_seqlens, _, weight_hh, _, _, weight_hr, *_, cell, pool, _, keep_states = args
+    return _results(x, cu_seqlens, weight_hh, weight_hr, cell, pool, keep_states)
+
+
+@torch.library.register_fake("pycm::temporal_pool_backward")  # type: ignore[untyped-decorator]
+def _temporal_pool_backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    x, _, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, pool_weights, h0, c0, *_, needs = args
+    inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, h0, c0, pool_weights)
+    return tuple(_grad_like(tensor, x.dtype, need) for tensor, need in zip(inputs, needs, strict=True))
+
+
+@torch.library.register_fake("pycm::pool_states")  # type: ignore[untyped-decorator]
+def _pool_states_fake(x: Tensor, cu_seqlens: Tensor, pool_weights: Optional, pool: str) -> Tensor:
+    return x.new_empty((cu_seqlens.shape[0] - 1, width(pool) * x.shape[-1]))
+
+
+@torch.library.register_fake("pycm::pool_states_backward")  # type: ignore[untyped-decorator]
+def _pool_states_backward_fake(
+    x: Tensor, cu_seqlens: Tensor, pool_weights: Optional, grad: Tensor, pool: str, needs: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    return tuple(_grad_like(tensor, x.dtype, need) for tensor, need in zip((x, pool_weights), needs, strict=True))
+
+
+# ---- gradients ----
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, cell, pool, reverse, keep_states = inputs
+    if not keep_states:
+        raise ValueError("temporal_pool: keep_states must be true where a gradient is wanted")
+    ctx.set_materialize_grads(False)
+    ctx.choices = cell, pool, reverse
+    ctx.mark_non_differentiable(*(output[i] for i, absent in ((0, pool == "none"), (3, cell == "gru")) if absent))
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
+    *tensors, states = ctx.saved_tensors
+    needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5, 6, 8, 9, 7)]
+    if torch.is_grad_enabled():  # of a gradient that is itself to be differentiated
+        found: Sequence[Optional] = _differentiable(plain.temporal_pool, (*tensors, *ctx.choices), needs_of(ctx), grads)
+        return *found, *(None,) * 4
+    with full_precision(states):
+        gradients = torch.ops.pycm.temporal_pool_backward(*tensors, states, *grads, *ctx.choices, needs)
+    cast_to = (tensors[i] for i in (0, 2, 3, 4, 5, 6, 8, 9, 7))
+    x, *weights, h0, c0, pool_weights = (
+        grad.to(tensor.dtype) if need else None for grad, tensor, need in zip(gradients, cast_to, needs, strict=True)
+    )
+    return x, None, *weights, pool_weights, h0, c0, *(None,) * 4
+
+
+def needs_of(ctx: Any) -> list[bool]:
+    return [bool(need) for need in ctx.needs_input_grad]
+
+
+def _differentiable(
+    function: Any, inputs: tuple[Any, ...], needs: Sequence[bool], grads: Sequence[Optional]
+) -> list[Optional]:
+    """The gradients of a function's tensors by autograd, with a graph of their own."""
+    tensors = [tensor for tensor, need in zip(inputs, needs, strict=False) if need]
+    with full_precision(inputs[0]):
+        outputs = function(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [
+            (out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad
+        ]
+        found = iter(
+            torch.autograd.grad(
+                [out for out, _ in pairs], tensors, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+            )
+        )
+    return [next(found) if need else None for _, need in zip(inputs, needs, strict=False)]
+
+
+torch.library.register_autograd("pycm::temporal_pool", _backward, setup_context=_setup)
+
+
+def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.pool = inputs[3]
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _pool_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, cu_seqlens, pool_weights = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        inputs = (x, cu_seqlens, pool_weights, ctx.pool)
+        return tuple(_differentiable(plain.pool_states, inputs, needs_of(ctx), (grad,)))
+    needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
+    found = torch.ops.pycm.pool_states_backward(x, cu_seqlens, pool_weights, grad, ctx.pool, needs)
+    grad_x, grad_weights = (part if need else None for part, need in zip(found, needs, strict=True))
+    return grad_x, None, grad_weights, None
+
+
+torch.library.register_autograd("pycm::pool_states", _pool_backward, setup_context=_pool_setup)

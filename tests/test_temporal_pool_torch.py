@@ -1,0 +1,464 @@
+"""temporal_pool on tensors: the numbers of nn.LSTM and nn.GRU, every form of sequences, gradients, traces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import temporal_cases as cases
+from temporal_cases import CELLS, expected
+from tolerances import GRADCHECK, TEMPORAL, TEMPORAL_GRADIENT, TEMPORAL_LOW_PRECISION_RATIO
+from torch_cases import raises
+
+import pycm
+from pycm.temporal import POOLS
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
+
+RNNS = {"lstm": nn.LSTM, "gru": nn.GRU}
+LENGTHS = (5, 2, 7, 1)
+CELL = pytest.mark.parametrize("cell", CELLS)
+
+
+def rnn_of(cell: str, inputs: int = 6, hidden: int = 10, seed: int = 0, **kinds: Any) -> Any:
+    torch.manual_seed(seed)
+    return RNNS[cell](inputs, hidden, batch_first=True, **kinds)
+
+
+def frames(lengths: Any = LENGTHS, inputs: int = 6, seed: int = 1, dtype: Any = torch.float32) -> torch.Tensor:
+    """Padded with NaN."""
+    parts = cases.sequences(lengths, inputs, seed)
+    return torch.from_numpy(cases.pad(parts)).to(dtype)
+
+
+def states_of(rnn: Any, x: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """torch's own states, [B, T, F], and which of them are valid; the padding is never shown to it."""
+    lengths = torch.as_tensor(lengths)
+    packed = pack_padded_sequence(torch.nan_to_num(x), lengths, batch_first=True, enforce_sorted=False)
+    out, state = rnn(packed)
+    valid = torch.arange(x.shape[1]) < lengths[:, None]
+    return pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])[0], valid[..., None], state
+
+
+def plain_pool(states: torch.Tensor, valid: torch.Tensor, state: Any, pool: str) -> torch.Tensor:
+    if pool == "mean":
+        return (states * valid).sum(1) / valid.sum(1)
+    if pool == "max":
+        return states.masked_fill(~valid, -torch.inf).amax(1)
+    h_n = state[0] if isinstance(state, tuple) else state
+    return torch.cat(list(h_n[-2:]), 1) if states.shape[2] > h_n.shape[2] else h_n[-1]
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
+    """Relative to the largest value."""
+    error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-3)
+    assert error <= tolerance, error
+
+
+# ---- against torch's own ----
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "last"])
+@pytest.mark.parametrize("kinds", [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False}, {"proj_size": 4}])
+@CELL
+def test_values_and_gradients_of_torch(cell: str, kinds: dict[str, Any], pool: str) -> None:
+    if cell == "gru" and "proj_size" in kinds:
+        kinds = {"num_layers": 3}
+    rnn = rnn_of(cell, 21, 33, **kinds)
+    lengths = (17, 3, 29, 1, 8, 29)
+    x = frames(lengths, 21).requires_grad_()
+    shared = dict(rnn.named_parameters())
+    mine = pycm.temporal_pool(x, torch.tensor(lengths), shared, cell, pool)
+    theirs = plain_pool(*states_of(rnn, x, lengths), pool)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=TEMPORAL["float32"])
+    weight = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(2))
+    inputs = [x, *shared.values()]
+    for ours, want in zip(
+        torch.autograd.grad(mine, inputs, weight), torch.autograd.grad(theirs, inputs, weight), strict=True
+    ):
+        close(ours, want, TEMPORAL_GRADIENT)
+
+
+@CELL
+@pytest.mark.parametrize(
+    ("batch", "steps", "hidden"), [(1, 128, 7), (7, 2, 65), (8, 1, 16), (9, 127, 12), (129, 3, 20)]
+)
+def test_gradients_at_sizes(cell: str, batch: int, steps: int, hidden: int) -> None:
+    rnn = rnn_of(cell, 5, hidden)
+    lengths = 1 + np.random.default_rng(3).integers(0, steps, batch)
+    lengths[0] = steps
+    x = frames(lengths.tolist(), 5).requires_grad_()
+    inputs = [x, *rnn.parameters()]
+    mine = pycm.temporal_pool(x, lengths, dict(rnn.named_parameters()), cell, "lastmean")
+    states, valid, state = states_of(rnn, x, lengths)
+    theirs = torch.cat([plain_pool(states, valid, state, pool) for pool in ("last", "mean")], 1)
+    weight = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(4))
+    for ours, want in zip(
+        torch.autograd.grad(mine, inputs, weight), torch.autograd.grad(theirs, inputs, weight), strict=True
+    ):
+        close(ours, want, TEMPORAL_GRADIENT)
+
+
+@CELL
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_as_good_as_torch(cell: str, dtype: torch.dtype) -> None:
+    lengths = (40, 33, 17, 40)
+    weights = cases.rnn_weights(cell, 24, 48)
+    rnn = rnn_of(cell, 24, 48).to(dtype)
+    rnn.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+    x = frames(lengths, 24, dtype=dtype)
+    rounded = {name: w.detach().double().numpy() for name, w in rnn.state_dict().items()}
+    parts = [row[:length].double().numpy() for row, length in zip(x, lengths, strict=True)]
+    want = torch.from_numpy(expected(parts, rounded, cell, "mean")[0])
+    mine = pycm.temporal_pool(x, lengths, rnn.state_dict(), cell, "mean")
+    assert mine.dtype == dtype
+    with torch.no_grad():
+        theirs = plain_pool(*states_of(rnn, x, lengths), "mean")
+    ours, torchs = ((found.double() - want).norm().item() for found in (mine, theirs))
+    assert ours <= TEMPORAL_LOW_PRECISION_RATIO * torchs
+
+
+# ---- every form of sequences ----
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention", "gpo", "none"])
+@CELL
+def test_forms(cell: str, pool: str) -> None:
+    rnn = rnn_of(cell, bidirectional=True, num_layers=2)
+    weights = rnn.state_dict()
+    generator = torch.Generator().manual_seed(5)
+    options: dict[str, Any] = {
+        "attention": torch.randn(20, generator=generator) if pool == "attention" else None,
+        "gpo": {k: torch.from_numpy(w).float() for k, w in cases.gpo_weights().items()} if pool == "gpo" else None,
+        "h0": torch.randn(4, 4, 10, generator=generator),
+        "return_state": True,
+    }
+    x = frames()
+    ragged = torch.cat([row[:length] for row, length in zip(x, LENGTHS, strict=True)])
+    starts = torch.tensor(cases.offsets([range(length) for length in LENGTHS]))
+    want, state = pycm.temporal_pool(ragged, None, weights, cell, pool, cu_seqlens=starts, **options)
+    h_n = state[0] if cell == "lstm" else state
+
+    def check(found: Any, values: Any) -> None:
+        pooled, state = found
+        assert torch.equal(values(pooled) if pool == "none" else pooled, want)
+        assert torch.equal(state[0] if cell == "lstm" else state, h_n)
+
+    def unpad(states: torch.Tensor) -> torch.Tensor:
+        assert not any(row[length:].any() for row, length in zip(states, LENGTHS, strict=True))
+        return torch.cat([row[:length] for row, length in zip(states, LENGTHS, strict=True)])
+
+    call = pycm.temporal_pool
+    check(call(x, torch.tensor(LENGTHS, dtype=torch.int32), weights, cell, pool, **options), unpad)
+    check(call(x, list(LENGTHS), weights, cell, pool, **options), unpad)
+    turned = x.transpose(0, 1).contiguous()
+    check(
+        call(turned, LENGTHS, weights, cell, pool, batch_first=False, **options), lambda s: unpad(s.transpose(0, 1))
+    )  # fmt: skip
+    check(call(ragged, LENGTHS, weights, cell, pool, **options), lambda s: s)
+    for enforce_sorted in (False, True):
+        order = torch.argsort(torch.tensor(LENGTHS), descending=True) if enforce_sorted else torch.arange(4)
+        packed = pack_padded_sequence(
+            x[order], torch.tensor(LENGTHS)[order], batch_first=True, enforce_sorted=enforce_sorted
+        )  # fmt: skip
+        back = torch.argsort(order)
+        pooled, state = call(packed, None, weights, cell, pool, **{**options, "h0": options["h0"][:, order]})
+        assert torch.equal((state[0] if cell == "lstm" else state)[:, back], h_n)
+        if pool == "none":
+            states, lengths = pad_packed_sequence(pooled, batch_first=True)
+            assert lengths[back].tolist() == list(LENGTHS)
+            assert torch.equal(unpad(states[back]), want)
+        else:
+            assert torch.equal(pooled[back], want)
+    rows = [row[:length] for row, length in zip(x, LENGTHS, strict=True)]
+    for layout in (torch.jagged, torch.strided):
+        nested = torch.nested.as_nested_tensor(rows, layout=layout)
+        check(call(nested, None, weights, cell, pool, **options), lambda s: torch.cat(s.unbind()))
+
+
+@CELL
+def test_a_single_sequence_and_full_rows(cell: str) -> None:
+    rnn = rnn_of(cell)
+    x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(6))
+    weights = rnn.state_dict()
+    full = pycm.temporal_pool(x, 7, weights, cell, "mean")
+    torch.testing.assert_close(full, rnn(x)[0].mean(1), rtol=0, atol=TEMPORAL["float32"])
+    h0 = torch.randn(1, 10)
+    pooled, state = pycm.temporal_pool(x[0], None, weights, cell, "last", h0=h0, return_state=True)
+    c0 = torch.zeros(1, 10)
+    out, want = rnn(x[0], (h0, c0) if cell == "lstm" else h0)
+    torch.testing.assert_close(pooled, out[-1], rtol=0, atol=TEMPORAL["float32"])
+    torch.testing.assert_close(state, want, rtol=0, atol=TEMPORAL["float32"])
+
+
+# ---- gradients ----
+
+
+def gradient_case(
+    cell: str, pool: str, bidirectional: bool, combine: str, proj: int = 0
+) -> tuple[Any, tuple[Any, ...]]:
+    """(function of the tensors, the tensors): all that can have a gradient, in fp64."""
+    kinds = {"bidirectional": bidirectional, "proj": proj}
+    weights = {k: torch.from_numpy(w).requires_grad_() for k, w in cases.rnn_weights(cell, 3, 4, **kinds).items()}
+    generator = torch.Generator().manual_seed(7)
+    directions, state = 1 + bidirectional, proj or 4
+    features = state * (directions if combine == "concat" else 1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    tensors: dict[str, Any] = {"x": draw(8, 3), "h0": draw(directions, 4, state)}
+    if cell == "lstm":
+        tensors["c0"] = draw(directions, 4, 4)
+    if pool == "attention":
+        tensors["attention"] = draw(features)
+    extra = cases.gpo_weights(4, 3) if pool == "gpo" else {}
+    gpo = {k: torch.from_numpy(w).requires_grad_() for k, w in extra.items()}
+    names, parts = list(tensors), (*tensors.values(), *weights.values(), *gpo.values())
+
+    def function(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        options: dict[str, Any] = dict(zip(names, given, strict=False))
+        rest = given[len(names) :]
+        found, state = pycm.temporal_pool(
+            options.pop("x"),
+            None,
+            dict(zip(weights, rest, strict=False)),
+            cell,
+            pool,
+            cu_seqlens=torch.tensor([0, 4, 4, 7, 8]),
+            combine=combine,
+            gpo=dict(zip(gpo, rest[len(weights) :], strict=True)) or None,
+            return_state=True,
+            **options,
+        )
+        return (found, *state) if cell == "lstm" else (found, state)
+
+    return function, parts
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("combine", ["one", "concat", "average"])
+@CELL
+def test_gradients(cell: str, combine: str, pool: str) -> None:
+    """Of x, the weights, h0, c0 and the pool's own, through the result and the final states, with an empty row."""
+    two = combine != "one"
+    function, tensors = gradient_case(cell, pool, two, combine if two else "concat", 2 if cell == "lstm" and two else 0)
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True, **GRADCHECK)
+
+
+@CELL
+def test_every_gradient_by_itself(cell: str) -> None:
+    function, tensors = gradient_case(cell, "mean", False, "concat")
+    assert torch.autograd.gradcheck(function, tensors, **GRADCHECK)
+    weights = [torch.randn_like(part) for part in function(*tensors)]
+    every = torch.autograd.grad(function(*tensors), tensors, weights)
+    for i, tensor in enumerate(tensors):
+        alone = [part if j == i else part.detach() for j, part in enumerate(tensors)]
+        assert torch.equal(torch.autograd.grad(function(*alone), tensor, weights)[0], every[i])
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention", "gpo"])
+@CELL
+def test_second_derivatives(cell: str, pool: str) -> None:
+    function, tensors = gradient_case(cell, pool, pool == "attention", "concat")
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True, **GRADCHECK)
+
+
+@pytest.mark.parametrize("pool", pycm.temporal.STATE_POOLS)
+def test_gradients_of_pools_alone(pool: str) -> None:
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    gpo = {k: torch.from_numpy(v).requires_grad_() for k, v in cases.gpo_weights(4, 3).items()}
+
+    def function(x: torch.Tensor, w: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        return pycm.pool_states(
+            x, torch.tensor([4, 0, 2]), pool, attention=w if pool == "attention" else None,
+            gpo=dict(zip(gpo, rest, strict=True)) if pool == "gpo" else None,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(function, (x, w, *gpo.values()), **GRADCHECK)
+    assert torch.autograd.gradgradcheck(function, (x, w, *gpo.values()), fast_mode=True, **GRADCHECK)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("head", [{}, {"combine": "average", "residual": True, "normalize_states": True}])
+def test_memory_beyond_the_steps_is_never_used(pool: str, head: dict[str, Any]) -> None:
+    """Padded input leaves rows of the states unwritten. They hold NaN here, and nothing may come of it."""
+    if head and pool in ("last", "first", "lastmean"):
+        head = {"combine": "average"}
+    module = pycm.nn.TemporalPool(6, 6, "gru", pool, num_layers=2, bidirectional=True, dropout=0.0, **head)
+    x = torch.nan_to_num(frames()).requires_grad_()
+    ragged = torch.cat([row[:length] for row, length in zip(x, LENGTHS, strict=True)])
+    want = torch.autograd.grad(module(ragged, LENGTHS).square().sum(), [x, *module.parameters()])
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # which fills what is not written with NaN
+    try:
+        assert torch.empty(3).isnan().all()
+        found = torch.autograd.grad(module(x, LENGTHS).square().sum(), [x, *module.parameters()])
+    finally:
+        torch.use_deterministic_algorithms(before)
+    for ours, theirs in zip(found, want, strict=True):
+        close(ours, theirs, TEMPORAL_GRADIENT)
+
+
+@CELL
+def test_padding_and_other_rows_have_no_part_in_gradients(cell: str) -> None:
+    rnn = rnn_of(cell)
+    x = frames().requires_grad_()
+    pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), cell, "max").sum().backward()
+    for row, length in zip(x.grad, LENGTHS, strict=True):
+        assert not row[length:].any()
+        assert row[:length].abs().sum(1).gt(0).all()
+    assert torch.isfinite(rnn.weight_ih_l0.grad).all()
+    alone = x.detach()[1:2, :2].requires_grad_()
+    pycm.temporal_pool(alone, 2, dict(rnn.named_parameters()), cell, "max").sum().backward()
+    assert torch.equal(alone.grad[0], x.grad[1, :2])
+
+
+@CELL
+def test_gradients_do_not_depend_on_threads_or_runs(cell: str) -> None:
+    lengths = np.random.default_rng(9).integers(0, 14, 70)
+    rnn = rnn_of(cell, 6, 40, bidirectional=True)
+    x = torch.nan_to_num(frames((14, *lengths))).requires_grad_()
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 4, 4):
+            torch.set_num_threads(threads)
+            found = pycm.temporal_pool(x, (14, *lengths), dict(rnn.named_parameters()), cell, "meanmax")
+            results.append((found, *torch.autograd.grad(found.square().sum(), [x, *rnn.parameters()])))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for ours, first in zip(other, results[0], strict=True):
+            assert torch.equal(ours, first)
+
+
+# ---- traces, transforms, casts ----
+
+
+@pytest.mark.parametrize("pool", ["mean", "none", "attention", "gpo"])
+def test_compile_without_a_break(pool: str) -> None:
+    torch._dynamo.reset()
+    module = pycm.nn.TemporalPool(6, 8, "gru", pool, num_layers=2 if pool == "none" else 1, bidirectional=True)
+    x, lengths = torch.nan_to_num(frames()), torch.tensor(LENGTHS)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (slice(0, 4), slice(1, 4)):
+        found, want = compiled(x[rows], lengths[rows]), module(x[rows], lengths[rows])
+        torch.testing.assert_close(found, want, rtol=0, atol=TEMPORAL["float32"])
+        parameters = list(module.parameters())
+        for ours, theirs in zip(
+            torch.autograd.grad(found.square().sum(), parameters), torch.autograd.grad(want.square().sum(), parameters),
+            strict=True,
+        ):  # fmt: skip
+            close(ours, theirs, TEMPORAL_GRADIENT)
+
+
+def test_export() -> None:
+    module = pycm.nn.TemporalPool(6, 8, "lstm", "mean").eval()
+    batch, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
+    x, lengths = torch.nan_to_num(frames()), torch.tensor(LENGTHS)
+    program = torch.export.export(module, (x, lengths), dynamic_shapes=({0: batch, 1: steps}, {0: batch}))
+    longer = torch.randn(6, 9, 6)
+    lengths = torch.tensor([9, 0, 1, 2, 3, 4])
+    assert torch.equal(program.module()(longer, lengths), module(longer, lengths))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    module = pycm.nn.TemporalPool(6, 8, "lstm", "gpo", bidirectional=True)
+    x = frames()
+    with torch.autocast("cpu", dtype=dtype):
+        found = module(x, LENGTHS)
+    assert found.dtype == dtype
+    lower = pycm.temporal_pool(
+        x.to(dtype), LENGTHS, {k: w.to(dtype) for k, w in module.weights().items()}, "lstm", "gpo",
+        gpo=module.gpo.weights(),
+    )  # fmt: skip
+    assert torch.equal(found, lower)
+    found.float().sum().backward()
+    assert module.weight_ih_l0.grad.dtype == torch.float32
+    double = pycm.nn.TemporalPool(6, 8, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=dtype):
+        assert double(x.double(), LENGTHS).dtype == torch.float64
+
+
+def test_transforms() -> None:
+    weights = rnn_of("gru").state_dict()
+    x = torch.randn(3, 5, 6)
+
+    def call(row: torch.Tensor) -> Any:
+        return pycm.temporal_pool(row, None, weights, "gru", "mean")
+
+    assert torch.equal(torch.func.vmap(call)(x), pycm.temporal_pool(x, 5, weights, "gru", "mean"))
+    raises(NotImplementedError, ["x", "forward-mode"], lambda: torch.func.jvp(call, (x[0],), (x[0],)))
+
+
+def test_no_gradient_is_kept_where_none_is_asked() -> None:
+    """Inference keeps no states: the operator is asked for none, and inference tensors work."""
+    rnn, x = rnn_of("lstm"), frames()
+    asked: list[bool] = []
+    real = torch.ops.pycm.temporal_pool
+
+    def watch(*arguments: Any) -> Any:
+        asked.append(arguments[-1])
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.ops.pycm, "temporal_pool", watch)
+        with torch.no_grad():
+            want = pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), "lstm", "mean")
+        pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), "lstm", "mean")
+    assert asked == [False, True]
+    with torch.inference_mode():
+        weights = {name: w.clone() for name, w in rnn.named_parameters()}
+        assert torch.equal(pycm.temporal_pool(x, LENGTHS, weights, "lstm", "mean"), want)
+    assert not want.requires_grad
+
+
+# ---- packed weights are kept, and never old ----
+
+
+def test_packed_weights_follow_the_parameters() -> None:
+    rnn, x = rnn_of("lstm"), frames()
+    weights = dict(rnn.named_parameters())
+
+    def check() -> None:
+        fresh = {name: w.detach().clone() for name, w in weights.items()}
+        assert torch.equal(
+            pycm.temporal_pool(x, LENGTHS, weights, "lstm", "mean"),
+            pycm.temporal_pool(x, LENGTHS, fresh, "lstm", "mean"),
+        )
+
+    check()
+    with torch.no_grad():
+        rnn.weight_hh_l0[0, 0] += 1  # seen by the version alone
+        check()
+        rnn.weight_ih_l0.data.mul_(0.5)  # the version does not see it
+        check()
+        rnn.bias_hh_l0.numpy()[:] += 1
+        check()
+        rnn.weight_hh_l0.data = rnn.weight_hh_l0 + 1
+        check()
+    optimizer = torch.optim.SGD(rnn.parameters(), lr=1.0)
+    pycm.temporal_pool(x, LENGTHS, weights, "lstm", "mean").sum().backward()
+    optimizer.step()
+    check()
+
+
+def test_packed_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    real = pycm._C.TemporalCell
+
+    def cell(*arguments: Any, **options: Any) -> Any:
+        made.append(arguments[0])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(pycm._C, "TemporalCell", cell)
+    weights = rnn_of("gru", bidirectional=True).state_dict()
+    for _ in range(3):
+        pycm.temporal_pool(frames(), LENGTHS, weights, "gru", "mean")
+    assert len(made) == 2
