@@ -51,7 +51,7 @@ def backend_info() -> dict[str, Any]:
         missing.append(f"CUDA: {build['cuda_problem']}")
     elif not build["cuda_devices"]:
         missing.append(f"CUDA: no device ({build['cuda_problem'] or 'none found'})")
-    missing.append("CUDA kernels: not in this version; CUDA tensors raise NotImplementedError")
+    missing.append("joins, pairs and Gallery on CUDA: not in this version; they take CPU tensors and NumPy arrays")
     missing += [
         f"{name}: {use}; pip install 'pycm-match[{extra}]'"
         for name, (use, extra) in _PACKAGES.items()

@@ -197,7 +197,9 @@ def _cu_seqlens(function: str, x: npt.NDArray[Any], lengths: Any, cu_seqlens: An
         return starts
     if lengths is None:
         return np.array([0, len(x)], np.int64)
-    counts = _int64(function, "lengths", np.full(len(x), lengths) if isinstance(lengths, int) else lengths)
+    if isinstance(lengths, bool):
+        raise TypeError(f"{function}: lengths must be integers, got bool")
+    counts = _int64(function, "lengths", np.full(len(x), lengths) if np.ndim(lengths) == 0 else lengths)
     if counts.ndim != 1 or (x.ndim == 3 and len(counts) != len(x)):
         rows = f"[{len(x)}]" if x.ndim == 3 else "[B]"
         raise ValueError(f"{function}: lengths must have shape {rows}, got {list(counts.shape)}")

@@ -97,9 +97,8 @@ def check_rows(function: str, name: str, array: Any) -> Any:
     """Rows ``[N, D]`` in NumPy, or a torch tensor on the CPU without its gradient."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        from pycm._torch_arguments import _check_devices
-
-        _check_devices(function, **{name: array})
+        if array.device.type != "cpu":
+            raise NotImplementedError(f"{function}: {name} is on {array.device}, and {function} is for the CPU only")
         rows = array.detach().resolve_neg()
     else:
         rows = _as_numpy(function, name, array)

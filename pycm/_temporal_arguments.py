@@ -97,7 +97,7 @@ def layers_of(function: str, weights: Any, cell: str, x: Any) -> list[list[Weigh
         if name not in expected:
             raise ValueError(f"{function}: weights must have {', '.join(expected)}, and no more; got {name!r}")
     for name in expected:
-        if dtype_name(weights[name]) != dtype_name(x):
+        if weights[name].dtype != x.dtype and dtype_name(weights[name]) != dtype_name(x):  # byte order does not matter
             raise TypeError(f"{function}: {name} must have x's dtype {dtype_name(x)}, got {dtype_name(weights[name])}")
     if ("bias_ih" in kinds) != ("bias_hh" in kinds):
         raise ValueError(f"{function}: weights must have both biases or none")
@@ -116,6 +116,11 @@ def _check_shapes(function: str, layers: list[list[Weights]], cell: str, input_s
     for name in ("weight_ih", "weight_hh"):
         if getattr(first, name).ndim != 2:
             raise ValueError(f"{function}: {name}_l0 must be a matrix, got shape {list(getattr(first, name).shape)}")
+    wanted_size = first.weight_ih.shape[-1]
+    require(
+        input_size == wanted_size,
+        lambda: f"{function}: x must have {wanted_size} features, as weight_ih_l0 has columns, got {input_size}",
+    )
     gates = GATES[cell]
     rows, state = first.weight_hh.shape
     hidden = state if first.weight_hr is None else first.weight_hr.shape[-1]

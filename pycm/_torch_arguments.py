@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pycm import _C
 from pycm.functional import METRICS, _as_mask, _check_shape, _compressed_rows, _sizes
+
+# What the operators run on; asked once, since a trace cannot call the compiled module.
+_DEVICES = ("cpu", "meta", "cuda") if _C.cuda_compiled() else ("cpu", "meta")
 
 
 def _to_torch(array: Any, like: Tensor) -> Tensor:
@@ -53,6 +57,8 @@ def _compressed_tensors(
         return _integers(function, name, value[1]), _integers(function, name, value[0])
     if not isinstance(value, Tensor):
         rows, offsets = _compressed_rows(function, name, value, *shape)
+        if queries.is_cuda:  # the kernel could say it only later
+            _check_values(function, name, rows, offsets, shape[1], lowest=0 if name == "positives" else -1)
         return _to_torch(rows, queries), None if offsets is None else _to_torch(offsets, queries)
     if value.layout == torch.sparse_csr:
         _check_shape(function, name, value.shape, *shape)
@@ -60,6 +66,16 @@ def _compressed_tensors(
     indices = _integers(function, name, value)
     _check_shape(function, name, indices.shape, shape[0])
     return indices, None
+
+
+def _check_values(function: str, name: str, rows: Any, offsets: Any, limit: int, lowest: int) -> None:
+    """What the CPU's kernels check of compressed rows in NumPy."""
+    wrong = rows[(rows < lowest) | (rows >= limit)]
+    if wrong.size:
+        none = " or -1 for none" if lowest < 0 else ""
+        raise ValueError(f"{function}: {name} must be in [0, {limit}){none}, got {wrong[0]}")
+    if offsets is not None and (offsets[:1] != 0 or offsets[-1:] != rows.size or (offsets[1:] < offsets[:-1]).any()):
+        raise ValueError(f"{function}: {name} offsets must rise from 0 to {rows.size}")
 
 
 def _integers(function: str, name: str, tensor: Tensor) -> Tensor:
@@ -76,9 +92,10 @@ def _check_devices(function: str, **tensors: Tensor | None) -> None:
     for name, tensor in others:
         if tensor.device != first.device:
             raise ValueError(f"{function}: {name} must be on {first_name}'s device {first.device}, got {tensor.device}")
-    if first.device.type not in ("cpu", "meta"):
+    if first.device.type not in _DEVICES:
         raise NotImplementedError(
-            f"{function}: {first_name} is on {first.device}, and this version has kernels for the CPU only"
+            f"{function}: {first_name} is on {first.device}, and this build has kernels for "
+            f"{'the CPU and CUDA' if 'cuda' in _DEVICES else 'the CPU'} only"
         )
 
 
@@ -94,6 +111,15 @@ def _check_tangents(function: str, **tensors: Tensor) -> None:
 def _require(condition: Any, message: Callable[[], str]) -> None:
     """A ValueError, or, of symbolic sizes, an assumption of the trace."""
     torch._check_value(condition, message)  # type: ignore[no-untyped-call]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without torch's lazy negation, which its memory does not show."""
+    return tensor.detach().resolve_neg()
+
+
+def _score_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _name(dtype: torch.dtype) -> str:

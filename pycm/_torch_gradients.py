@@ -70,11 +70,19 @@ def topk_gradients(
         if grad_gallery is not None and grad_rows is not None:
             # An infinite query has matches and fillers both.
             grad_rows = torch.where(found.unsqueeze(-1), grad_rows, 0.0)
-            grad_gallery.index_add_(0, rows.reshape(-1), grad_rows.reshape(-1, dim))
+            _add_rows(grad_gallery, rows.reshape(-1), grad_rows.reshape(-1, dim))
     grad_all = None
     if needs[0]:
         grad_all = torch.cat(by_query).to(queries.dtype) if by_query else torch.zeros_like(queries)
     return grad_all, None if grad_gallery is None else grad_gallery.to(gallery.dtype)
+
+
+def _add_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
+    """total[rows] += values, with the same bits every time: on CUDA index_add_ adds by atomics, index_put_ sorts."""
+    if total.is_cuda:
+        total.index_put_((rows,), values, accumulate=True)
+    else:
+        total.index_add_(0, rows, values)
 
 
 def _row_gradients(

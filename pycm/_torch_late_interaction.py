@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from pycm import _C
-from pycm._torch_arguments import _check_devices, _check_tangents, _integers, _name, _require, _to_torch
+from pycm import _C, _torch_cuda_sets
+from pycm._torch_arguments import (
+    _check_devices,
+    _check_tangents,
+    _integers,
+    _name,
+    _plain,
+    _require,
+    _score_dtype,
+    _to_torch,
+)
 from pycm._torch_gradients import full_precision
-from pycm._torch_ops import _plain, _score_dtype
 from pycm._torch_xattn import xattn_gradients
 from pycm.functional import _int64
 from pycm.late_interaction import AGGREGATIONS, FEATURE_NORMS, ITEM, Sets, check_list, split
@@ -129,8 +137,7 @@ def _xattn_cpu(*args: Any) -> Tensor:
     return cast(Tensor, _C.xattn_score(*_arguments(*args)))
 
 
-@torch.library.impl("pycm::xattn_score_backward", "CPU")
-def _xattn_backward_cpu(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _xattn_backward_kernel(grad: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return xattn_gradients(grad, *args)
 
 
@@ -330,4 +337,14 @@ _AUTOGRAD = (
 for _op, _backward, _setup in _AUTOGRAD:
     torch.library.register_autograd(_op, _backward, setup_context=_setup)
 for _op in ("pycm::maxsim", "pycm::maxsim_topk", "pycm::xattn_score"):
-    torch.library.register_autocast(_op, "cpu", torch.float32)
+    for _device in ("cpu", "cuda"):
+        torch.library.register_autocast(_op, _device, torch.float32)
+torch.library.impl("pycm::xattn_score_backward", "CPU", _xattn_backward_kernel)
+for _op, _cuda_kernel in (
+    ("pycm::maxsim", _torch_cuda_sets.maxsim),
+    ("pycm::maxsim_backward", _torch_cuda_sets.maxsim_backward),
+    ("pycm::maxsim_topk", _torch_cuda_sets.maxsim_topk),
+    ("pycm::xattn_score", _torch_cuda_sets.xattn_score),
+    ("pycm::xattn_score_backward", _xattn_backward_kernel),
+):
+    torch.library.impl(_op, "CUDA", _cuda_kernel)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pycm import _C, functional
+from pycm import _C, _torch_cuda, functional
 from pycm._torch_arguments import (
     _check_devices,
     _check_filters,
@@ -27,7 +27,9 @@ from pycm._torch_arguments import (
     _filters,
     _name,
     _one_each,
+    _plain,
     _require,
+    _score_dtype,
 )
 from pycm._torch_gradients import full_precision, similarity_gradients, topk_gradients
 from pycm.functional import Matches
@@ -207,16 +209,7 @@ def _rank_cpu(
     return greater, equal, scores
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """Without torch's lazy negation, which its memory does not show."""
-    return tensor.detach().resolve_neg()
-
-
 # ---- shapes without values ----
-
-
-def _score_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @torch.library.register_fake("pycm::similarity")  # type: ignore[untyped-decorator]
@@ -324,5 +317,11 @@ def _rank_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd("pycm::similarity", _similarity_backward, setup_context=_similarity_setup)
 torch.library.register_autograd("pycm::topk", _topk_backward, setup_context=_topk_setup)
 torch.library.register_autograd("pycm::rank", _rank_backward, setup_context=_rank_setup)
-for _op in ("pycm::similarity", "pycm::topk", "pycm::rank"):
-    torch.library.register_autocast(_op, "cpu", torch.float32)
+for _op, _cuda_kernel in (
+    ("similarity", _torch_cuda.similarity),
+    ("topk", _torch_cuda.topk),
+    ("rank", _torch_cuda.rank),
+):
+    torch.library.impl(f"pycm::{_op}", "CUDA", _cuda_kernel)
+    for _device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"pycm::{_op}", _device, torch.float32)

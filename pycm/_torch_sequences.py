@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -182,7 +183,12 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def _has_values(tensor: Tensor) -> bool:
     """Whether a number may be read from it without a wait or a break of a trace."""
-    return not torch.compiler.is_compiling() and type(tensor) is Tensor and tensor.device.type == "cpu"
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not torch._C._functorch.is_batchedtensor(tensor)
+    )
 
 
 def _steps(x: Tensor, cu_seqlens: Tensor) -> int:
@@ -240,8 +246,12 @@ def _sequences(
 
 
 def _padded(function: str, x: Tensor, lengths: Any, batch_first: bool, legacy_padding: bool) -> _Sequences:
-    if isinstance(lengths, (int, torch.SymInt)):
-        lengths = x.new_full((x.shape[0],), cast(int, lengths), dtype=torch.int64)
+    if isinstance(lengths, bool):
+        raise TypeError(f"{function}: lengths must be integers, got bool")
+    if isinstance(lengths, (numbers.Integral, torch.SymInt)):
+        lengths = torch.full((x.shape[0],), cast(int, lengths), dtype=torch.int64, device=x.device)
+    elif isinstance(lengths, Tensor) and lengths.ndim == 0:
+        lengths = lengths.expand(x.shape[0])
     lengths = _lengths(function, lengths, x)
     require(
         lengths.shape[0] == x.shape[0],

@@ -7,6 +7,8 @@ They trace (`torch.compile`, `torch.export`) and differentiate; a second derivat
 
 from __future__ import annotations
 
+import atexit
+import math
 import weakref
 from collections.abc import Sequence
 from typing import Any, cast
@@ -54,7 +56,7 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
 # ---- packed weights ----
 
 # Compared beside the version counter, which a write through `.data` or through NumPy does not raise.
-_SAMPLES = 64
+_SAMPLES = 512
 
 
 class _Packed:
@@ -82,6 +84,7 @@ def _cell(cell: str, weights: Sequence[Optional]) -> Any:
 
 
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+atexit.register(_packed.clear)  # before the module's types go
 
 
 def _pack(cell: str, weights: Sequence[Optional]) -> Any:
@@ -95,10 +98,13 @@ def _pack(cell: str, weights: Sequence[Optional]) -> Any:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """A few values, as bits: a nan is unlike itself."""
+    """Values of all rows and columns, as bits: a nan is unlike itself."""
     bits = tensor.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
     flat = bits.view(-1)
-    return flat[:: max(1, flat.shape[0] // _SAMPLES)]
+    step = max(1, flat.shape[0] // _SAMPLES)
+    while math.gcd(step, tensor.shape[-1]) > 1:
+        step += 1
+    return flat[::step]
 
 
 # ---- CPU kernels ----

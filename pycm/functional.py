@@ -68,7 +68,7 @@ def similarity(x: A, y: A, metric: Metric = "cosine", *, out: A | None = None) -
     Raises:
         TypeError: for an array of integers, differing dtypes, or no array.
         ValueError: for shapes that do not fit, or an unknown metric.
-        NotImplementedError: for a tensor with a forward-mode tangent, or not on the CPU.
+        NotImplementedError: for a tensor with a forward-mode tangent, or on a device that the build has no kernels for.
 
     Differentiable (in backward mode, twice and more) in both inputs for torch tensors. O(N·M·D) time; beside the
     result it keeps a packed copy of at most 4096 rows of x and a few cache-sized blocks of y.
@@ -116,9 +116,10 @@ def topk(
     Raises:
         TypeError: for integer arrays, differing dtypes, or no array.
         ValueError: for shapes that do not fit, k outside [1, M], an empty gallery, or an index outside it.
-        NotImplementedError: for a tensor with a forward-mode tangent, or not on the CPU.
+        NotImplementedError: for a tensor with a forward-mode tangent, or on a device that the build has no kernels for.
 
-    The scores are differentiable for torch tensors, in backward mode. O(N·M·D) time, O((N + M)·D + N·k) memory; see
+    A call does not wait for a CUDA device, where an index outside the gallery fails a device-side assertion. The scores
+    are differentiable for torch tensors, in backward mode. O(N·M·D) time, O((N + M)·D + N·k) memory; see
     `workspace_bytes`.
     """
     if mask is None and exclude is None:
@@ -130,11 +131,21 @@ def topk(
     return _topk(queries, gallery, k, metric, mask, exclude, precision, screen)
 
 
-def workspace_bytes(queries: int, gallery: int, dim: int, k: int) -> int:
+def workspace_bytes(queries: int, gallery: int, dim: int, k: int, device: str | torch.device = "cpu") -> int:
     """Bytes of scratch that `topk` takes beyond its inputs and outputs, for these sizes and the threads set.
 
-    An upper bound but for rows in a strided or half-precision layout, which are converted a panel at a time.
+    An upper bound but for rows in a strided or half-precision layout, which are converted a panel at a time. On a CUDA
+    device (``"cuda"``, ``"cuda:1"``, a torch.device) it is the most of any metric and dtype, for dense rows, and comes
+    from torch's caching allocator.
     """
+    if str(device).startswith("cuda"):
+        import torch
+
+        from pycm import _torch_cuda
+
+        return _torch_cuda.workspace_bytes(queries, gallery, dim, k, torch.device(device))
+    if str(device) != "cpu":
+        raise ValueError(f"workspace_bytes: device must be cpu or a CUDA device, got {device}")
     return int(_C.topk_workspace_bytes(queries, gallery, dim, k))
 
 

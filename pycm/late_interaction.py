@@ -211,7 +211,8 @@ def _pair(
     first, second = (_kind(items) for items in (a, b))
     if isinstance(first, list) or isinstance(second, list):
         name = names[0] if isinstance(first, list) else names[1]
-        raise ValueError(f"{function}: {name} must have at least one array where it is a list, got an empty list")
+        got = "a list of lists" if (a if name == names[0] else b) else "an empty list"
+        raise ValueError(f"{function}: {name} must hold arrays, at least one, where it is a list, got {got}")
     is_torch = _both_torch(function, names[0], first, names[1], second)
     if is_torch:
         import pycm._torch_late_interaction as ops

@@ -15,6 +15,7 @@ require("torch", "torch", "pycm.nn")
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from torch.nn.utils.rnn import PackedSequence  # noqa: E402
 
 __all__ = ["GPO", "AttentionPool", "TemporalPool"]
 
@@ -239,9 +240,11 @@ class TemporalPool(nn.Module):
         Returns:
             ``[B, F]``, as `pycm.temporal_pool` has it.
         """
-        if self.cell == "lstm" and hx is not None and not (isinstance(hx, tuple) and len(hx) == 2):
+        if not isinstance(x, torch.Tensor | PackedSequence):
+            raise TypeError(f"TemporalPool: x must be a torch tensor or a PackedSequence, got {type(x).__name__}")
+        if self.cell == "lstm" and hx is not None and not (isinstance(hx, tuple | list) and len(hx) == 2):
             raise TypeError(f"TemporalPool: hx must be a pair (h0, c0) for an LSTM, got {type(hx).__name__}")
-        h0, c0 = hx if isinstance(hx, tuple) else (hx, None)
+        h0, c0 = hx if isinstance(hx, tuple | list) else (hx, None)
         return temporal_pool(
             x,
             lengths,
@@ -262,6 +265,9 @@ class TemporalPool(nn.Module):
             batch_first=self.batch_first,
             return_state=return_state,
         )
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: for code that calls it, as ``nn.LSTM`` and ``nn.GRU`` have it."""
 
     def extra_repr(self) -> str:
         given = [f"{self.input_size}, {self.hidden_size}, cell={self.cell!r}, pool={self.pool!r}"]

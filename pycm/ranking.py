@@ -77,8 +77,9 @@ def rank(
     Raises:
         TypeError: for integer arrays, differing dtypes, no array, or positives that are not integers.
         ValueError: for shapes that do not fit, an empty gallery, an index outside it, an unknown name, or a positive
-            whose score is NaN; the query's row is named.
-        NotImplementedError: for a tensor with a forward-mode tangent, or not on the CPU.
+            whose score is NaN; the query's row is named. On CUDA, where a call does not wait for its values, the rank
+            of such a positive is NaN, and an index outside the gallery in a CUDA tensor fails a device-side assertion.
+        NotImplementedError: for a tensor with a forward-mode tangent, or on a device that the build has no kernels for.
 
     O(N·M·D) time, O((N + M)·D + P) memory.
     """
@@ -88,7 +89,10 @@ def rank(
         import pycm._torch_ops as ops
 
         counted = ops.rank(queries, gallery, positives, metric, mask, exclude, screen)  # type: ignore[arg-type]
-        return Ranks(counted[0].double().add(counted[1], alpha=_TIES_BEFORE[ties]), *counted)
+        ranks = counted[0].double().add(counted[1], alpha=_TIES_BEFORE[ties])
+        if ranks.is_cuda:  # not looked at: that would wait for the device
+            ranks = ranks.masked_fill_(counted[2].isnan(), np.nan)
+        return Ranks(ranks, *counted)
     q, g = _as_numpy("rank", "queries", queries), _as_numpy("rank", "gallery", gallery)
     n, m = _sizes("rank", q, g)
     indices, starts = _compressed_rows("rank", "positives", positives, n, m)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -45,6 +46,18 @@ def every_level() -> Iterator[list[str]]:
     before = pycm.backend_info()["cpu"]["level"]
     yield LEVELS
     use_level(before)
+
+
+@pytest.fixture(scope="session")
+def gpu() -> Any:
+    """The current CUDA device. A test without one is skipped, and fails under PYCM_REQUIRE_GPU=1."""
+    torch = pytest.importorskip("torch")
+    missing = "pycm was built without CUDA" if not pycm._C.cuda_compiled() else "torch finds no CUDA device"
+    if pycm._C.cuda_compiled() and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if os.environ.get("PYCM_REQUIRE_GPU") == "1":
+        pytest.fail(missing)
+    pytest.skip(missing)
 
 
 @pytest.fixture

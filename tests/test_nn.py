@@ -6,6 +6,7 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from tolerances import TEMPORAL
 from torch_cases import raises
@@ -175,3 +176,71 @@ def test_wrong_arguments_are_named() -> None:
     raises(TypeError, ["hx", "(h0, c0)"], lambda: pool(6, 5)(X, LENGTHS, torch.zeros(1, 3, 5)))
     normed = nn.utils.parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0")
     raises(TypeError, ["from_torch", "weight_hh_l0"], lambda: pool.from_torch(normed, "mean"))
+
+
+def test_a_write_that_torch_does_not_count_is_seen() -> None:
+    module = pycm.nn.TemporalPool(64, 64)
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = module(x, 5)
+        module.weight_hh_l0.data[:, 1:] = 0  # all columns but one, past the version counter
+        after = module(x, 5)
+        assert not torch.equal(before, after)
+        assert torch.equal(after, copy.deepcopy(module)(x, 5))
+
+
+@pytest.mark.parametrize("lengths", [5, torch.tensor(5), np.int64(5)], ids=["int", "tensor", "numpy"])
+def test_one_length_for_all(lengths: Any) -> None:
+    module = pycm.nn.TemporalPool(6, 4, pool="max")
+    with torch.no_grad():
+        assert torch.equal(module(X, lengths), module(X, torch.full((3,), 5)))
+
+
+def test_vmap_runs_row_by_row() -> None:
+    module = pycm.nn.TemporalPool(6, 4).requires_grad_(False)
+    batches = torch.stack([X, 2 * X])
+    lengths = torch.stack([LENGTHS, LENGTHS.flip(0)])
+    mapped = torch.func.vmap(lambda x, counts: module(x, counts))(batches, lengths)
+    assert torch.equal(mapped, torch.stack([module(x, counts) for x, counts in zip(batches, lengths, strict=True)]))
+
+
+def test_habits_of_torch() -> None:
+    module = pycm.nn.TemporalPool(6, 4, "lstm")
+    module.flatten_parameters()
+    raises(
+        TypeError,
+        ["TemporalPool: x must be a torch tensor or a PackedSequence, got ndarray"],
+        lambda: module(X.numpy(), LENGTHS),
+    )
+    raises(
+        ValueError,
+        ["temporal_pool: x must have 6 features, as weight_ih_l0 has columns, got 5"],
+        lambda: module(X[..., :5], LENGTHS),
+    )
+    state = [torch.randn(1, 3, 4), torch.randn(1, 3, 4)]
+    assert torch.equal(module(X, LENGTHS, state), module(X, LENGTHS, tuple(state)))
+
+
+@pytest.mark.parametrize("pool", ["max", "meanmax", "mean", "gpo"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_nan_at_any_step_stays(pool: str, at: int) -> None:
+    x = torch.tensor([1.0, float("inf"), 2.0]).view(1, 3, 1).repeat(1, 1, 3)
+
+    def pooled() -> torch.Tensor:
+        with torch.no_grad():
+            return (pycm.nn.GPO()(x, 3) if pool == "gpo" else pycm.pool_states(x, 3, pool)).view(-1, 3)
+
+    assert not pooled().isnan().any()
+    x[0, at, 1] = float("nan")
+    assert pooled().isnan().tolist() == [[False, True, False]] * len(pooled())
+
+
+def test_an_empty_batch_has_gradients() -> None:
+    module = pycm.nn.TemporalPool(8, 6)
+    x = torch.randn(0, 5, 8, requires_grad=True)
+    module(x, torch.zeros(0, dtype=torch.long)).sum().backward()
+    pycm.pool_states(x, torch.zeros(0, dtype=torch.long), "mean").sum().backward()
+    pycm.maxsim(x, torch.randn(5, 6, 8)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    assert not module.weight_hh_l0.grad.any()

@@ -340,7 +340,7 @@ def test_gradients_do_not_depend_on_threads_or_runs(cell: str) -> None:
 # ---- traces, transforms, casts ----
 
 
-@pytest.mark.parametrize("pool", ["mean", "none", "attention", "gpo"])
+@pytest.mark.parametrize("pool", ["none", "gpo"])
 def test_compile_without_a_break(pool: str) -> None:
     torch._dynamo.reset()
     module = pycm.nn.TemporalPool(6, 8, "gru", pool, num_layers=2 if pool == "none" else 1, bidirectional=True)
@@ -435,7 +435,7 @@ def test_packed_weights_follow_the_parameters() -> None:
 
     check()
     with torch.no_grad():
-        rnn.weight_hh_l0[0, 0] += 1  # seen by the version alone
+        rnn.weight_hh_l0[0, 1] += 1  # seen by the version alone: the sample has other values
         check()
         rnn.weight_ih_l0.data.mul_(0.5)  # the version does not see it
         check()

@@ -32,8 +32,8 @@ FAST_EXTRA: int = 20
 # gradcheck and gradgradcheck in fp64, as torch's own.
 GRADCHECK: dict[str, float] = {"eps": 1e-6, "atol": 1e-5, "rtol": 1e-3}
 
-# Temporal pooling against the specification in fp64, absolute: its states are at most 1. Gradients relative to the largest
-# of their tensor; low precision by torch's own error, times this.
+# Temporal pooling against the specification in fp64, absolute: its states are at most 1. Gradients relative to the
+# largest of their tensor; low precision by torch's own error, times this.
 TEMPORAL: dict[str, float] = {"float64": 1e-12, "float32": 1e-5}
 TEMPORAL_GRADIENT: float = 1e-4
 TEMPORAL_LOW_PRECISION_RATIO: float = 1.5

@@ -83,9 +83,10 @@ std::string dtype_name(nb::handle object) {
 
 void use_exchange_table(bool use) { exchange_table = use; }
 
-ArrayArg::ArrayArg(const char* function, const char* name, nb::handle object, Content content)
-    : function_(function), name_(name), object_(object), content_(content) {
-  if (PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(numpy().ndarray.ptr()))) {
+ArrayArg::ArrayArg(const char* function, const char* name, nb::handle object, Content content, Memory memory)
+    : function_(function), name_(name), object_(object), content_(content), memory_(memory) {
+  if (memory == Memory::kHost &&
+      PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(numpy().ndarray.ptr()))) {
     from_buffer();
     return;
   }
@@ -113,6 +114,7 @@ void ArrayArg::fail(const std::string& expected) const {
 const char* ArrayArg::expected() const {
   return content_ == Content::kBool    ? "a boolean array"
          : content_ == Content::kInt64 ? "an int64 array"
+         : content_ == Content::kBytes ? "a uint8 array"
                                        : "float32, float16, bfloat16 or float64";
 }
 
@@ -127,6 +129,8 @@ void ArrayArg::set_element(char kind, int bits) {
     if (kind != '?') fail(expected());
   } else if (content_ == Content::kInt64) {
     if (kind != 'i' || bits != 64) fail(expected());
+  } else if (content_ == Content::kBytes) {
+    if (kind != 'B' || bits != 8) fail(expected());
   } else if (kind == 'f' && bits == 32) {
     array_.dtype = DType::kFloat32;
   } else if (kind == 'f' && bits == 16) {
@@ -178,17 +182,16 @@ void ArrayArg::from_dlpack(const void* table) {
   dlpack::Tensor tensor{};
   if (api->from_object(object_.ptr(), &tensor) != 0) {
     PyErr_Clear();  // torch's message is a page of its own stack
-    throw TypeError(text(function_, ": ", name_, " must be a dense tensor on the CPU, got one on ",
+    throw TypeError(text(function_, ": ", name_, " must be a dense tensor, got one on ",
                          nb::str(nb::object(object_.attr("device"))).c_str(), " with layout ",
                          nb::str(nb::object(object_.attr("layout"))).c_str()));
   }
-  if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCudaHost)
-    throw NotImplemented(text(function_, ": ", name_, " is on ", nb::str(nb::object(object_.attr("device"))).c_str(),
-                              ", and this build has kernels for the CPU only"));
+  check_memory(tensor.device.type, tensor.device.id);
   const char kind = tensor.dtype.code == dlpack::kFloat    ? 'f'
                     : tensor.dtype.code == dlpack::kBFloat ? 'b'
                     : tensor.dtype.code == dlpack::kBool   ? '?'
                     : tensor.dtype.code == dlpack::kInt    ? 'i'
+                    : tensor.dtype.code == dlpack::kUInt   ? 'B'
                                                            : 'x';
   set_element(tensor.dtype.lanes == 1 ? kind : 'x', tensor.dtype.bits);
   array_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
@@ -203,16 +206,33 @@ void ArrayArg::from_dlpack(const void* table) {
   }
 }
 
+void ArrayArg::check_memory(int32_t device_type, int32_t device) {
+  const bool host = device_type == dlpack::kCpu || device_type == dlpack::kCudaHost;
+#if defined(PYCM_SIMT)
+  const bool device_memory = host;
+#else
+  const bool device_memory = device_type == dlpack::kCuda;
+#endif
+  device_ = host ? 0 : device;
+  if (memory_ == Memory::kHost ? host : device_memory) return;
+  throw NotImplemented(text(function_, ": ", name_, " is on ", nb::str(nb::object(object_.attr("device"))).c_str(),
+                            ", and this function is ",
+                            memory_ == Memory::kHost ? "for the CPU only" : "for CUDA only"));
+}
+
 void ArrayArg::from_attributes() {
-  const std::string device = nb::str(nb::object(object_.attr("device").attr("type"))).c_str();
-  if (device != "cpu")
-    throw NotImplemented(text(function_, ": ", name_, " is on ", nb::str(nb::object(object_.attr("device"))).c_str(),
-                              ", and this build has kernels for the CPU only"));
+  nb::object device = object_.attr("device"), index = device.attr("index");
+  const std::string type = nb::str(nb::object(device.attr("type"))).c_str();
+  check_memory(type == "cpu"    ? dlpack::kCpu
+               : type == "cuda" ? dlpack::kCuda
+                                : 0,
+               index.is_none() ? 0 : nb::cast<int32_t>(index));
   const std::string dtype = dtype_name(object_);
   const int bits = static_cast<int>(nb::cast<int64_t>(object_.attr("element_size")()) * 8);
   set_element(dtype == "bfloat16"                                              ? 'b'
               : dtype == "bool"                                                ? '?'
               : dtype == "int64"                                               ? 'i'
+              : dtype == "uint8"                                               ? 'B'
               : dtype == "float32" || dtype == "float16" || dtype == "float64" ? 'f'
                                                                                : 'x',
               bits);
@@ -227,43 +247,43 @@ void ArrayArg::from_attributes() {
   }
 }
 
-namespace {
-
-// The first byte of an array and the one after its last.
-std::pair<const char*, const char*> extent(const Array& array) {
-  const char* first = static_cast<const char*>(array.data);
-  const char* last = first;
-  for (int d = 0; d < array.ndim; ++d) {
-    if (array.shape[d] == 0) return {first, first};
-    const int64_t reach = (array.shape[d] - 1) * array.strides[d] * item_size(array.dtype);
-    (reach < 0 ? first : last) += reach;
-  }
-  return {first, last + item_size(array.dtype)};
+int64_t ArrayArg::item_bytes() const {
+  return content_ == Content::kFloat ? item_size(array_.dtype) : content_ == Content::kInt64 ? 8 : 1;
 }
 
-}  // namespace
+std::pair<const char*, const char*> ArrayArg::extent() const {
+  const char* first = static_cast<const char*>(array_.data);
+  const char* last = first;
+  for (int d = 0; d < array_.ndim; ++d) {
+    if (array_.shape[d] == 0) return {first, first};
+    const int64_t reach = (array_.shape[d] - 1) * array_.strides[d] * item_bytes();
+    (reach < 0 ? first : last) += reach;
+  }
+  return {first, last + item_bytes()};
+}
 
 void ArrayArg::check_output(const ArrayArg& like, DType dtype, int ndim, const int64_t* dims,
                             std::initializer_list<const ArrayArg*> inputs) const {
   if (framework_ != like.framework_)
     throw TypeError(text(function_, ": ", name_, " must be of the inputs' kind, got ", class_name(object_)));
-  if (array_.dtype != dtype)
+  check(device_ == like.device_, function_, ": ", name_, " must be on ", like.name_, "'s device ", like.device_,
+        ", got ", device_);
+  if (content_ == Content::kFloat && array_.dtype != dtype)
     throw TypeError(text(function_, ": ", name_, " must be ", pycm::name_of(dtype), ", got ", dtype_name(object_)));
   Array wanted;
   wanted.ndim = ndim;
   std::copy_n(dims, ndim, wanted.shape);
   check(array_.ndim == ndim && std::equal(dims, dims + ndim, array_.shape), function_, ": ", name_, " must have shape ",
         Shape{wanted}, ", got ", shape());
-  int64_t dense = 1;
-  for (int d = ndim - 1; d >= 0; --d) {
-    check(dims[d] <= 1 || array_.strides[d] == dense, function_, ": ", name_, " must be contiguous");
-    dense *= dims[d];
-  }
+  bool dense = true;
+  int64_t stride = 1;
+  for (int d = ndim - 1; d >= 0; stride *= dims[d--]) dense &= dims[d] <= 1 || array_.strides[d] == stride;
+  check(dense || stride == 0, function_, ": ", name_, " must be contiguous");
   check(converted_.ptr() == nullptr && !buffer_.readonly, function_, ": ", name_,
         " must be writable, aligned and of native byte order");
-  const auto [begin, end] = extent(array_);
+  const auto [begin, end] = extent();
   for (const ArrayArg* input : inputs) {
-    const auto [first, last] = extent(input->array_);
+    const auto [first, last] = input->extent();
     check(end <= first || last <= begin, function_, ": ", name_, " must not overlap ", input->name_);
   }
 }

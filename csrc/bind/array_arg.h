@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <ostream>
 #include <string>
+#include <utility>
 
 #include "core/array.h"
 #include "core/check.h"
@@ -16,7 +17,9 @@ namespace pycm::bind {
 namespace nb = nanobind;
 
 enum class Framework { kNumPy, kTorch };
-enum class Content { kFloat, kBool, kInt64 };
+enum class Content { kFloat, kBool, kInt64, kBytes };
+// Where an argument must be: in this process's memory, or in that of a device (of the host executor, which is the same).
+enum class Memory { kHost, kDevice };
 
 // Printed in errors as "[2, 3]"; nothing is formatted until then.
 struct Shape {
@@ -28,16 +31,21 @@ std::ostream& operator<<(std::ostream& stream, const Shape& shape);
 class ArrayArg {
  public:
   // Raises TypeError, naming function and argument, for what is no array or has another content.
-  ArrayArg(const char* function, const char* name, nb::handle object, Content content = Content::kFloat);
+  ArrayArg(const char* function, const char* name, nb::handle object, Content content = Content::kFloat,
+           Memory memory = Memory::kHost);
   ~ArrayArg();
   ArrayArg(const ArrayArg&) = delete;
   ArrayArg& operator=(const ArrayArg&) = delete;
 
   const Array& array() const { return array_; }
   Framework framework() const { return framework_; }
+  int device() const { return device_; }  // its number among those of its kind
   int64_t size(int axis) const { return array_.shape[axis]; }
   Shape shape() const { return {array_}; }
-  // Raises unless a result of this kind, dtype and shape can be written here, over none of its inputs.
+  int64_t item_bytes() const;
+  // Its first byte and the one after its last.
+  std::pair<const char*, const char*> extent() const;
+  // Raises unless a result of this kind, dtype (of floats) and shape can be written here, over none of its inputs.
   void check_output(const ArrayArg& like, DType dtype, int ndim, const int64_t* dims,
                     std::initializer_list<const ArrayArg*> inputs) const;
 
@@ -47,6 +55,7 @@ class ArrayArg {
   const char* expected() const;
   void from_dlpack(const void* api);
   void from_attributes();
+  void check_memory(int32_t device_type, int32_t device);
   void set_element(char kind, int bits);
   void fail(const std::string& expected) const;
 
@@ -54,6 +63,8 @@ class ArrayArg {
   const char* name_;
   nb::handle object_;
   Content content_;
+  Memory memory_;
+  int device_ = 0;
   Framework framework_ = Framework::kNumPy;
   Array array_;
   Py_buffer buffer_{};

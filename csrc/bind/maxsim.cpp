@@ -1,33 +1,14 @@
 #include "ops/maxsim.h"
 
-#include <cstring>
-
 #include "bind/ops.h"
 #include "bind/sets_arg.h"
 
 namespace pycm::bind {
 namespace {
 
-// The arguments that forward, backward and top-k share.
-struct Arguments {
-  SetsArg queries, gallery;
-  MaxSimArgs args;
-
-  Arguments(const char* name, nb::handle q, nb::handle q_lengths, nb::handle q_offsets, nb::handle g,
-            nb::handle g_lengths, nb::handle g_offsets, nb::handle metric, nb::handle reduce, nb::handle direction,
-            int num_threads)
-      : queries(name, "queries", "query", q, q_lengths, q_offsets),
-        gallery(name, "gallery", "gallery", g, g_lengths, g_offsets) {
-    check_sets(name, "queries", queries, "gallery", gallery);
-    args.queries = queries.sets;
-    args.gallery = gallery.sets;
-    args.metric = parse_metric(name, string_arg(name, "metric", metric));
-    check(args.metric == Metric::kDot || args.metric == Metric::kCosine, name, ": metric must be dot or cosine, got '",
-          name_of(args.metric), "'");
-    const std::string way = string_arg(name, "reduce", reduce);
-    check(way == "sum" || way == "mean", name, ": reduce must be sum or mean, got '", way, "'");
-    args.reduce = way == "sum" ? Reduce::kSum : Reduce::kMean;
-    args.direction = parse_direction(name, string_arg(name, "direction", direction));
+struct HostMaxSim : MaxSimCall {
+  template <class... Rest>
+  explicit HostMaxSim(int num_threads, Rest... rest) : MaxSimCall(rest...) {
     args.num_threads = threads(num_threads);
   }
   Element element() const { return args.queries.dtype == DType::kFloat64 ? Element::kFloat64 : Element::kFloat32; }
@@ -35,14 +16,13 @@ struct Arguments {
 
 nb::object maxsim(nb::handle q, nb::handle q_lengths, nb::handle q_offsets, nb::handle g, nb::handle g_lengths,
                   nb::handle g_offsets, nb::handle metric, nb::handle reduce, nb::handle direction, int num_threads) {
-  Arguments arguments("maxsim", q, q_lengths, q_offsets, g, g_lengths, g_offsets, metric, reduce, direction,
-                      num_threads);
-  const int64_t shape[] = {arguments.args.queries.items, arguments.args.gallery.items};
-  NewArray scores = new_array(arguments.queries.framework(), arguments.element(), 2, shape);
-  arguments.args.scores = scores.data;
+  HostMaxSim call(num_threads, "maxsim", q, q_lengths, q_offsets, g, g_lengths, g_offsets, metric, reduce, direction);
+  const int64_t shape[] = {call.args.queries.items, call.args.gallery.items};
+  NewArray scores = new_array(call.queries.framework(), call.element(), 2, shape);
+  call.args.scores = scores.data;
   {
     nb::gil_scoped_release release;
-    cpu::maxsim(arguments.args);
+    cpu::maxsim(call.args);
   }
   return scores.object;
 }
@@ -52,19 +32,19 @@ nb::tuple maxsim_backward(nb::handle grad_object, nb::handle q, nb::handle q_len
                           nb::handle reduce, nb::handle direction, bool needs_queries, bool needs_gallery,
                           int num_threads) {
   constexpr const char* kName = "maxsim_backward";
-  const Arguments arguments(kName, q, q_lengths, q_offsets, g, g_lengths, g_offsets, metric, reduce, direction,
-                            num_threads);
+  const HostMaxSim call(num_threads, kName, q, q_lengths, q_offsets, g, g_lengths, g_offsets, metric, reduce,
+                        direction);
   const ArrayArg grad(kName, "grad", grad_object);
-  const MaxSimArgs& forward = arguments.args;
+  const MaxSimArgs& forward = call.args;
   const int64_t shape[] = {forward.queries.items, forward.gallery.items};
-  grad.check_output(arguments.queries.values(),
-                    forward.queries.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32, 2, shape, {});
+  grad.check_output(call.queries.values(), forward.queries.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32,
+                    2, shape, {});
   const auto like = [&](const SetsArg& sets, bool needed) {
     if (!needed) return NewArray{nb::none(), nullptr};
-    return new_array(sets.framework(), arguments.element(), sets.array().ndim, sets.array().shape);
+    return new_array(sets.framework(), call.element(), sets.array().ndim, sets.array().shape);
   };
-  NewArray grad_queries = like(arguments.queries, needs_queries);
-  NewArray grad_gallery = like(arguments.gallery, needs_gallery);
+  NewArray grad_queries = like(call.queries, needs_queries);
+  NewArray grad_gallery = like(call.gallery, needs_gallery);
   {
     nb::gil_scoped_release release;
     cpu::maxsim_backward({forward, grad.array().data, grad_queries.data, grad_gallery.data});
@@ -76,20 +56,12 @@ nb::tuple maxsim_topk(nb::handle q, nb::handle q_lengths, nb::handle q_offsets, 
                       nb::handle g_offsets, int64_t k, nb::handle metric, nb::handle reduce, nb::handle direction,
                       nb::handle precision, int num_threads) {
   constexpr const char* kName = "maxsim_topk";
-  const Arguments arguments(kName, q, q_lengths, q_offsets, g, g_lengths, g_offsets, metric, reduce, direction,
-                            num_threads);
-  MaxSimTopKArgs args;
-  args.forward = arguments.args;
-  const int64_t items = args.forward.gallery.items;
-  check(items > 0, kName, ": gallery must have at least one item, got shape ", arguments.gallery.shape());
-  check(k >= 1 && k <= items, kName, ": k must be in [1, ", items, "], got ", k);
-  args.k = k;
-  const std::string mode = string_arg(kName, "precision", precision);
-  check(mode == "exact" || mode == "fast", kName, ": precision must be exact or fast, got '", mode, "'");
-  args.exact = mode == "exact";
+  const HostMaxSim call(num_threads, kName, q, q_lengths, q_offsets, g, g_lengths, g_offsets, metric, reduce,
+                        direction);
+  MaxSimTopKArgs args = maxsim_topk_args(call, k, precision);
   const int64_t shape[] = {args.forward.queries.items, k};
-  NewArray scores = new_array(arguments.queries.framework(), arguments.element(), 2, shape);
-  NewArray indices = new_array(arguments.queries.framework(), Element::kInt64, 2, shape);
+  NewArray scores = new_array(call.queries.framework(), call.element(), 2, shape);
+  NewArray indices = new_array(call.queries.framework(), Element::kInt64, 2, shape);
   args.scores = scores.data;
   args.indices = static_cast<int64_t*>(indices.data);
   {
@@ -100,13 +72,6 @@ nb::tuple maxsim_topk(nb::handle q, nb::handle q_lengths, nb::handle q_offsets, 
 }
 
 }  // namespace
-
-Direction parse_direction(const char* function, const char* name) {
-  if (std::strcmp(name, "t2i") == 0) return Direction::kT2I;
-  if (std::strcmp(name, "i2t") == 0) return Direction::kI2T;
-  if (std::strcmp(name, "both") == 0) return Direction::kBoth;
-  throw ValueError(text(function, ": direction must be t2i, i2t or both, got '", name, "'"));
-}
 
 #define PYCM_SETS                                                                                    \
   "queries: typing.Any, query_lengths: typing.Any, query_offsets: typing.Any, gallery: typing.Any, " \

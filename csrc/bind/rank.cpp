@@ -13,21 +13,13 @@ constexpr const char* kName = "rank";
 nb::tuple rank(const ArrayArg& queries, const GalleryArg& gallery, nb::handle positives_object,
                nb::handle positive_offsets_object, Metric metric, ScreenChoice screen, nb::handle mask,
                nb::handle exclude, nb::handle offsets, int num_threads) {
-  RankArgs args;
-  args.queries = rows_of(queries.array());
-  args.gallery = gallery.rows;
-  args.metric = metric;
-  args.screen = screen;
-  args.num_threads = threads(num_threads);
+  const Rows rows = rows_of(queries.array());
   const ArrayArg positives(kName, "positives", positives_object, Content::kInt64);
   const ArrayArg positive_offsets(kName, "positives' offsets", positive_offsets_object, Content::kInt64);
-  check_compressed(kName, "positives", positives, positive_offsets, args.queries.rows, 0, args.gallery.rows);
-  args.positives = static_cast<const int64_t*>(positives.array().data);
-  args.offsets = static_cast<const int64_t*>(positive_offsets.array().data);
-  const FilterArgs filter(kName, mask, exclude, offsets, args.queries.rows, args.gallery.rows);
-  args.mask = filter.mask;
-  args.exclude = filter.exclude;
-  args.exclude_offsets = filter.exclude_offsets;
+  check_compressed(kName, "positives", positives, positive_offsets, rows.rows, 0, gallery.rows.rows);
+  const FilterArgs filter(kName, mask, exclude, offsets, rows.rows, gallery.rows.rows);
+  RankArgs args = rank_args(rows, gallery.rows, positives, positive_offsets, metric, screen, filter);
+  args.num_threads = threads(num_threads);
   const int64_t shape[] = {positives.size(0)};
   NewArray greater = new_array(queries.framework(), Element::kInt64, 1, shape);
   NewArray equal = new_array(queries.framework(), Element::kInt64, 1, shape);

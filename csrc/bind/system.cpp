@@ -96,6 +96,7 @@ int threads(int requested) {
 
 void bind_system(nb::module_& module) {
   module.def("build_info", &build_info, nb::sig("def build_info() -> dict[str, typing.Any]"));
+  module.def("cuda_compiled", &cuda::compiled);
   module.def("use_exchange_table", &use_exchange_table, nb::arg("use"));
   module.def("set_simd_level", &cpu::set_simd_level, nb::arg("level"));
   module.def(

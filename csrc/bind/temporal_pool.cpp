@@ -34,7 +34,7 @@ class OptionalArray {
       stride *= array.shape[d];
     }
     check(same, function_, ": ", name_, " must have shape ", Shape{wanted}, ", got ", array_->shape());
-    check(dense, function_, ": ", name_, " must be contiguous");
+    check(dense || stride == 0, function_, ": ", name_, " must be contiguous");
     return array.data;
   }
 
@@ -117,7 +117,7 @@ class SequencesArg {
           values.strides[last]);
     check(offsets.ndim == 1 && offsets.shape[0] >= 1, function, ": cu_seqlens must have shape [B + 1], got ",
           cu_seqlens_.shape());
-    check(offsets.shape[0] <= 2 || offsets.strides[0] == 1, function, ": cu_seqlens must be contiguous");
+    check(offsets.shape[0] == 1 || offsets.strides[0] == 1, function, ": cu_seqlens must be contiguous");
     sequences_.data = values.data;
     sequences_.dtype = values.dtype;
     sequences_.padded = values.ndim == 3;

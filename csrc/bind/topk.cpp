@@ -8,40 +8,15 @@ namespace {
 
 constexpr const char* kName = "topk";
 
-// k as any Python integer; what no int64 holds is out of range whatever the gallery.
-int64_t integer_k(nb::handle object, int64_t limit) {
-  nb::object index = PyLong_Check(object.ptr()) ? nb::borrow(object) : nb::steal(PyNumber_Index(object.ptr()));
-  if (!index.is_valid()) {
-    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw nb::python_error();
-    PyErr_Clear();
-    throw TypeError(text(kName, ": k must be an integer, got ", class_name(object)));
-  }
-  int overflow = 0;
-  const int64_t k = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
-  check(overflow == 0 && k >= 1 && k <= limit, kName, ": k must be in [1, ", limit, "], got ", nb::str(index).c_str());
-  return k;
-}
-
 }  // namespace
 
-nb::tuple topk(const ArrayArg& queries, const GalleryArg& gallery, nb::handle k_object, Metric metric,
-               nb::handle precision, ScreenChoice screen, nb::handle mask, nb::handle exclude, nb::handle offsets,
-               int num_threads) {
-  TopKArgs args;
-  args.queries = rows_of(queries.array());
-  args.gallery = gallery.rows;
-  args.metric = metric;
-  args.screen = screen;
+nb::tuple topk(const ArrayArg& queries, const GalleryArg& gallery, nb::handle k, Metric metric, nb::handle precision,
+               ScreenChoice screen, nb::handle mask, nb::handle exclude, nb::handle offsets, int num_threads) {
+  const Rows rows = rows_of(queries.array());
+  const FilterArgs filter(kName, mask, exclude, offsets, rows.rows, gallery.rows.rows);
+  TopKArgs args = topk_args(rows, gallery.rows, k, metric, precision, screen, filter);
   args.num_threads = threads(num_threads);
-  const int64_t k = args.k = integer_k(k_object, args.gallery.rows);
-  const std::string mode = string_arg(kName, "precision", precision);
-  check(mode == "exact" || mode == "fast", kName, ": precision must be exact or fast, got '", mode, "'");
-  args.precision = mode == "exact" ? Precision::kExact : Precision::kFast;
-  const FilterArgs filter(kName, mask, exclude, offsets, args.queries.rows, args.gallery.rows);
-  args.mask = filter.mask;
-  args.exclude = filter.exclude;
-  args.exclude_offsets = filter.exclude_offsets;
-  const int64_t shape[] = {args.queries.rows, k};
+  const int64_t shape[] = {rows.rows, args.k};
   NewArray scores = new_array(queries.framework(),
                               args.queries.dtype == DType::kFloat64 ? Element::kFloat64 : Element::kFloat32, 2, shape);
   NewArray indices = new_array(queries.framework(), Element::kInt64, 2, shape);

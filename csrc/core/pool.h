@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <string>
 
 #include "core/check.h"
@@ -49,14 +50,21 @@ struct MeanPool {
   }
 };
 
+// The greater one; NaN where either is. (max(a, b) is a where either is NaN.)
+template <class F>
+F greatest(F h, F value) {
+  const F limit = F::set(std::numeric_limits<typename F::T>::max());
+  const F finite = least(max(value, F::zero() - limit), limit);
+  return max(h, value) + (finite - finite);
+}
+
 struct MaxPool {
   static constexpr const char* kName = "max";
   static constexpr int kWidth = 1;
   static constexpr bool kStreams = true, kMean[] = {false};
-  // A NaN state makes every later state NaN, so that the last one decides.
   template <class F>
   static F add(int, F value, F h) {
-    return max(h, value);
+    return greatest(h, value);
   }
 };
 
@@ -66,7 +74,7 @@ struct MeanMaxPool {
   static constexpr bool kStreams = true, kMean[] = {true, false};
   template <class F>
   static F add(int p, F value, F h) {
-    return p == 0 ? value + h : max(h, value);
+    return p == 0 ? value + h : greatest(h, value);
   }
 };
 

@@ -257,11 +257,13 @@ void sorted_sum(const typename V::T* states, int64_t stride, int64_t length, int
                 typename V::T* scratch, typename V::T* out) {
   const auto at = [&](int64_t t) { return scratch + t * V::N; };
   for (int64_t d = 0; d < n; d += V::N) {
-    V nan = V::zero();  // stays 0 unless a state is NaN or infinite
+    const V limit = V::set(std::numeric_limits<typename V::T>::max());
+    V nan = V::zero();  // stays 0 unless a state is NaN
     for (int64_t t = 0; t < length; ++t) {
       const V state = load_some<V>(states + t * stride + d, n - d);
       state.store(at(t));
-      nan = nan + (state - state);
+      const V finite = least(max(state, V::zero() - limit), limit);
+      nan = nan + (finite - finite);
     }
     for (int64_t p = 1; p < length; p *= 2)
       for (int64_t k = p; k > 0; k /= 2)

@@ -13,7 +13,7 @@
 namespace pycm::cpu {
 
 constexpr int kMaxProductHeight = 12;
-constexpr int kMaxPanels = 4;  // that one tile meets: a cell's gates
+constexpr int kMaxPanels = 4;  // that a tile of few rows meets at once
 
 // c[i][p][j] = start[p][j] + sum over w of a[w][i] * b[p][w][j], or the same added to c, for i < height, p < panels, j < columns.
 // One operand is packed "depth first", a word holds one element of T, or two of bf16.

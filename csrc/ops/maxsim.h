@@ -15,6 +15,7 @@
 
 #include "core/metric.h"
 #include "core/sets.h"
+#include "ops/device.h"
 
 namespace pycm {
 
@@ -55,5 +56,15 @@ void maxsim(const MaxSimArgs& args);
 void maxsim_backward(const MaxSimBackwardArgs& args);
 void maxsim_topk(const MaxSimTopKArgs& args);
 }  // namespace cpu
+
+namespace cuda {
+void maxsim(const MaxSimArgs& args, const CudaContext& context);
+void maxsim_backward(const MaxSimBackwardArgs& args, const CudaContext& context);
+void maxsim_topk(const MaxSimTopKArgs& args, const CudaContext& context);
+// Bytes of scratch in the device's memory that the call takes.
+int64_t maxsim_workspace_bytes(const MaxSimArgs& args);
+int64_t maxsim_backward_workspace_bytes(const MaxSimBackwardArgs& args);
+int64_t maxsim_topk_workspace_bytes(const MaxSimTopKArgs& args);
+}  // namespace cuda
 
 }  // namespace pycm

@@ -3,6 +3,7 @@
 
 #include "core/array.h"
 #include "core/metric.h"
+#include "ops/device.h"
 #include "ops/screen.h"
 
 namespace pycm {
@@ -13,6 +14,7 @@ struct RankArgs {
   // Positives of query i: positives[offsets[i] ... offsets[i + 1]), rows of the gallery.
   const int64_t* positives = nullptr;
   const int64_t* offsets = nullptr;  // [N + 1]
+  int64_t num_positives = 0;         // offsets[N], for who cannot read it: it may be in a device's memory
   Metric metric = Metric::kCosine;
   ScreenChoice screen = ScreenChoice::kAuto;
   // As in topk: pairs that count for nothing. A positive has a score all the same.
@@ -32,5 +34,12 @@ class EncodedGallery;
 // `encoded`: args.gallery, encoded beforehand; or null.
 void rank(const RankArgs& args, const EncodedGallery* encoded = nullptr);
 }  // namespace cpu
+
+namespace cuda {
+// Screens in fp16 whatever `screen` says. Fewer than 2^31 queries, and gallery rows.
+void rank(const RankArgs& args, const CudaContext& context);
+// Bytes of scratch in the device's memory that the call takes.
+int64_t rank_workspace_bytes(const RankArgs& args);
+}  // namespace cuda
 
 }  // namespace pycm

@@ -3,8 +3,12 @@
 
 #include "core/array.h"
 #include "core/metric.h"
+#include "ops/device.h"
 
 namespace pycm {
+
+// How a GPU may multiply fp32 rows: with fp32's accuracy, or with TF32's 11 bits an element.
+enum class Float32Product { kFloat32, kTF32 };
 
 struct SimilarityArgs {
   // One matrix of the batch: x [N, D], y [M, D]. `x` and `y` describe the first; the rest follow by batch strides.
@@ -17,11 +21,18 @@ struct SimilarityArgs {
   int64_t y_batch_strides[kMaxDims] = {};
   // Output [batch..., N, M], contiguous; float64 for float64 inputs, else float32.
   void* out = nullptr;
-  int num_threads = 1;
+  int num_threads = 1;                                        // CPU
+  Float32Product float32_product = Float32Product::kFloat32;  // CUDA
 };
 
 namespace cpu {
 void similarity(const SimilarityArgs& args);
 }
+
+namespace cuda {
+void similarity(const SimilarityArgs& args, const CudaContext& context);
+// Bytes of scratch in the device's memory that the call takes.
+int64_t similarity_workspace_bytes(const SimilarityArgs& args);
+}  // namespace cuda
 
 }  // namespace pycm

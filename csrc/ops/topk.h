@@ -3,6 +3,7 @@
 
 #include "core/array.h"
 #include "core/metric.h"
+#include "ops/device.h"
 #include "ops/screen.h"
 
 namespace pycm {
@@ -32,5 +33,12 @@ void topk(const TopKArgs& args, const EncodedGallery* encoded = nullptr);
 // Bytes of scratch that topk takes beyond its inputs and outputs.
 int64_t topk_workspace_bytes(int64_t queries, int64_t gallery, int64_t dim, int64_t k, int num_threads);
 }  // namespace cpu
+
+namespace cuda {
+// Screens in fp16 whatever `screen` says. Fewer than 2^31 queries, and gallery rows.
+void topk(const TopKArgs& args, const CudaContext& context);
+// Bytes of scratch in the device's memory that the call takes.
+int64_t topk_workspace_bytes(const TopKArgs& args);
+}  // namespace cuda
 
 }  // namespace pycm

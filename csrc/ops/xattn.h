@@ -38,4 +38,10 @@ namespace cpu {
 void xattn_score(const XAttnArgs& args);
 }
 
+namespace cuda {
+void xattn_score(const XAttnArgs& args, const CudaContext& context);
+// Bytes of scratch in the device's memory that the call takes.
+int64_t xattn_score_workspace_bytes(const XAttnArgs& args);
+}  // namespace cuda
+
 }  // namespace pycm

@@ -227,7 +227,7 @@ inline void test_pool_gradient(const PoolCase& p, const PoolData& data, const st
   for (int i = 0; i < kPoolInputs; ++i) {
     if (data.input[i].empty()) continue;
     const std::vector<double> direction = random_values(static_cast<int64_t>(data.input[i].size()), 1);
-    constexpr double kStep = 1e-6;
+    constexpr double kStep = 1e-7;
     double value[2] = {}, expected = 0;
     for (int side = 0; side < 2; ++side) {
       PoolData moved = data;
@@ -256,7 +256,10 @@ inline void test_pool_case(const PoolCase& p, const std::string& level) {
   test_pool_gradient(p, data, what);
 }
 
+// Differences fail where sorted values cross, so the numbers are the same at every level and on every machine.
 inline void test_temporal_pool(const std::string& level) {
+  const std::mt19937_64 saved = generator;
+  generator.seed(42);
   const std::vector<int64_t> batches[] = {
       {1}, {5, 0, 3, 5, 1}, {2, 9, 1, 4, 4, 7, 3, 9, 0, 8, 6, 2, 5, 9, 1, 3, 7, 4, 2}};
   int turn = 0;
@@ -274,6 +277,7 @@ inline void test_temporal_pool(const std::string& level) {
   test_pool_case({Cell::kLstm, Pool::kAttention, 3, 136, 0, {130, 1, 128}, false, true, true, 3}, level);
   test_pool_case({Cell::kLstm, Pool::kLastMean, 3, 136, 100, {130, 1, 128}, true, false, false, 2}, level);
   test_pool_case({Cell::kGru, Pool::kAttention, 3, 136, 0, {130, 1, 128}, true, false, true, 3}, level);
+  generator = saved;
 }
 
 }  // namespace pycm::test
