@@ -1,8 +1,6 @@
 #include "cpu/parallel.h"
 
 #include <pthread.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -141,17 +139,6 @@ void run_parallel(int64_t tasks, int num_threads, const ParallelBody& body) {
   const DefaultFloatMode float_mode;
   if (helpers <= 0 || !the_pool().run(job, helpers)) job.work(0);
   if (job.error) std::rethrow_exception(job.error);
-}
-
-void prefer_huge_pages(void* memory, size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / page * page;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: without it the memory is as good
-#else
-  (void)memory, (void)bytes;
-#endif
 }
 
 void set_interrupt_check(bool (*check)()) { interrupt_check = check; }

@@ -51,9 +51,6 @@ class DefaultFloatMode {
   uint64_t saved_;
 };
 
-// Fresh memory of many pages is given out page by page, at the cost of a fault for each.
-void prefer_huge_pages(void* memory, size_t bytes);
-
 // Uninitialised scratch on a 64-byte boundary. (malloc and a manual offset: aligned_alloc costs several times as much.)
 template <class T>
 class Buffer {
@@ -77,10 +74,8 @@ class Buffer {
     if (count <= size_) return;
     std::free(block_);
     size_ = 0;
-    const size_t bytes = static_cast<size_t>(count) * sizeof(T) + kAlignment;
-    block_ = std::malloc(bytes);
+    block_ = std::malloc(static_cast<size_t>(count) * sizeof(T) + kAlignment);
     if (block_ == nullptr) throw std::bad_alloc();
-    if (bytes >= kLarge) prefer_huge_pages(block_, bytes);
     data_ = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(block_) + kAlignment - 1) / kAlignment * kAlignment);
     size_ = count;
   }
@@ -88,7 +83,7 @@ class Buffer {
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
-  static constexpr size_t kAlignment = 64, kLarge = 4 << 20;
+  static constexpr size_t kAlignment = 64;
   void* block_ = nullptr;
   T* data_ = nullptr;
   int64_t size_ = 0;
