@@ -17,8 +17,7 @@ from accuracy import assert_accurate, score_scale
 from oracles import DISTANCES, METRICS, truth, widen
 
 from pycm import reference
-
-from .conftest import ARCHITECTURES
+from simt.conftest import ARCHITECTURES
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
