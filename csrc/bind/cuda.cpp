@@ -42,7 +42,7 @@ void cuda_encode(nb::handle gallery_object, nb::handle metric, nb::handle encode
         ": gallery must have shape [M, D], M and D at least 1, got ", gallery.shape());
   const EncodeArgs args{rows_of(gallery.array()), parse_metric(kName, string_arg(kName, "metric", metric))};
   run(kName, &cuda::encode, args, cuda::encoded_bytes(args.gallery.rows, args.gallery.dim), encoded, stream, {&gallery},
-      {});
+      {}, "encoded");
 }
 
 // What cuda_encode wrote for this gallery, or None.

@@ -155,13 +155,13 @@ def test_what_is_refused(place: Place, tmp_path: Any) -> None:
         host.rank(place(rows), range(10))
     with pytest.raises(ValueError, match=f"Gallery.add: embeddings must be on the gallery's device {name}, got cpu"):
         gallery.add(rows)
-    with pytest.raises(TypeError, match="Gallery.topk: queries must be float32, as the gallery is, got float64"):
+    with pytest.raises(TypeError, match=r"Gallery\.topk: queries must be float32, as the gallery is, got float64"):
         gallery.topk(place(rows.astype(np.float64)), 2)
     with pytest.raises(ValueError, match=r"Gallery.topk: mask must have shape \[10\] or \[10, 10\], got \[9\]"):
         gallery.topk(place(rows), 2, mask=place(np.ones(9, bool)))
     with pytest.raises(NotImplementedError, match=r"Gallery.save: the rows are on .*; save gallery.to\(\"cpu\"\)"):
         gallery.save(tmp_path / "rows.safetensors")
-    with pytest.raises(ValueError, match="Gallery.create: embeddings must be in CPU memory"):
+    with pytest.raises(ValueError, match=r"Gallery\.create: embeddings must be in CPU memory"):
         Gallery.create(tmp_path / "rows.safetensors", [place(rows)])
-    with pytest.raises(ValueError, match="Gallery.to: device must be cpu or a CUDA device, got meta"):
+    with pytest.raises(ValueError, match=r"Gallery\.to: device must be cpu or a CUDA device, got meta"):
         gallery.to("meta")
