@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..functional import Metric
+from ..losses import InfoNCE, MaxHinge, SigmoidLoss, Triplet
 from .inputs import Inputs
 from .towers import Embedding, mlp
 
+#: The losses of the ranking embedding, by name.
+LOSSES = {"max_hinge": MaxHinge, "info_nce": InfoNCE, "sigmoid": SigmoidLoss, "triplet": Triplet}
+
 _NEGATIVES = 4  # of each pair, for the pair classifier
-_SUM_HINGE = 0.1  # the share of the training in which max-hinge counts all negatives
+_SUM_HINGE = 0.3  # the share of the training in which max-hinge counts all negatives
+
+
+def make_criterion(loss: str | nn.Module, metric: Metric) -> nn.Module:
+    """The loss of a name for a metric, or a copy of a module: its learned figures begin anew with each fit."""
+    if isinstance(loss, nn.Module):
+        return copy.deepcopy(loss)
+    # Embeddings that distances rank have unit length, where the orders of distance and cosine are one.
+    return LOSSES[loss](metric=metric if metric in ("dot", "pearson") else "cosine")
 
 
 class Ranking(nn.Module):
     """Both sides in one space, where the metric ranks them."""
 
-    def __init__(self, first: nn.Module, second: nn.Module, criterion: nn.Module) -> None:
+    def __init__(self, first: nn.Module, second: nn.Module, criterion: nn.Module, unit: bool) -> None:
         super().__init__()
-        self.first, self.second = Embedding(first), Embedding(second)
+        self.first, self.second = Embedding(first, unit), Embedding(second, unit)
         self.criterion = criterion
 
     def forward(self, first: Inputs, second: Inputs, pairs: Tensor, groups: Tensor, done: float) -> Tensor:
@@ -47,9 +61,16 @@ class PairClassifier(Ranking):
     """The ranking embedding, and an MLP on each pair's [a, b, a * b, |a - b|] that says whether it is one."""
 
     def __init__(
-        self, first: nn.Module, second: nn.Module, criterion: nn.Module, dim: int, hidden: int, dropout: float
+        self,
+        first: nn.Module,
+        second: nn.Module,
+        criterion: nn.Module,
+        unit: bool,
+        dim: int,
+        hidden: int,
+        dropout: float,
     ) -> None:
-        super().__init__(first, second, criterion)
+        super().__init__(first, second, criterion, unit)
         self.head = mlp(4 * dim, hidden, 1, dropout)
 
     def states(self, first: Inputs, second: Inputs, a: Tensor, b: Tensor) -> tuple[States, States]:
@@ -92,7 +113,7 @@ class LabelClassifier(nn.Module):
 
     def __init__(self, tower: nn.Module, dim: int, labels: int, dropout: float) -> None:
         super().__init__()
-        self.first = Embedding(tower)
+        self.first = Embedding(tower, unit=False)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, labels))
 
     def logits(self, inputs: Inputs) -> Tensor:

@@ -26,7 +26,7 @@ def make_tower(about: Mapping[str, Any], dim: int, *, zero: bool, options: Mappi
 
 
 def make_network(about: Mapping[str, Any], criterion: nn.Module) -> nn.Module:
-    """The network of a configuration: head, sides, dim, options, and the number of labels.
+    """The network of a configuration: head, sides, dim, unit length, options, labels.
 
     With a linear start (`about["linear"]`) both towers begin at 0.
     """
@@ -36,8 +36,8 @@ def make_network(about: Mapping[str, Any], criterion: nn.Module) -> nn.Module:
         return LabelClassifier(first, dim, about["labels"], options["dropout"])
     second = make_tower(about["second"], dim, zero=about["linear"], options=options)
     if about["head"] == "pairs":
-        return PairClassifier(first, second, criterion, dim, options["hidden"], options["dropout"])
-    return Ranking(first, second, criterion)
+        return PairClassifier(first, second, criterion, about["unit"], dim, options["hidden"], options["dropout"])
+    return Ranking(first, second, criterion, about["unit"])
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:

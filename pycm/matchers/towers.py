@@ -173,12 +173,13 @@ class RowTower(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A tower, added to the linear start where there is one."""
+    """A tower, added to the linear start where there is one; of unit length if `unit`."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: nn.Module, unit: bool) -> None:
         super().__init__()
-        self.tower = tower
+        self.tower, self.unit = tower, unit
 
     def forward(self, inputs: Inputs) -> Tensor:
         out: Tensor = self.tower(inputs.features)
-        return out if inputs.start is None else inputs.start + out
+        out = out if inputs.start is None else inputs.start + out
+        return nn.functional.normalize(out) if self.unit else out

@@ -19,13 +19,12 @@ from torch.nn import functional as F
 from .._temporal_layers import CELLS, POOLS, STATE_POOLS
 from ..encoders.base import check_batch_size
 from ..evaluate import RetrievalMetrics, retrieval_metrics
-from ..functional import METRICS, Matches, Metric, similarity, topk
+from ..functional import DISTANCES, METRICS, Matches, Metric, similarity, topk
 from ..spaces import Ridge
 from . import storage_trained
 from .base import Head, Matcher
-from .criteria import LOSSES, make_criterion
 from .features import CacheOption, as_cache
-from .heads import LabelClassifier, Ranking
+from .heads import LOSSES, LabelClassifier, Ranking, make_criterion
 from .inputs import Features, Inputs, Streams
 from .linear_start import fit_start, groups_of, start_rows
 from .networks import device_of, make_network
@@ -172,6 +171,7 @@ class TrainedMatcher(Matcher):
             "first": sides[0].tower(first),
             "second": sides[1].tower(second),
             "linear": self.space is not None,
+            "unit": self.metric in DISTANCES,
             "options": self._network_options(),
         }
         network = self._new_network(about, training)
@@ -213,7 +213,7 @@ class TrainedMatcher(Matcher):
         truth = torch.from_numpy(labels).to(device)
         about = {
             "head": "labels", "dim": self.dim, "first": side.tower(features), "labels": len(self.labels_),
-            "linear": False, "options": self._network_options(),
+            "linear": False, "unit": False, "options": self._network_options(),
         }  # fmt: skip
         network = self._new_network(about, training)
         network.first.tower.fit_scales(inputs.features)
