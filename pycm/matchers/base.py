@@ -1,13 +1,13 @@
 """The one shape of all matchers, and where each part of it is for each system.
 
-    items -> encoders -> streams -> space -> head -> metric -> matches
+items -> encoders -> streams -> space -> head -> metric -> matches
 
-    system             encoders        streams               space               head       metric
-    ImageTextMatcher   image, text     one row an item       Ridge, CCA, ConSE   ranking    any of pycm.METRICS
-    VideoTextMatcher   frames, text    of time, each pooled  learned, + Ridge    ranking,   the same
-                                       by LSTM or GRU                            pairs,
-    ImageVideoMatcher  image, frames   image: LSTM,          learned, + Ridge    labels     the same
-                                       clip: GRU, fused
+system             encoders        streams               space               head       metric
+ImageTextMatcher   image, text     one row an item       Ridge, CCA, ConSE   ranking    any of pycm.METRICS
+VideoTextMatcher   frames, text    of time, each pooled  learned, + Ridge    ranking,   the same
+                                   by LSTM or GRU                            pairs,
+ImageVideoMatcher  image, frames   image: LSTM,          learned, + Ridge    labels     the same
+                                   clip: GRU, fused
 """
 
 from __future__ import annotations

@@ -42,7 +42,11 @@ def fit_start(
 
 def start_rows(rows: Any, metric: Metric) -> npt.NDArray[np.float32]:
     """At unit length where lengths do not count, so that what the network adds is of one measure for all rows."""
-    return normalize_rows(rows, "l2").astype(np.float32) if metric not in ("dot", "pearson") else np.asarray(rows, np.float32)
+    return (
+        normalize_rows(rows, "l2").astype(np.float32)
+        if metric not in ("dot", "pearson")
+        else np.asarray(rows, np.float32)
+    )
 
 
 def groups_of(pairs: npt.NDArray[np.int64], n: int, m: int) -> npt.NDArray[np.int64]:

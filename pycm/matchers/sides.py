@@ -106,9 +106,7 @@ class ClipSide:
             found = clips
             missing = [name for name in self.names if name not in found.streams]
             if missing:
-                raise ValueError(
-                    f"{function}: clips has no stream {missing[0]!r}, it has: {', '.join(found.streams)}"
-                )
+                raise ValueError(f"{function}: clips has no stream {missing[0]!r}, it has: {', '.join(found.streams)}")
         else:
             found = encode_clips(
                 self.made(options.device), clips, sampling=self.sampling, cache=options.cache, workers=options.workers,
@@ -131,7 +129,9 @@ class ClipSide:
         # A ClipFeatures is what it is: its rows are the clips given.
         kept = np.arange(len(found), dtype=np.int64) if found is clips else np.asarray(found.kept, np.int64)
         errors = [] if found is clips else list(found.errors)
-        return Encoded(Streams(parts), list(found.names), kept, errors, dict(found.seconds) if found is not clips else {})
+        return Encoded(
+            Streams(parts), list(found.names), kept, errors, dict(found.seconds) if found is not clips else {}
+        )
 
     def start_rows(self, features: Features) -> npt.NDArray[np.float64]:
         """What the linear start reads: the mean step of each of `start`; several at unit length, side by side."""

@@ -129,7 +129,9 @@ def load(
             if strict and encoder.fingerprint != saved["fingerprint"]:
                 raise ValueError(_differs(function, f"{side.kind}_encoder {encoder.name!r}", path))
         elif isinstance(side, ClipSide):
-            side.expect({s["name"]: s["fingerprint"] for s in streams} if strict else {}, _differs(function, "{}", path))
+            side.expect(
+                {s["name"]: s["fingerprint"] for s in streams} if strict else {}, _differs(function, "{}", path)
+            )
     network = make_network(about, nn.Identity())  # the loss is not needed any more
     load_weights(network, read((path.parent / parts / _NETWORK).read_bytes()))
     matcher._network, matcher._about, matcher.labels_ = network.to(device).eval(), about, labels

@@ -75,7 +75,15 @@ class StreamPool(nn.Module):
     """One stream's steps to one vector of `output_size`; 0 where the clip lacks the stream."""
 
     def __init__(
-        self, dim: int, hidden: int, cell: Cell | None, pool: Pool, dropout: float, *, bidirectional: bool, extra: int = 0
+        self,
+        dim: int,
+        hidden: int,
+        cell: Cell | None,
+        pool: Pool,
+        dropout: float,
+        *,
+        bidirectional: bool,
+        extra: int = 0,
     ) -> None:
         super().__init__()
         self.standardize = Standardize(dim)
@@ -129,7 +137,9 @@ class SequenceTower(nn.Module):
         for name, stream in zip(self.names, self.streams, strict=True):
             steps = features.parts[name]
             if not bool(steps.present.any()):
-                raise ValueError(f"stream {name!r} is in none of the {len(steps)} training clips; leave it out of streams")
+                raise ValueError(
+                    f"stream {name!r} is in none of the {len(steps)} training clips; leave it out of streams"
+                )
             stream.standardize.fit(steps.take(torch.nonzero(steps.present)[:, 0]).values)  # type: ignore[union-attr, operator]
 
     def forward(self, features: Streams, **state: Tensor) -> Tensor:

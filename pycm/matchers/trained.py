@@ -106,7 +106,9 @@ class TrainedMatcher(Matcher):
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments by name, as scikit-learn's `clone` takes them."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+        return {
+            name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
+        }
 
     @property
     def fitted(self) -> bool:
@@ -301,9 +303,7 @@ class TrainedMatcher(Matcher):
         network: Any = self._network
         return embed((network.first, network.second)[which], inputs)
 
-    def _ranked(
-        self, function: str, first: Encoded, second: Encoded, ks: tuple[int, int]
-    ) -> tuple[Matches, Matches]:
+    def _ranked(self, function: str, first: Encoded, second: Encoded, ks: tuple[int, int]) -> tuple[Matches, Matches]:
         """The best of both ways."""
         inputs = self._inputs_of(function, first, second)
         a, b = self._rows(0, inputs[0]), self._rows(1, inputs[1])
