@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..encoders import Encoder, EncodeResult, FeatureCache, UnreadableInputError, get_encoder, get_encoders
-from ..encoders.base import Features, ImageItem, Modality, check_items, progress_bar
+from ..encoders.base import Features, Modality, check_items, progress_bar
 from ..encoders.images import item_name, load_images
 
 OnError: TypeAlias = Literal["raise", "skip"]
