@@ -12,5 +12,6 @@ NB_MODULE(_simt, module) {
   module.doc() = "The CUDA operations of pycm over memory of the host, run by the executor of tests/simt.";
   pycm::bind::bind_cuda(module);
   pycm::bind::bind_cuda_sets(module);
+  pycm::bind::bind_cuda_temporal(module);
   module.def("take_launches", &simt::take_launches, "The names of the kernels launched since the last call.");
 }
