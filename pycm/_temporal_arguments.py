@@ -44,7 +44,7 @@ def evaluate(function: str, backend: Backend, sequences: Sequences, weights: Any
     check_pool_parameters(function, features, options.attention, options.gpo)
     h0, c0 = (None if state is None else backend.work(state) for state in (h0, c0))
     every = x.shape[1] * backend.arange(x.shape[0] + 1, x) if options.legacy_padding else None
-    pooled, h_n, c_n = run(backend, Problem(x, starts, steps, layers, options._replace(h0=h0, c0=c0), every))
+    pooled, hidden, memory = run(backend, Problem(x, starts, steps, layers, options._replace(h0=h0, c0=c0), every))
     pooled = backend.cast(pooled, x)
     if options.pool == "none":
         pooled = restore(pooled)
@@ -52,7 +52,8 @@ def evaluate(function: str, backend: Backend, sequences: Sequences, weights: Any
         pooled = pooled[0]
     if not options.return_state:
         return pooled
-    final = [backend.cast(state[:, 0] if single else state, x) for state in (h_n, c_n) if state is not None]
+    states = [backend.xp.stack(state) for state in ((hidden,) if options.cell == "gru" else (hidden, memory))]
+    final = [backend.cast(state[:, 0] if single else state, x) for state in states]
     return pooled, final[0] if len(final) == 1 else tuple(final)
 
 

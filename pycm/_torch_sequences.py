@@ -181,10 +181,10 @@ def _padded(function: str, x: Tensor, lengths: Any, batch_first: bool, legacy_pa
         lengths.shape[0] == x.shape[0],
         lambda: f"{function}: lengths must have shape [{x.shape[0]}], got {list(lengths.shape)}",
     )
-    if _has_values(lengths):
-        wrong = (lengths < 0) | (lengths > x.shape[1])
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
+    if _has_values(lengths) and lengths.numel():
+        least, most = map(int, lengths.aminmax())
+        if least < 0 or most > x.shape[1]:
+            row = int(((lengths < 0) | (lengths > x.shape[1])).nonzero()[0])
             raise ValueError(f"{function}: lengths must be in [0, {x.shape[1]}], got {int(lengths[row])} in row {row}")
     starts = _starts(lengths)
 
