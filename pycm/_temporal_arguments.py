@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pycm._temporal_layers import (
     CELLS,
     COMBINES,
@@ -112,6 +115,19 @@ def check_sequences(function: str, x: Any, lengths: Any, cu_seqlens: Any, legacy
         raise ValueError(f"{function}: lengths must be given row by row with ragged x [S, I], got {lengths}")
     if legacy_padding and x.ndim != 3:
         raise ValueError(f"{function}: legacy_padding needs padded x [B, T, I], got shape {list(x.shape)}")
+
+
+def check_lengths(function: str, lengths: npt.NDArray[np.int64], most: int) -> None:
+    if lengths.size and (lengths.min() < 0 or lengths.max() > most):
+        row = int(np.argmax((lengths < 0) | (lengths > most)))
+        raise ValueError(f"{function}: lengths must be in [0, {most}], got {lengths[row]} in row {row}")
+
+
+def starts_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """cu_seqlens [B + 1]."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    lengths.cumsum(out=starts[1:])
+    return starts
 
 
 def layers_of(function: str, weights: Any, cell: str, x: Any) -> list[list[Weights]]:
