@@ -24,9 +24,9 @@ ARCHITECTURES = os.environ.get("PYCM_SIMT_ARCH", "80 90 chip").split()
 
 
 def find_module() -> Path | None:
-    """`_simt` in the folder PYCM_SIMT_MODULE, or where README.md builds it."""
-    folder = os.environ.get("PYCM_SIMT_MODULE") or Path(__file__).parents[2] / "build" / "simt"
-    return next(iter(sorted(Path(folder).rglob("_simt.*.so"))), None)
+    """The file PYCM_SIMT_MODULE, or `_simt` in the folder of that name, or where README.md builds it."""
+    path = Path(os.environ.get("PYCM_SIMT_MODULE") or Path(__file__).parents[2] / "build" / "simt")
+    return path if path.is_file() else next(iter(sorted(path.rglob("_simt.*.so"))), None)
 
 
 @pytest.fixture(scope="session")
