@@ -146,7 +146,7 @@ def mine_hard_negatives(
                     mask=masks[rows] if masks is not None and masks.ndim == 2 else masks,
                     exclude=_take_rows(positive_rows, offsets, rows),
                 )
-                values, candidates = np.asarray(found.scores), np.asarray(found.indices)
+                values, candidates = as_numpy(found.scores), as_numpy(found.indices)
                 gains = sign * values.astype(np.float64)
                 passing = (candidates >= 0) & (gains >= low) & (gains <= ceiling[rows, None])
                 passing[:, :range_min] = False

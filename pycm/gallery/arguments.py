@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .._device import device_of, dtype_name, is_tensor, to_device
 from .._optional import require
 from ..functional import METRICS, _as_mask, _as_numpy, _like
-from .device import DeviceFilter, device_of, dtype_name, is_tensor, tables, to_device
+from .device import DeviceFilter, tables
 from .ids import NO_ID, IdArray, as_ids, check_unicode, name_some, without_repeats
 from .metadata import as_table
 from .search import Filter
