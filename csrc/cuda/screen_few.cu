@@ -103,11 +103,11 @@ __global__ void __launch_bounds__(kThreads, 2) screen_few_kernel(Screen screen, 
   int slot = 0;
   const auto load = [&] {
     if (next_tile < tiles) {
-      const uint16_t* const from = screen.gallery + next_tile * kTileRows * screen.dim + next_step * kCodeStep;
+      const uint16_t* const from = screen.gallery + next_step * screen.stride + next_tile * kTileRows * kCodeStep;
 #pragma unroll
       for (int i = 0; i < kTileRows / 4; ++i) {
         const int row = lane / 8 + i * 4, chunk = lane % 8;
-        cp_async16(ring + slot * kStageBytes + place(row, chunk), from + row * screen.dim + chunk * 8);
+        cp_async16(ring + slot * kStageBytes + place(row, chunk), from + row * kCodeStep + chunk * 8);
       }
       if (++next_step == steps) {
         next_step = 0;
