@@ -52,6 +52,13 @@ def to_host(tensor: Tensor) -> Array:
     return np.asarray(tensor.cpu().numpy())
 
 
+def on_host(lists: Any) -> Any:
+    """Indices or ids, or a pair (offsets, those), without tensors of a device."""
+    if isinstance(lists, tuple):
+        return tuple(map(on_host, lists))
+    return lists.cpu() if device_of(lists) is not None else lists
+
+
 def moved(rows: Any, device: Any) -> Any:
     """Rows of the host or of a device on another; None is the host."""
     if device is None:

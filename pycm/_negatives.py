@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycm import reference
+from pycm._device import on_host
 from pycm._pairs import (
     BLOCK,
     Int64,
@@ -164,7 +165,7 @@ def mine_hard_negatives(
 
 def _positive_rows(positives: Any, n: int, m: int) -> tuple[Int64, Int64]:
     """`positives` as compressed rows (indices, offsets)."""
-    indices, offsets = _compressed_rows(_NAME, "positives", positives, n, m)
+    indices, offsets = _compressed_rows(_NAME, "positives", on_host(positives), n, m)
     offsets = np.arange(n + 1) if offsets is None else offsets
     if offsets.shape != (n + 1,) or offsets[0] != 0 or offsets[-1] != indices.size or (np.diff(offsets) < 0).any():
         raise ValueError(

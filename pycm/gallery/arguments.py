@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .._device import device_of, dtype_name, is_tensor, to_device
+from .._device import device_of, dtype_name, is_tensor, on_host, to_device
 from .._optional import require
 from ..functional import METRICS, _as_mask, _as_numpy, _like
 from .device import DeviceFilter, tables
@@ -127,6 +127,7 @@ class IdLists(NamedTuple):
 
 def as_id_lists(function: str, argument: str, value: Any, queries: int, *, optional: bool) -> IdLists:
     """One id for each query (None or -1 for none, where `optional`), a list of ids for each, or (offsets, ids)."""
+    value = on_host(value)
     if isinstance(value, tuple):
         if len(value) != 2:
             raise ValueError(f"{function}: {argument} must be a pair (offsets, ids), got {len(value)} items")

@@ -68,6 +68,11 @@ def test_what_was_added_and_removed(place: Place, kind: str) -> None:
     both.check(queries, 40)
     both.add(draw(rng, 100), names[300:])
     both.check(queries, 9, ids=names[70:350:3], exclude=[names[:90], [], names[91:100]])
+    if kind != "strings":
+        some = place(np.asarray(names[70:73]))
+        assert_same(both.there.rank(place(queries), some), both.here.rank(queries, names[70:73]))
+        pair = place(np.array([0, 0, 2, 3])), some
+        assert_same(both.there.rank(place(queries), pair), both.here.rank(queries, ([0, 0, 2, 3], names[70:73])))
     both.there.compact()
     both.here.compact()
     both.check(queries, 345)  # all

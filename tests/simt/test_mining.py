@@ -71,7 +71,7 @@ def test_hard_negatives(place: Any, arch: str) -> None:
     rng = np.random.default_rng(1)
     queries, gallery = (rng.standard_normal((n, 8)).astype(np.float32) for n in (20, 300))
     options: dict[str, Any] = {"k": 5, "absolute_margin": 0.1, "range_min": 2}
-    found = pycm.mine_hard_negatives(place(queries), place(gallery), range(20), **options)
+    found = pycm.mine_hard_negatives(place(queries), place(gallery), place(np.arange(20)), **options)
     assert_same(found, pycm.mine_hard_negatives(queries, gallery, range(20), **options))
 
 
