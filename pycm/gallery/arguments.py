@@ -260,10 +260,8 @@ def as_device_filter(
         allowed = to_device(host.mask, store.device)
     elif not store.complete:
         allowed = tables(store).alive
-    if there is not None and not store.complete:
-        wide = there.new_zeros((*there.shape[:-1], store.rows))
-        wide[..., tables(store).alive] = there
-        there = wide
+    if there is not None and not store.complete:  # removed rows have any position; they are not in `allowed`
+        there = there[..., tables(store).positions[:-1]]
     if allowed is None or there is None:
         return DeviceFilter(there if allowed is None else allowed, host.exclude)
     return DeviceFilter(allowed & there, host.exclude)
