@@ -144,6 +144,32 @@ struct DoubleProduct {
   }
 };
 
+// sums[n] = the product of 16 units with tile n of the rows, of `active` tiles.
+template <class M, int kRows>
+__device__ __forceinline__ void multiply_rows(Four<typename M::V>* sums, const uint4* a, const uint2* b, int steps,
+                                              int stride) {
+  Four<typename M::V> sum[kRows] = {};
+  M::multiply(sum, a, b, steps, stride);
+#pragma unroll
+  for (int n = 0; n < kRows; ++n) sums[n * kWarp] = sum[n];
+}
+template <class M>
+__device__ __forceinline__ void multiply(Four<typename M::V>* sums, const uint4* a, const uint2* b, int steps,
+                                         int stride, int active) {
+  switch (active) {
+    case 1: return multiply_rows<M, 1>(sums, a, b, steps, stride);
+    case 2: return multiply_rows<M, 2>(sums, a, b, steps, stride);
+    case 3: return multiply_rows<M, 3>(sums, a, b, steps, stride);
+    case 4: return multiply_rows<M, 4>(sums, a, b, steps, stride);
+  }
+}
+// The same for operands that lie anywhere: where the address space is known, loads are cheaper.
+template <class M>
+__device__ __noinline__ void multiply_anywhere(Four<typename M::V>* sums, const uint4* a, const uint2* b, int steps,
+                                               int stride, int active) {
+  multiply<M>(sums, a, b, steps, stride, active);
+}
+
 // Calls f(product) for the product of the weights' type.
 template <class F>
 decltype(auto) visit_product(DType dtype, F&& f) {

@@ -174,72 +174,76 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1) recurrence_kernel(cons
   using E = typename M::E;
   const Team& team = p.team;
   const Step<C, M> step(p);
-  const Turns turns(team);
+  Turns turns(team);
   const int own = step.last - step.first;
   const int64_t size = int64_t{team.row_tiles} * team.state_tiles * 128;
   E *const operand = reinterpret_cast<E*>(team.at(p.operand)), *const projected =
                                                                    reinterpret_cast<E*>(team.at(p.projected));
 
   turns.init();
-  team.find_rows();
-  clear(team.at(p.operand), 2 * size * static_cast<int64_t>(sizeof(E)));
-  if (step.projects)
-    clear(team.at(p.projected), int64_t{team.row_tiles} * team.unit_tiles * 128 * static_cast<int64_t>(sizeof(E)));
   if (team.resident) {
     const int64_t fragments = int64_t{C::kGates} * team.state_tiles * (kUnitTile / M::kDepth) * kWarp;
     load_matrix(team.at(p.kept), p.matrix.fragments + step.first * fragments, own * fragments);
   }
-  __syncthreads();
-  if (p.h0 != nullptr)
-    for (int i = threadIdx.x; i < team.row_tiles * kRowTile * team.state; i += blockDim.x) {
-      const int row = i / team.state, unit = i % team.state;
-      if (step.rows[row].row >= 0)
-        operand[(int64_t{row / kRowTile} * team.state_tiles + unit / kUnitTile) * 128 +
-                M::place(unit % kUnitTile, row % kRowTile)] =
-            M::element(static_cast<const V*>(p.h0)[step.rows[row].row * team.state + unit]);
-    }
-  step.start();
-  cp_async_wait<0>();
-  turns.all();
-
-  const int64_t steps = step.rows[0].length;
-  // The first of the warp's pairs of tiles in stage 2: its inputs are on their way while the states are awaited.
-  const int early_tile = step.warp / team.row_tiles, early_n = step.warp % team.row_tiles;
-  for (int64_t t = 0; t < steps; ++t) {
-    const int active = team.active(t), then = t + 1 < steps ? team.active(t + 1) : 0;
-    E* next = operand + ((t + 1) & 1) * size;
-    typename Step<C, M>::Inputs early = {};
-    if (early_tile < own && early_n < active) early = step.load(early_tile, early_n, t);
-    if (t > 0) turns.wait(t);
-    step.multiply_tiles(p.matrix, team.resident ? &p.kept : nullptr, p.operand, (t & 1) * size, step.first, step.last,
-                        false, active);
+  for (int64_t group = team.first_group(); group < team.groups(); group += team.teams()) {
+    team.find_rows(group);
+    clear(team.at(p.operand), 2 * size * static_cast<int64_t>(sizeof(E)));
+    if (step.projects)
+      clear(team.at(p.projected), int64_t{team.row_tiles} * team.unit_tiles * 128 * static_cast<int64_t>(sizeof(E)));
     __syncthreads();
-    step.each(own, active, [&](int local_tile, int n) {
-      const bool is_early = local_tile == early_tile && n == early_n;
-      step.cell(is_early ? early : step.load(local_tile, n, t), next, projected, local_tile, n, t);
-      if (team.blocks > 1 && n < then) {
-        __syncwarp();
-        turns.send(next + (int64_t{n} * team.state_tiles + step.first + local_tile) * 128, t + 1);
+    if (p.h0 != nullptr)
+      for (int i = threadIdx.x; i < team.row_tiles * kRowTile * team.state; i += blockDim.x) {
+        const int row = i / team.state, unit = i % team.state;
+        if (step.rows[row].row >= 0)
+          operand[(int64_t{row / kRowTile} * team.state_tiles + unit / kUnitTile) * 128 +
+                  M::place(unit % kUnitTile, row % kRowTile)] =
+              M::element(static_cast<const V*>(p.h0)[step.rows[row].row * team.state + unit]);
       }
-    });
-    if (step.projects) {
+    step.start();
+    cp_async_wait<0>();
+    turns.all();
+
+    const int64_t steps = step.rows[0].length;
+    // The first of the warp's pairs of tiles in stage 2: its inputs are on their way while the states are awaited.
+    const int early_tile = step.warp / team.row_tiles, early_n = step.warp % team.row_tiles;
+    for (int64_t t = 0; t < steps; ++t) {
+      const int active = team.active(t), then = t + 1 < steps ? team.active(t + 1) : 0;
+      E* next = operand + ((t + 1) & 1) * size;
+      typename Step<C, M>::Inputs early = {};
+      if (early_tile < own && early_n < active) early = step.load(early_tile, early_n, t);
+      if (t > 0)
+        turns.wait(t, operand + (t & 1) * size,
+                   int64_t{active} * team.state_tiles * 128 * static_cast<int64_t>(sizeof(E)));
+      step.multiply_tiles(p.matrix, team.resident ? &p.kept : nullptr, p.operand, (t & 1) * size, step.first, step.last,
+                          false, active);
       __syncthreads();
-      step.multiply_tiles(p.projection, nullptr, p.projected, 0, 0, team.state_tiles, false, active);
-      __syncthreads();
-      step.each(team.state_tiles, active, [&](int tile, int n) {
-#pragma unroll 1
-        for (int e = 0; e < 4; ++e) {
-          const RowPlace& place = step.rows[step.row(n, e)];
-          const int unit = step.unit(tile, e);
-          if (t < place.length && unit < team.state)
-            step.emit(next, tile, tile, n, e, place, unit, t, step.sum(tile, n, e));
+      step.each(own, active, [&](int local_tile, int n) {
+        const bool is_early = local_tile == early_tile && n == early_n;
+        step.cell(is_early ? early : step.load(local_tile, n, t), next, projected, local_tile, n, t);
+        if (team.blocks > 1 && n < then) {
+          __syncwarp();
+          turns.send(next, (int64_t{n} * team.state_tiles + step.first + local_tile) * 128, t + 1);
         }
       });
+      if (step.projects) {
+        __syncthreads();
+        step.multiply_tiles(p.projection, nullptr, p.projected, 0, 0, team.state_tiles, false, active);
+        __syncthreads();
+        step.each(team.state_tiles, active, [&](int tile, int n) {
+#pragma unroll 1
+          for (int e = 0; e < 4; ++e) {
+            const RowPlace& place = step.rows[step.row(n, e)];
+            const int unit = step.unit(tile, e);
+            if (t < place.length && unit < team.state)
+              step.emit(next, tile, tile, n, e, place, unit, t, step.sum(tile, n, e));
+          }
+        });
+      }
+      if (then > 0)
+        turns.done(t + 1, static_cast<uint32_t>(then * (team.state_tiles - own) * 128 * static_cast<int>(sizeof(E))));
     }
-    if (then > 0)
-      turns.done(t + 1, static_cast<uint32_t>(then * (team.state_tiles - own) * 128 * static_cast<int>(sizeof(E))));
+    turns.all();
   }
-  turns.all();
 }
 
 // ---- the host's side ----
@@ -275,6 +279,7 @@ Plan plan_for(const RecurrenceArgs& args, TeamChoice choice) {
   team.resident = slots.global == 0 && slots.shared + kept <= slots.limit;
   if (team.resident) p.kept = slots.take(kept);
   team.workspace_bytes = slots.global;
+  team.exchange_bytes = tile * team.state_tiles * kE;
   plan.grid = grid_of(team, C::kGates, M::kMaxWarps, slots.shared, nullptr);
   p.matrix = {nullptr, C::kGates, team.state_tiles};
   p.projection = {nullptr, 1, team.unit_tiles};
@@ -294,17 +299,17 @@ Plan plan_for(const RecurrenceArgs& args, TeamChoice choice) {
 // Lays out the workspace, and with one runs.
 template <class C, class M>
 int64_t run(const RecurrenceArgs& args, const CudaContext* context) {
-  const auto fits = [&](int blocks, int row_tiles) {
-    const Plan plan = plan_for<C, M>(args, {blocks, row_tiles});
+  const auto fits = [&](TeamChoice choice) {
+    const Plan plan = plan_for<C, M>(args, choice);
     return plan.forward.team.resident &&
-           (blocks <= kPortableCluster || cluster_fits(&recurrence_kernel<C, M>, plan.grid));
+           (choice.grid || portable_cluster(choice.blocks) || cluster_fits(&recurrence_kernel<C, M>, plan.grid));
   };
   Plan plan = plan_for<C, M>(args, choose_team(args.shape, fits));
   Forward& p = plan.forward;
   Workspace workspace(context == nullptr ? nullptr : context->workspace);
   plan.matrix.to = workspace.take<uint4>(plan.matrix.fragments(M::kDepth));
   if (args.shape.weight_hr != nullptr) plan.projection.to = workspace.take<uint4>(plan.projection.fragments(M::kDepth));
-  p.team.workspace = workspace.take<char>(blocks_of(p.team) * p.team.workspace_bytes);
+  take_workspace(p.team, workspace, context);
   if (context == nullptr) return workspace.used();
   p.matrix.fragments = static_cast<const uint4*>(plan.matrix.to);
   p.projection.fragments = static_cast<const uint4*>(plan.projection.to);

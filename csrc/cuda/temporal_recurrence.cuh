@@ -25,7 +25,8 @@
 namespace pycm::cuda {
 
 constexpr int kMaxRowTiles = 4, kMaxTeam = 16;
-constexpr int kPortableCluster = 8;  // what every device that has clusters can run
+// Clusters that every device which has them can run.
+constexpr bool portable_cluster(int blocks) { return blocks == 1 || blocks == 2 || blocks == 4 || blocks == 8; }
 
 // ---- memory ----
 
@@ -60,10 +61,15 @@ struct Team {
   int64_t batch, padded_steps;
   int hidden, state, unit_tiles, state_tiles;  // H and P, and 16s of them
   int row_tiles;                               // of 8 rows
-  int blocks;                                  // of the team: a cluster
+  int blocks;                                  // of the team
   bool reverse, resident;                      // resident: the matrix and both operands are in shared memory
+  bool grid;                                   // the team is no cluster: its turns go through global memory
   char* workspace;
   int64_t workspace_bytes;  // of a block
+  // Of teams that are no clusters: arrivals and two buffers for each.
+  unsigned long long* arrivals;
+  char* exchange;
+  int64_t exchange_bytes;  // of one buffer
   Slot places, barriers;
 
   __device__ char* at(Slot slot) const {
@@ -75,8 +81,13 @@ struct Team {
   __device__ int last_tile() const { return min(first_tile() + (unit_tiles + blocks - 1) / blocks, unit_tiles); }
   __device__ RowPlace* rows() const { return reinterpret_cast<RowPlace*>(at(places)); }
 
-  __device__ void find_rows() const {
-    const int64_t first = static_cast<int64_t>(blockIdx.x) / blocks * row_tiles * kRowTile;
+  // Groups of rows, longest first: each team's own, and where teams are fewer, every so-many-th.
+  __device__ int64_t groups() const { return (batch + row_tiles * kRowTile - 1) / (row_tiles * kRowTile); }
+  __device__ int64_t first_group() const { return blockIdx.x / blocks; }
+  __device__ int64_t teams() const { return gridDim.x / blocks; }
+
+  __device__ void find_rows(int64_t group) const {
+    const int64_t first = group * row_tiles * kRowTile;
     for (int i = static_cast<int>(threadIdx.x); i < row_tiles * kRowTile; i += static_cast<int>(blockDim.x)) {
       RowPlace place{-1, 0, 0, 0};
       if (first + i < batch) {
@@ -99,34 +110,60 @@ struct Team {
 // Turns of an operand in two buffers: what is written in turn i is read in turn i + 1, by all blocks of the team.
 //
 // One block has __syncthreads(). In a cluster the writers send each chunk to the other blocks, which count its bytes, and every
-// warp tells every block that it has written, and read the buffer that will be written next.
+// warp tells every block that it has written, and read the buffer that will be written next. A team that is no cluster has its
+// buffers in global memory and counts its blocks' arrivals; all its blocks run at once (a cooperative launch), or they would
+// wait for ever.
 struct Turns {
-  uint64_t* barriers;  // of the two buffers
-  int blocks, rank;
+  const Team& team;
+  uint64_t* const barriers;  // of the two buffers
+  const int blocks, rank;
+  char* const exchange;
+  unsigned long long* const arrivals;
+  unsigned long long arrived = 0;  // of one block
 
-  __device__ Turns(const Team& team)
-      : barriers(reinterpret_cast<uint64_t*>(team.at(team.barriers))), blocks(team.blocks), rank(team.rank()) {}
+  __device__ explicit Turns(const Team& t)
+      : team(t),
+        barriers(reinterpret_cast<uint64_t*>(team.at(team.barriers))),
+        blocks(team.blocks),
+        rank(team.rank()),
+        exchange(team.exchange + team.first_group() * 2 * team.exchange_bytes),
+        arrivals(team.arrivals + team.first_group()) {}
   __device__ void init() const {
 #if PYCM_SM90
-    if (blocks > 1 && threadIdx.x == 0) {
+    if (blocks > 1 && !team.grid && threadIdx.x == 0) {
       for (int i = 0; i < 2; ++i) mbarrier_init(&barriers[i], static_cast<uint32_t>(blocks * (blockDim.x / kWarp)));
       fence_mbarrier_init();
     }
 #endif
   }
-  // Until turn `turn` >= 1 can be read.
-  __device__ void wait(int64_t turn) const {
+  // Until the first `bytes` of turn `turn` >= 1, which lies in `buffer`, can be read.
+  __device__ void wait(int64_t turn, void* buffer, int64_t bytes) const {
+    if (team.grid) {
+      await();
+      const uint4* from = reinterpret_cast<const uint4*>(exchange + (turn & 1) * team.exchange_bytes);
+      for (int64_t i = threadIdx.x; i < bytes / 16; i += blockDim.x) static_cast<uint4*>(buffer)[i] = load_l2(from + i);
+      __syncthreads();
+      return;
+    }
 #if PYCM_SM90
     if (blocks > 1) mbarrier_wait_cluster(&barriers[turn & 1], static_cast<uint32_t>((turn - 1) >> 1 & 1));
 #endif
   }
-  // A warp's own 128 elements, which it has written, to the buffer of turn `turn` of the others.
+  // A warp's own 128 elements, which it has written to element `at` of the buffer of turn `turn`, to the others.
   template <class E>
-  __device__ void send(E* chunk, int64_t turn) const {
-#if PYCM_SM90
-    auto* words = reinterpret_cast<uint64_t*>(chunk) + threadIdx.x % kWarp;
+  __device__ void send(E* buffer, int64_t at, int64_t turn) const {
+    constexpr int kWords = static_cast<int>(sizeof(E)) / 2;  // of a lane
+    auto* words = reinterpret_cast<uint64_t*>(buffer + at) + threadIdx.x % kWarp;
+    if (team.grid) {
+      auto* to = reinterpret_cast<uint64_t*>(reinterpret_cast<E*>(exchange + (turn & 1) * team.exchange_bytes) + at) +
+                 threadIdx.x % kWarp;
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(E)) / 2; ++i)
+      for (int i = 0; i < kWords; ++i) to[i * kWarp] = words[i * kWarp];
+      return;
+    }
+#if PYCM_SM90
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
       for (int to = 1; to < blocks; ++to) {
         const int other = rank + to < blocks ? rank + to : rank + to - blocks;
         store_async(&words[i * kWarp], words[i * kWarp], &barriers[turn & 1], static_cast<uint32_t>(other));
@@ -134,7 +171,8 @@ struct Turns {
 #endif
   }
   // This warp has written its part of turn `turn`; `bytes` come from the other blocks.
-  __device__ void done(int64_t turn, uint32_t bytes) const {
+  __device__ void done(int64_t turn, uint32_t bytes) {
+    if (team.grid) return arrive();
 #if PYCM_SM90
     if (blocks > 1) {
       if (threadIdx.x == 0) mbarrier_expect_tx(&barriers[turn & 1], bytes);
@@ -147,10 +185,30 @@ struct Turns {
     __syncthreads();
   }
   // Before the first turn and after the last.
-  __device__ void all() const {
+  __device__ void all() {
+    if (team.grid) {
+      arrive();
+      return await();
+    }
 #if PYCM_SM90
     if (blocks > 1) return cluster_sync();
 #endif
+    __syncthreads();
+  }
+
+ private:
+  __device__ void arrive() {
+    ++arrived;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    __threadfence();
+    atomicAdd(arrivals, 1ull);
+  }
+  __device__ void await() const {
+    if (threadIdx.x == 0) {
+      while (atomicAdd(arrivals, 0ull) < arrived * blocks) __nanosleep(20);
+      __threadfence();
+    }
     __syncthreads();
   }
 };
@@ -160,32 +218,6 @@ struct Matrix {
   const uint4* fragments;
   int gates, tiles;
 };
-
-// sums[n] = the product of 16 units with tile n of the rows, of `active` tiles.
-template <class M, int kRows>
-__device__ __forceinline__ void multiply_rows(Four<typename M::V>* sums, const uint4* a, const uint2* b, int steps,
-                                              int stride) {
-  Four<typename M::V> sum[kRows] = {};
-  M::multiply(sum, a, b, steps, stride);
-#pragma unroll
-  for (int n = 0; n < kRows; ++n) sums[n * kWarp] = sum[n];
-}
-template <class M>
-__device__ __forceinline__ void multiply(Four<typename M::V>* sums, const uint4* a, const uint2* b, int steps,
-                                         int stride, int active) {
-  switch (active) {
-    case 1: return multiply_rows<M, 1>(sums, a, b, steps, stride);
-    case 2: return multiply_rows<M, 2>(sums, a, b, steps, stride);
-    case 3: return multiply_rows<M, 3>(sums, a, b, steps, stride);
-    case 4: return multiply_rows<M, 4>(sums, a, b, steps, stride);
-  }
-}
-// The same for operands that lie anywhere: where the address space is known, loads are cheaper.
-template <class M>
-__device__ __noinline__ void multiply_anywhere(Four<typename M::V>* sums, const uint4* a, const uint2* b, int steps,
-                                               int stride, int active) {
-  multiply<M>(sums, a, b, steps, stride, active);
-}
 
 // One thread's part of both stages.
 template <class M>
@@ -286,25 +318,32 @@ void order_matrix(const MatrixOrder& order, DType element, void* stream);
 // How a batch is divided.
 struct TeamChoice {
   int blocks = 1, row_tiles = 1;
+  bool grid = false;  // no cluster
 };
 
-// The smallest team whose shared memory holds what `fits(blocks, row_tiles)` asks for; one block where none does. A projection
-// wants both products' operands in one block.
+// The smallest team whose shared memory holds what `fits(choice)` asks for: a cluster, else a part of the grid; one block where
+// none does. A projection wants both products' operands in one block.
 template <class Fits>
 TeamChoice choose_team(const RecurrenceShape& shape, Fits fits) {
   const DeviceLimits& limits = device_limits();
   const int unit_tiles = static_cast<int>((shape.hidden + kUnitTile - 1) / kUnitTile);
-  TeamChoice last;
-  for (int blocks = 1; blocks <= (limits.sm90() && shape.weight_hr == nullptr ? kMaxTeam : 1); blocks *= 2) {
-    const int tiles = (unit_tiles + blocks - 1) / blocks;
-    if ((blocks - 1) * tiles >= unit_tiles) break;  // one would have none
+  const auto row_tiles_of = [&](int blocks) {
     const int64_t teams = std::max(1, limits.multiprocessors / blocks), rows = (shape.batch + teams - 1) / teams;
-    const int wanted = static_cast<int>(std::min<int64_t>(kMaxRowTiles, (rows + kRowTile - 1) / kRowTile));
-    if (blocks == 1) last.row_tiles = wanted;
-    for (int row_tiles = wanted; row_tiles >= 1; --row_tiles)
-      if (fits(blocks, row_tiles)) return {blocks, row_tiles};
+    return static_cast<int>(std::min<int64_t>(kMaxRowTiles, (rows + kRowTile - 1) / kRowTile));
+  };
+  for (bool grid : {false, true}) {
+    const int most = shape.weight_hr != nullptr ? 1 : grid ? limits.multiprocessors : limits.sm90() ? kMaxTeam : 1;
+    // By the tiles of a block: every block has some.
+    for (int tiles = unit_tiles, blocks = 0; tiles >= 1; --tiles) {
+      if ((unit_tiles + tiles - 1) / tiles == blocks) continue;
+      blocks = (unit_tiles + tiles - 1) / tiles;
+      if (blocks > most) break;
+      if (grid && blocks == 1) continue;
+      for (int row_tiles = row_tiles_of(blocks); row_tiles >= 1; --row_tiles)
+        if (fits(TeamChoice{blocks, row_tiles, grid})) return {blocks, row_tiles, grid};
+    }
   }
-  return last;
+  return {1, row_tiles_of(1), false};
 }
 
 inline Team team_of(const RecurrenceShape& shape, TeamChoice choice) {
@@ -319,13 +358,26 @@ inline Team team_of(const RecurrenceShape& shape, TeamChoice choice) {
   team.state_tiles = (team.state + kUnitTile - 1) / kUnitTile;
   team.row_tiles = choice.row_tiles;
   team.blocks = choice.blocks;
+  team.grid = choice.grid;
   team.reverse = shape.reverse;
   return team;
 }
 
-inline int64_t blocks_of(const Team& team) {
-  const int64_t rows = int64_t{team.row_tiles} * kRowTile;
-  return (team.batch + rows - 1) / rows * team.blocks;
+inline int64_t teams_of(const Team& team) {
+  const int64_t rows = int64_t{team.row_tiles} * kRowTile, groups = (team.batch + rows - 1) / rows;
+  return team.grid ? std::min<int64_t>(groups, device_limits().multiprocessors / team.blocks) : groups;
+}
+inline int64_t blocks_of(const Team& team) { return teams_of(team) * team.blocks; }
+
+// What the team has in global memory; with a stream, made ready for a launch.
+inline void take_workspace(Team& team, Workspace& workspace, const CudaContext* context) {
+  team.workspace = workspace.take<char>(blocks_of(team) * team.workspace_bytes);
+  if (!team.grid) return;
+  team.exchange = workspace.take<char>(teams_of(team) * 2 * team.exchange_bytes);
+  team.arrivals = workspace.take<unsigned long long>(teams_of(team));
+  if (context != nullptr)
+    memset_async(team.arrivals, 0, teams_of(team) * static_cast<int64_t>(sizeof *team.arrivals), context->stream,
+                 "temporal_pool: arrivals");
 }
 
 // A warp for each gate and tile of a block, up to `most_warps`.
@@ -334,7 +386,8 @@ inline Grid grid_of(const Team& team, int gates, int most_warps, int64_t shared_
   Grid grid;
   grid.grid = dim3(static_cast<unsigned>(blocks_of(team)));
   grid.block = dim3(static_cast<unsigned>(std::min(most_warps, tiles * gates) * kWarp));
-  grid.cluster = team.blocks;
+  grid.cluster = team.grid ? 1 : team.blocks;
+  grid.cooperative = team.grid;
   grid.shared_bytes = shared_bytes;
   grid.stream = stream;
   return grid;

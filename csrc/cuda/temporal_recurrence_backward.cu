@@ -165,83 +165,86 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1)
   using E = typename M::E;
   const Team& team = p.team;
   const Step<C, M> step(p);
-  const Turns turns(team);
+  Turns turns(team);
   const int tiles_of_k = C::kGates * team.unit_tiles, own = step.last_state - step.first_state;
   const int64_t size = int64_t{team.row_tiles} * tiles_of_k * 128;
   E *const operand = reinterpret_cast<E*>(team.at(p.operand)), *const projected =
                                                                    reinterpret_cast<E*>(team.at(p.projected));
 
   turns.init();
-  team.find_rows();
-  clear(team.at(p.operand), 2 * size * static_cast<int64_t>(sizeof(E)));
-  if (step.projects)
-    clear(team.at(p.projected), int64_t{team.row_tiles} * team.state_tiles * 128 * static_cast<int64_t>(sizeof(E)));
   if (team.resident) {
     const int64_t fragments = int64_t{tiles_of_k} * (kUnitTile / M::kDepth) * kWarp;
     load_matrix(team.at(p.kept), p.matrix.fragments + step.first_state * fragments, own * fragments);
   }
-  __syncthreads();
-  step.start();
-  cp_async_wait<0>();
-  turns.all();
+  for (int64_t group = team.first_group(); group < team.groups(); group += team.teams()) {
+    team.find_rows(group);
+    clear(team.at(p.operand), 2 * size * static_cast<int64_t>(sizeof(E)));
+    if (step.projects)
+      clear(team.at(p.projected), int64_t{team.row_tiles} * team.state_tiles * 128 * static_cast<int64_t>(sizeof(E)));
+    __syncthreads();
+    step.start();
+    cp_async_wait<0>();
+    turns.all();
 
-  // Turn i has the gradients of step steps - i; the last one is wanted for grad_h0 alone.
-  const int64_t steps = step.rows[0].length, turns_read = p.grad_h0 != nullptr ? steps : steps - 1;
-  // The first of the warp's pairs of tiles in stage 2: what it needs is on its way while the states are awaited.
-  const int early_tile = step.warp / team.row_tiles, early_n = step.warp % team.row_tiles;
-  for (int64_t turn = 0; turn <= turns_read; ++turn) {
-    const int64_t t = steps - 1 - turn;
-    const int before = turn > 0 ? team.active(t + 1) : 0, now = t >= 0 ? team.active(t) : 0;
-    E* next = operand + ((turn + 1) & 1) * size;
-    typename Step<C, M>::Loaded early = {};
-    if (!step.projects && early_tile < own && early_n < now) early = step.load(early_tile, early_n, t);
-    if (turn > 0) {
-      turns.wait(turn);
-      step.multiply_tiles(p.matrix, team.resident ? &p.kept : nullptr, p.operand, (turn & 1) * size, step.first_state,
-                          step.last_state, true, before);
-      __syncthreads();
-    }
-    step.each(own, t >= 0 ? now : before, [&](int local_tile, int n) {
-      Four<V> grad = step.carry[step.slot(local_tile, n)];
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (n < before && t + 1 < step.rows[step.row(n, e)].length) {
-          V sum = step.sum(local_tile * C::kGates, n, e);
-#pragma unroll
-          for (int gate = 1; gate < C::kGates; ++gate) sum += step.sum(local_tile * C::kGates + gate, n, e);
-          grad.v[e] += sum;
-        }
-      if (t >= 0 && step.projects) {
-        step.reach(projected, local_tile, n, t, grad);
-      } else if (t >= 0) {
-        const bool is_early = local_tile == early_tile && n == early_n;
-        step.cell(is_early ? early : step.load(local_tile, n, t), next, local_tile, n, t, grad);
-        if (team.blocks > 1 && turn < turns_read) {
-          __syncwarp();
-          for (int gate = 0; gate < C::kGates; ++gate)
-            turns.send(next + (int64_t{n} * tiles_of_k + gate * team.unit_tiles + step.first + local_tile) * 128,
-                       turn + 1);
-        }
+    // Turn i has the gradients of step steps - i; the last one is wanted for grad_h0 alone.
+    const int64_t steps = step.rows[0].length, turns_read = p.grad_h0 != nullptr ? steps : steps - 1;
+    // The first of the warp's pairs of tiles in stage 2: what it needs is on its way while the states are awaited.
+    const int early_tile = step.warp / team.row_tiles, early_n = step.warp % team.row_tiles;
+    for (int64_t turn = 0; turn <= turns_read; ++turn) {
+      const int64_t t = steps - 1 - turn;
+      const int before = turn > 0 ? team.active(t + 1) : 0, now = t >= 0 ? team.active(t) : 0;
+      E* next = operand + ((turn + 1) & 1) * size;
+      typename Step<C, M>::Loaded early = {};
+      if (!step.projects && early_tile < own && early_n < now) early = step.load(early_tile, early_n, t);
+      if (turn > 0) {
+        turns.wait(turn, operand + (turn & 1) * size,
+                   int64_t{before} * tiles_of_k * 128 * static_cast<int64_t>(sizeof(E)));
+        step.multiply_tiles(p.matrix, team.resident ? &p.kept : nullptr, p.operand, (turn & 1) * size, step.first_state,
+                            step.last_state, true, before);
+        __syncthreads();
       }
-      step.carry[step.slot(local_tile, n)] = grad;
-    });
-    if (step.projects && t >= 0) {
-      __syncthreads();
-      step.multiply_tiles(p.projection, nullptr, p.projected, 0, 0, team.unit_tiles, false, now);
-      __syncthreads();
-      step.each(team.unit_tiles, now, [&](int tile, int n) {
-        Four<V> grad;
+      step.each(own, t >= 0 ? now : before, [&](int local_tile, int n) {
+        Four<V> grad = step.carry[step.slot(local_tile, n)];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) grad.v[e] = step.sum(tile, n, e);
-        step.cell(step.load(tile, n, t), next, tile, n, t, grad);
+        for (int e = 0; e < 4; ++e)
+          if (n < before && t + 1 < step.rows[step.row(n, e)].length) {
+            V sum = step.sum(local_tile * C::kGates, n, e);
+#pragma unroll
+            for (int gate = 1; gate < C::kGates; ++gate) sum += step.sum(local_tile * C::kGates + gate, n, e);
+            grad.v[e] += sum;
+          }
+        if (t >= 0 && step.projects) {
+          step.reach(projected, local_tile, n, t, grad);
+        } else if (t >= 0) {
+          const bool is_early = local_tile == early_tile && n == early_n;
+          step.cell(is_early ? early : step.load(local_tile, n, t), next, local_tile, n, t, grad);
+          if (team.blocks > 1 && turn < turns_read) {
+            __syncwarp();
+            for (int gate = 0; gate < C::kGates; ++gate)
+              turns.send(next, (int64_t{n} * tiles_of_k + gate * team.unit_tiles + step.first + local_tile) * 128,
+                         turn + 1);
+          }
+        }
+        step.carry[step.slot(local_tile, n)] = grad;
       });
+      if (step.projects && t >= 0) {
+        __syncthreads();
+        step.multiply_tiles(p.projection, nullptr, p.projected, 0, 0, team.unit_tiles, false, now);
+        __syncthreads();
+        step.each(team.unit_tiles, now, [&](int tile, int n) {
+          Four<V> grad;
+#pragma unroll
+          for (int e = 0; e < 4; ++e) grad.v[e] = step.sum(tile, n, e);
+          step.cell(step.load(tile, n, t), next, tile, n, t, grad);
+        });
+      }
+      if (turn < turns_read)
+        turns.done(turn + 1, static_cast<uint32_t>(now * C::kGates * (team.unit_tiles - (step.last - step.first)) *
+                                                   128 * static_cast<int>(sizeof(E))));
     }
-    if (turn < turns_read)
-      turns.done(turn + 1, static_cast<uint32_t>(now * C::kGates * (team.unit_tiles - (step.last - step.first)) * 128 *
-                                                 static_cast<int>(sizeof(E))));
+    step.finish();
+    turns.all();
   }
-  step.finish();
-  turns.all();
 }
 
 // ---- the host's side ----
@@ -278,6 +281,7 @@ Plan plan_for(const RecurrenceBackwardArgs& args, TeamChoice choice) {
   team.resident = slots.global == 0 && slots.shared + kept <= slots.limit;
   if (team.resident) p.kept = slots.take(kept);
   team.workspace_bytes = slots.global;
+  team.exchange_bytes = tile * C::kGates * team.unit_tiles * kE;
   plan.grid = grid_of(team, C::kGates, M::kMaxWarps, slots.shared, nullptr);
   p.matrix = {nullptr, C::kGates, team.unit_tiles};
   p.projection = {nullptr, 1, team.state_tiles};
@@ -298,17 +302,17 @@ Plan plan_for(const RecurrenceBackwardArgs& args, TeamChoice choice) {
 // Lays out the workspace, and with one runs.
 template <class C, class M>
 int64_t run(const RecurrenceBackwardArgs& args, const CudaContext* context) {
-  const auto fits = [&](int blocks, int row_tiles) {
-    const Plan plan = plan_for<C, M>(args, {blocks, row_tiles});
-    return plan.backward.team.resident &&
-           (blocks <= kPortableCluster || cluster_fits(&recurrence_backward_kernel<C, M>, plan.grid));
+  const auto fits = [&](TeamChoice choice) {
+    const Plan plan = plan_for<C, M>(args, choice);
+    return plan.backward.team.resident && (choice.grid || portable_cluster(choice.blocks) ||
+                                           cluster_fits(&recurrence_backward_kernel<C, M>, plan.grid));
   };
   Plan plan = plan_for<C, M>(args, choose_team(args.shape, fits));
   Backward& p = plan.backward;
   Workspace workspace(context == nullptr ? nullptr : context->workspace);
   plan.matrix.to = workspace.take<uint4>(plan.matrix.fragments(M::kDepth));
   if (args.shape.weight_hr != nullptr) plan.projection.to = workspace.take<uint4>(plan.projection.fragments(M::kDepth));
-  p.team.workspace = workspace.take<char>(blocks_of(p.team) * p.team.workspace_bytes);
+  take_workspace(p.team, workspace, context);
   if (context == nullptr) return workspace.used();
   p.matrix.fragments = static_cast<const uint4*>(plan.matrix.to);
   p.projection.fragments = static_cast<const uint4*>(plan.projection.to);
