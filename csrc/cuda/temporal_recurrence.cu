@@ -24,7 +24,7 @@ struct Forward {
   void *out, *states, *hn, *cn;
   Pool pool;
   int width;                      // of the pool
-  Slot operand, projected, kept;  // two buffers of h; o tanh(c); the resident matrix
+  Slot operand, projected, kept;  // h of one turn or two; o tanh(c); the resident matrix
   Slot sums, memory, pooled;      // of stage 1; c or h; what is pooled
 };
 
@@ -177,6 +177,7 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1) recurrence_kernel(cons
   Turns turns(team);
   const int own = step.last - step.first;
   const int64_t size = int64_t{team.row_tiles} * team.state_tiles * 128;
+  const int64_t buffer = team.buffers() > 1 ? size : 0;  // from one to the other
   E *const operand = reinterpret_cast<E*>(team.at(p.operand)), *const projected =
                                                                    reinterpret_cast<E*>(team.at(p.projected));
 
@@ -187,7 +188,7 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1) recurrence_kernel(cons
   }
   for (int64_t group = team.first_group(); group < team.groups(); group += team.teams()) {
     team.find_rows(group);
-    clear(team.at(p.operand), 2 * size * static_cast<int64_t>(sizeof(E)));
+    clear(team.at(p.operand), team.buffers() * size * static_cast<int64_t>(sizeof(E)));
     if (step.projects)
       clear(team.at(p.projected), int64_t{team.row_tiles} * team.unit_tiles * 128 * static_cast<int64_t>(sizeof(E)));
     __syncthreads();
@@ -208,14 +209,14 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1) recurrence_kernel(cons
     const int early_tile = step.warp / team.row_tiles, early_n = step.warp % team.row_tiles;
     for (int64_t t = 0; t < steps; ++t) {
       const int active = team.active(t), then = t + 1 < steps ? team.active(t + 1) : 0;
-      E* next = operand + ((t + 1) & 1) * size;
+      E* next = operand + ((t + 1) & 1) * buffer;
       typename Step<C, M>::Inputs early = {};
       if (early_tile < own && early_n < active) early = step.load(early_tile, early_n, t);
       if (t > 0)
-        turns.wait(t, operand + (t & 1) * size,
+        turns.wait(t, operand + (t & 1) * buffer,
                    int64_t{active} * team.state_tiles * 128 * static_cast<int64_t>(sizeof(E)));
-      step.multiply_tiles(p.matrix, team.resident ? &p.kept : nullptr, p.operand, (t & 1) * size, step.first, step.last,
-                          false, active);
+      step.multiply_tiles(p.matrix, team.resident ? &p.kept : nullptr, p.operand, (t & 1) * buffer, step.first,
+                          step.last, false, active);
       __syncthreads();
       step.each(own, active, [&](int local_tile, int n) {
         const bool is_early = local_tile == early_tile && n == early_n;
@@ -270,7 +271,7 @@ Plan plan_for(const RecurrenceArgs& args, TeamChoice choice) {
   Slots slots{device_limits().shared_bytes};
   team.places = slots.take(team.row_tiles * kRowTile * static_cast<int64_t>(sizeof(RowPlace)));
   team.barriers = slots.take(2 * sizeof(uint64_t));
-  p.operand = slots.take(2 * tile * team.state_tiles * kE);
+  p.operand = slots.take(team.buffers() * tile * team.state_tiles * kE);
   p.projected = slots.take(projects ? tile * team.unit_tiles * kE : 0);
   p.sums = slots.take(std::max(own * C::kGates, projects ? int64_t{team.state_tiles} : 0) * tile * kV);
   p.memory = slots.take(tile * own * kV);

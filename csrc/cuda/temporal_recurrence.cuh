@@ -75,6 +75,9 @@ struct Team {
   __device__ char* at(Slot slot) const {
     return slot.shared ? dynamic_shared() + slot.offset : workspace + blockIdx.x * workspace_bytes + slot.offset;
   }
+  // Others of a cluster write the operand of the next step while this block may still read that of this one. Else there is a
+  // barrier between.
+  __host__ __device__ int buffers() const { return blocks > 1 && !grid ? 2 : 1; }
   __device__ int rank() const { return static_cast<int>(blockIdx.x) % blocks; }
   // Tiles of units that belong to this block.
   __device__ int first_tile() const { return min(rank() * ((unit_tiles + blocks - 1) / blocks), unit_tiles); }
@@ -107,10 +110,10 @@ struct Team {
   }
 };
 
-// Turns of an operand in two buffers: what is written in turn i is read in turn i + 1, by all blocks of the team.
+// Turns of an operand: what is written in turn i is read in turn i + 1, by all blocks of the team.
 //
-// One block has __syncthreads(). In a cluster the writers send each chunk to the other blocks, which count its bytes, and every
-// warp tells every block that it has written, and read the buffer that will be written next. A team that is no cluster has its
+// One block has __syncthreads(). In a cluster there are two buffers: the writers send each chunk to the other blocks, which
+// count its bytes, and every warp tells every block that it has written, and read the buffer that will be written next. A team that is no cluster has its
 // buffers in global memory and counts its blocks' arrivals; all its blocks run at once (a cooperative launch), or they would
 // wait for ever.
 struct Turns {

@@ -20,7 +20,7 @@ struct Backward {
   Matrix matrix, projection;  // W_hh' and W_hr'; projection.fragments may be null
   const void *states, *c, *h0, *c0, *grad_hn, *grad_cn;
   void *inputs, *hidden, *grad_states, *grad_h0, *grad_c0;
-  Slot operand, projected, kept;  // two buffers of dparts; dh; the resident matrix
+  Slot operand, projected, kept;  // dparts of one turn or two; dh; the resident matrix
   Slot sums, carry, memory;       // of stage 1; dh and dc between steps
 };
 
@@ -168,6 +168,7 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1)
   Turns turns(team);
   const int tiles_of_k = C::kGates * team.unit_tiles, own = step.last_state - step.first_state;
   const int64_t size = int64_t{team.row_tiles} * tiles_of_k * 128;
+  const int64_t buffer = team.buffers() > 1 ? size : 0;  // from one to the other
   E *const operand = reinterpret_cast<E*>(team.at(p.operand)), *const projected =
                                                                    reinterpret_cast<E*>(team.at(p.projected));
 
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1)
   }
   for (int64_t group = team.first_group(); group < team.groups(); group += team.teams()) {
     team.find_rows(group);
-    clear(team.at(p.operand), 2 * size * static_cast<int64_t>(sizeof(E)));
+    clear(team.at(p.operand), team.buffers() * size * static_cast<int64_t>(sizeof(E)));
     if (step.projects)
       clear(team.at(p.projected), int64_t{team.row_tiles} * team.state_tiles * 128 * static_cast<int64_t>(sizeof(E)));
     __syncthreads();
@@ -193,14 +194,14 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1)
     for (int64_t turn = 0; turn <= turns_read; ++turn) {
       const int64_t t = steps - 1 - turn;
       const int before = turn > 0 ? team.active(t + 1) : 0, now = t >= 0 ? team.active(t) : 0;
-      E* next = operand + ((turn + 1) & 1) * size;
+      E* next = operand + ((turn + 1) & 1) * buffer;
       typename Step<C, M>::Loaded early = {};
       if (!step.projects && early_tile < own && early_n < now) early = step.load(early_tile, early_n, t);
       if (turn > 0) {
-        turns.wait(turn, operand + (turn & 1) * size,
+        turns.wait(turn, operand + (turn & 1) * buffer,
                    int64_t{before} * tiles_of_k * 128 * static_cast<int64_t>(sizeof(E)));
-        step.multiply_tiles(p.matrix, team.resident ? &p.kept : nullptr, p.operand, (turn & 1) * size, step.first_state,
-                            step.last_state, true, before);
+        step.multiply_tiles(p.matrix, team.resident ? &p.kept : nullptr, p.operand, (turn & 1) * buffer,
+                            step.first_state, step.last_state, true, before);
         __syncthreads();
       }
       step.each(own, t >= 0 ? now : before, [&](int local_tile, int n) {
@@ -272,7 +273,7 @@ Plan plan_for(const RecurrenceBackwardArgs& args, TeamChoice choice) {
   Slots slots{device_limits().shared_bytes};
   team.places = slots.take(team.row_tiles * kRowTile * static_cast<int64_t>(sizeof(RowPlace)));
   team.barriers = slots.take(2 * sizeof(uint64_t));
-  p.operand = slots.take(2 * tile * C::kGates * team.unit_tiles * kE);
+  p.operand = slots.take(team.buffers() * tile * C::kGates * team.unit_tiles * kE);
   p.projected = slots.take(projects ? tile * team.state_tiles * kE : 0);
   p.sums = slots.take(std::max(own_states * C::kGates, projects ? int64_t{team.unit_tiles} : 0) * tile * kV);
   p.carry = slots.take(tile * own_states * kV);
