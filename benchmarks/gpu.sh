@@ -6,7 +6,7 @@
 #   test-all     the other tests
 #   conformance  each hardware primitive against the PTX ISA's figures
 #   sanitize     compute-sanitizer over every kernel: memcheck, racecheck, synccheck, initcheck
-#   bench        the cases of benchmarks/gpu/cases.py; run again, it goes on where it stopped
+#   bench        the cases of benchmarks/gpu/*cases.py; run again, it goes on where it stopped
 #   ncu          hardware counters of the main kernels
 #   report       gpu.json and gpu.md of all that
 #
