@@ -72,7 +72,7 @@ def test_itq_codes_rank_by_hamming_distance(tmp_path: Path) -> None:
     found = pycm.topk(a, b, 7, "dot")
     np.testing.assert_array_equal(found.indices, wanted)
     np.testing.assert_array_equal((12 - found.scores) / 2, np.take_along_axis(hamming, wanted, 1))
-    np.testing.assert_array_equal(pycm.Gallery(b, metric="dot").search(a, 7).ids, wanted)
+    np.testing.assert_array_equal(pycm.Gallery(b, metric="dot").topk(a, 7).ids, wanted)
     np.testing.assert_array_equal(unpack_codes(pack_codes(a), 12), a)
     space.save(tmp_path / "space")
     np.testing.assert_array_equal(load_space(tmp_path / "space").transform_images(images), a)
