@@ -18,15 +18,21 @@ from .results import (
 )
 
 if TYPE_CHECKING:
+    from .region_classifier import RegionTextClassifier
+    from .region_text import RegionTextMatcher
+    from .regions import Boxes
     from .training import Training
     from .video_text import VideoTextMatcher
 
 __all__ = [
+    "Boxes",
     "Head",
     "ImageTextMatcher",
     "ImageTextMatches",
     "ImageTextMetrics",
     "Matcher",
+    "RegionTextClassifier",
+    "RegionTextMatcher",
     "Training",
     "VideoTextMatcher",
     "VideoTextMatches",
@@ -34,7 +40,13 @@ __all__ = [
     "load",
 ]
 
-_TRAINED = {"Training": "training", "VideoTextMatcher": "video_text"}
+_TRAINED = {
+    "Boxes": "regions",
+    "RegionTextClassifier": "region_classifier",
+    "RegionTextMatcher": "region_text",
+    "Training": "training",
+    "VideoTextMatcher": "video_text",
+}
 
 
 def __getattr__(name: str) -> Any:
