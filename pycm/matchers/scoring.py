@@ -1,4 +1,4 @@
-"""Embeddings in blocks, metrics both ways, and a classifier's scores of pairs: of all, or of those embeddings propose."""
+"""Embeddings in blocks, metrics both ways, and the pair classifier over all pairs or those that embeddings propose."""
 
 from __future__ import annotations
 
