@@ -175,19 +175,8 @@ def learn(
     """
     if validation is None:
         return _train(recipe, about, problem, None, training, files)
-    if isinstance(validation, (bool, str)) or (isinstance(validation, float) and not 0 < validation < 1):
-        raise ValueError(
-            f"{function}: validation must be a share in (0, 1), a number of folds, (items, others) or None, "
-            f"got {validation!r}"
-        )
-    if isinstance(validation, float):
-        held = max(2, round(validation * problem.items))
-        if problem.items - held < 2:
-            raise ValueError(
-                f"{function}: validation={validation} of {problem.items} items leaves fewer than 2 to learn from"
-            )
-        order = np.random.default_rng([recipe.seed, 1]).permutation(problem.items)
-        mine, theirs = problem.take(np.sort(order[held:])), problem.take(np.sort(order[:held]))
+    if isinstance(validation, (bool, str, float)):
+        mine, theirs = (problem.take(rows) for rows in split(function, problem.items, validation, recipe.seed))
         return _train(recipe, about, mine, theirs, training, files)
     if isinstance(validation, (int, np.integer)):
         most = problem.items // 2
@@ -250,6 +239,20 @@ def _by_folds(
     network, _ = _train(recipe, about, problem, None, whole, {**files, "log": None}, stop=best)
     with open_log(files["log"], mean):
         return network, mean
+
+
+def split(function: str, count: int, share: float, seed: int) -> tuple[Int64, Int64]:
+    """Rows to learn from and rows to validate on, both ascending; ValueError where `share` leaves too few."""
+    if not isinstance(share, float) or not 0 < share < 1:
+        raise ValueError(
+            f"{function}: validation must be a share in (0, 1), a number of folds, (items, others) or None, "
+            f"got {share!r}"
+        )
+    held = max(2, round(share * count))
+    if count - held < 2:
+        raise ValueError(f"{function}: validation={share} of {count} items leaves fewer than 2 to learn from")
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def members(queries: Int64, gallery: Int64) -> list[Int64]:
