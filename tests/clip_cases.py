@@ -25,7 +25,14 @@ def numbers(frames: np.ndarray) -> list[int]:
 
 
 def encoded(
-    frames: np.ndarray, container: str, codec: str, *, b_frames: int = 0, gop: int = 6, rotation: int = 0, aspect: Any = None
+    frames: np.ndarray,
+    container: str,
+    codec: str,
+    *,
+    b_frames: int = 0,
+    gop: int = 6,
+    rotation: int = 0,
+    aspect: Any = None,
 ) -> bytes:
     """A file of `frames` at 25 fps."""
     file = io.BytesIO()

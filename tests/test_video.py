@@ -61,7 +61,9 @@ def test_files_that_tell_their_times_are_not_decoded_whole(
     decoded: list[int] = []
     own = _decode._Canvas.add
     monkeypatch.setattr(_decode, "_by_count", None)
-    monkeypatch.setattr(_decode._Canvas, "add", lambda self, picture, aspect: (decoded.append(picture.pts), own(self, picture, aspect)))
+    monkeypatch.setattr(
+        _decode._Canvas, "add", lambda self, picture, aspect: (decoded.append(picture.pts), own(self, picture, aspect))
+    )
     for name in ("mp4", "mkv"):
         assert numbers(read_clip(files[name], "uniform:3").frames) == [0, 15, 30]
     assert len(decoded) == 6
