@@ -183,7 +183,7 @@ TRUE = {
 @pytest.mark.parametrize("method", ["phase", "flow"])
 @pytest.mark.parametrize("kind", TRUE)
 def test_motion_measures_displacement_growth_and_turn(kind: str, method: Any) -> None:
-    """By sign and size: phase correlation to half of the truth or better; flow is a mean over areas that mostly stand still."""
+    """By sign and size: phase correlation to half of the truth or better; flow is a mean over all the picture."""
     values = Motion(method).extract([moving(kind)]).values
     assert (values[0] == 0).all()
     measured = np.array([values[1:, column].mean() for column in COLUMNS[method]])
@@ -261,7 +261,7 @@ def test_settings_are_part_of_the_fingerprint() -> None:
 @pytest.mark.parametrize("spec", ["shape", "motion:", "appearance:", "sound:minilm"])
 def test_unknown_streams(spec: str) -> None:
     for call in (get_stream, stream_name):
-        with pytest.raises(ValueError, match="unknown stream .*; known: appearance, "):
+        with pytest.raises(ValueError, match=r"unknown stream .*; known: appearance, "):
             call(spec)
 
 
@@ -284,6 +284,7 @@ def test_wrong_settings(call: Any, message: str) -> None:
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    code = "import sys, pycm.streams, pycm.video, pycm.audio; print({'torch', 'av', 'cv2', 'transformers'} & set(sys.modules))"
+    heavy = {"torch", "av", "cv2", "transformers"}
+    code = f"import sys, pycm.streams, pycm.video, pycm.audio; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
