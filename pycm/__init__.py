@@ -1,7 +1,8 @@
 """pycm: cross-modal matching with exact, fast scores.
 
 `similarity`, `topk`, `rank` and the joins of `pycm.mining` score embeddings of NumPy, torch and DLPack arrays; a
-`Gallery` keeps them for many searches; `ImageTextMatcher` matches photographs with sentences. `import pycm` needs NumPy
+`Gallery` keeps them for many searches; `ImageTextMatcher` matches photographs with sentences, `VideoTextMatcher` clips
+with sentences. `import pycm` needs NumPy
 only; what needs more is imported on first use and names the extra to install.
 """
 
@@ -71,6 +72,7 @@ __all__ = [
     "Ranks",
     "Screen",
     "Ties",
+    "VideoTextMatcher",
     "__version__",
     "all_pairs_topk",
     "audio",
@@ -80,6 +82,7 @@ __all__ = [
     "encoders",
     "evaluate",
     "gallery",
+    "losses",
     "matchers",
     "maxsim",
     "maxsim_topk",

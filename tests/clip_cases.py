@@ -1,92 +1,51 @@
-"""Clips that several test files use."""
+"""Clips made of numbers, for the tests of the matchers: a task in which nothing but the order of the steps tells."""
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import pytest
 
-av = pytest.importorskip("av")
+from pycm.streams import ClipFeatures, Sequences
 
-from pycm.video import Clip  # noqa: E402
-
-
-def levels(count: int, height: int = 16, width: int = 24) -> np.ndarray:
-    """Frames that tell their number: grey level 40 + 5 t."""
-    return np.stack([np.full((height, width, 3), 40 + 5 * t, np.uint8) for t in range(count)])
+WORDS = ["it moves left", "it moves right", "it grows", "it shrinks"]
 
 
-def numbers(frames: np.ndarray) -> list[int]:
-    """The numbers of frames that `levels` made, through a codec."""
-    return np.rint((frames[:, 4:-4, 4:-4].mean(axis=(1, 2, 3)) - 40) / 5).astype(int).tolist()
+def sequences(clips: Sequence[np.ndarray]) -> Sequences:
+    """One stream of these clips, [T, D] each."""
+    return Sequences(
+        np.concatenate(clips).astype(np.float32),
+        np.cumsum([0, *map(len, clips)]).astype(np.int64),
+        np.concatenate([np.arange(len(clip), dtype=np.float64) for clip in clips]),
+        np.ones(len(clips), bool),
+    )
 
 
-def encoded(
-    frames: np.ndarray,
-    container: str,
-    codec: str,
-    *,
-    b_frames: int = 0,
-    gop: int = 6,
-    rotation: int = 0,
-    aspect: Any = None,
-) -> bytes:
-    """A file of `frames` at 25 fps."""
-    file = io.BytesIO()
-    with av.open(file, "w", format=container) as out:
-        stream = out.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.gop_size = gop
-        stream.codec_context.max_b_frames = b_frames
-        stream.codec_context.options = {"qmin": "1", "qmax": "1"} if codec == "mpeg4" else {"crf": "10"}
-        if aspect is not None:
-            stream.codec_context.sample_aspect_ratio = aspect
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for frame in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        out.mux(stream.encode(None))
-    return file.getvalue()
+def ramps(count: int, seed: int, noise: int = 2) -> tuple[ClipFeatures, np.ndarray]:
+    """Clips and the row of WORDS that each is: one of two features goes steadily up or down, the other has the same
+    values in a random order. In any other order of their steps all four are alike."""
+    draw = np.random.default_rng(seed)
+    kinds = draw.integers(0, 4, count)
+    clips = []
+    for kind in kinds:
+        steps = int(draw.integers(6, 10))
+        ramp = np.linspace(-1, 1, steps) * (1 if kind % 2 else -1)
+        both = [ramp, draw.permutation(ramp)]
+        columns = both if kind < 2 else both[::-1]
+        clips.append(np.column_stack([*columns, draw.normal(0, 0.1, (steps, noise))]))
+    return clip_features({"ramp": sequences(clips)}), kinds
 
 
-def with_sound(path: Path, frames: np.ndarray, sound: np.ndarray, *, rate: int, delay: float) -> None:
-    """Frames at 25 fps in a Matroska file whose PCM sound track begins `delay` seconds after them."""
-    with av.open(str(path), "w", format="matroska") as out:
-        picture = out.add_stream("libx264", rate=25)
-        picture.width, picture.height, picture.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        track = out.add_stream("pcm_s16le", rate=rate, layout="stereo")
-        for frame in frames:
-            out.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        out.mux(picture.encode(None))
-        pcm = np.repeat(np.rint(sound * 32767).astype(np.int16), 2)[None]
-        samples = av.AudioFrame.from_ndarray(pcm, format="s16", layout="stereo")
-        samples.sample_rate, samples.pts = rate, round(delay * rate)
-        out.mux(track.encode(samples))
-        out.mux(track.encode(None))
+def clip_features(streams: dict[str, Sequences], prefix: str = "clip") -> ClipFeatures:
+    count = len(next(iter(streams.values())))
+    return ClipFeatures(streams, [f"{prefix}{i}" for i in range(count)], np.arange(count))
 
 
-def shape(x: float, y: float, scale: float, angle: float, side: int = 96) -> np.ndarray:
-    """A dark lopsided shape on white about (x, y), turned clockwise by `angle` degrees."""
-    cv2 = pytest.importorskip("cv2")
-    drawn = np.zeros((64, 64), np.float32)
-    drawn[8:56, 20:44], drawn[8:24, 30:60] = 1, 0.6
-    matrix = cv2.getRotationMatrix2D((32, 32), -angle, scale)
-    matrix[:, 2] += np.array([x - 32, y - 32])
-    moved = cv2.warpAffine(drawn, matrix, (side, side), flags=cv2.INTER_LINEAR)
-    return np.repeat((255 - 200 * moved).astype(np.uint8)[..., None], 3, axis=2)
+class LetterEncoder:
+    """A text encoder simple enough to compute by hand: how often each of ten letters occurs."""
 
+    name, modality, dim, fingerprint = "letters", "text", 10, "letters-1"
 
-def moving(kind: str, steps: int = 10) -> Clip:
-    """The shape going right by 4, down by 4, growing or shrinking by 7 %, or turning by 8 degrees a frame."""
-    places = {
-        "right": lambda t: (24 + 4 * t, 48, 0.6, 0),
-        "down": lambda t: (48, 24 + 4 * t, 0.6, 0),
-        "grow": lambda t: (48, 48, 0.4 * 1.07**t, 0),
-        "shrink": lambda t: (48, 48, 0.8 * 0.93**t, 0),
-        "turn": lambda t: (48, 48, 0.7, 8 * t),
-    }
-    return Clip.from_frames(np.stack([shape(*places[kind](t)) for t in range(steps)]), name=kind)
+    def encode(self, items: Sequence[str], *, batch_size: int = 32, progress: bool | None = None) -> np.ndarray:
+        rows = [[text.count(letter) for letter in "eilmnorstv"] for text in items]
+        return np.array(rows, np.float32).reshape(-1, 10)

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("av")
 pytest.importorskip("cv2")
 
-from clip_cases import levels, moving
 from matcher_stubs import PixelEncoder
+from video_cases import levels, moving
 
 import pycm.streams.encode as encode_module
 from pycm.encoders import FeatureCache, UnreadableInputError

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("av")
 pytest.importorskip("cv2")
 
-from clip_cases import levels, moving
 from matcher_stubs import PixelEncoder, WordEncoder
+from video_cases import levels, moving
 
 from pycm.audio import log_mel
 from pycm.encoders.store import Steps

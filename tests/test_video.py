@@ -14,7 +14,7 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from clip_cases import encoded, levels, numbers, with_sound  # noqa: E402
+from video_cases import encoded, levels, numbers, with_sound  # noqa: E402
 
 from pycm import _decode  # noqa: E402
 from pycm.audio import read_sound  # noqa: E402
@@ -226,7 +226,7 @@ def test_unreadable_clips_are_named_with_the_reason(tmp_path: Path) -> None:
         assert str(info.value).startswith(str(tmp_path / name))
         again = pickle.loads(pickle.dumps(info.value))
         assert (again.name, again.reason) == (info.value.name, info.value.reason)
-    with pytest.raises(ClipReadError, match="^clip: the file is empty"):
+    with pytest.raises(ClipReadError, match=r"^clip: the file is empty"):
         read_clip(b"")
 
 
