@@ -2,8 +2,7 @@
 
 `similarity`, `topk`, `rank` and the joins of `pycm.mining` score embeddings of NumPy, torch and DLPack arrays; a
 `Gallery` keeps them for many searches; `ImageTextMatcher` matches photographs with sentences, `VideoTextMatcher` clips
-with sentences. `import pycm` needs NumPy
-only; what needs more is imported on first use and names the extra to install.
+with sentences. `import pycm` needs NumPy only; what needs more is imported on first use and names the extra to install.
 """
 
 from __future__ import annotations
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
         encoders,
         evaluate,
         gallery,
+        losses,
         matchers,
         mining,
         nn,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         video,
     )
     from pycm.gallery import Gallery, GalleryMatches
-    from pycm.matchers import ImageTextMatcher
+    from pycm.matchers import ImageTextMatcher, VideoTextMatcher
 
 __all__ = [
     "DISTANCES",
@@ -107,10 +107,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    *("audio", "compat", "encoders", "evaluate", "gallery", "matchers", "mining", "nn", "reference", "spaces"),
-    *("streams", "text", "video"),
+    *("audio", "compat", "encoders", "evaluate", "gallery", "losses", "matchers", "mining", "nn", "reference"),
+    *("spaces", "streams", "text", "video"),
 }
-_NAMES = {"Gallery": "gallery", "GalleryMatches": "gallery", "ImageTextMatcher": "matchers"}
+_NAMES = {
+    "Gallery": "gallery",
+    "GalleryMatches": "gallery",
+    "ImageTextMatcher": "matchers",
+    "VideoTextMatcher": "matchers",
+}
 
 
 def __getattr__(name: str) -> Any:

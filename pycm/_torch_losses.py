@@ -83,9 +83,7 @@ def _check(
     n, m = queries.shape[0], gallery.shape[0]
     _require(n >= 1, lambda: f"{function}: queries must have at least one row, got shape {list(queries.shape)}")
     if negatives is None:
-        _require(
-            m == n, lambda: f"{function}: gallery must have the queries' {n} rows, got shape {list(gallery.shape)}"
-        )
+        _require(m == n, lambda: f"{function}: gallery must have the queries' {n} rows, got shape {list(gallery.shape)}")
     for name, part in (("groups", groups), ("negatives", negatives)):
         if part is None:
             continue

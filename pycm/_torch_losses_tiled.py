@@ -177,10 +177,7 @@ class _Call:
 
     def info_nce(self) -> None:
         positive = self.scale * self.positive
-        by_row, by_column = (
-            positive.clone(),
-            positive.clone(),
-        )  # log of the sums of exp, the positives' own to begin with
+        by_row, by_column = positive.clone(), positive.clone()  # log of the sums of exp, the positives' own to begin with
         for rows, scores in self._blocks():
             logits = self.scale * scores
             by_row[rows] = torch.logaddexp(by_row[rows], logits.logsumexp(1))
@@ -194,3 +191,5 @@ class _Call:
             weight = (logits - by_row[rows].unsqueeze(1)).exp() + (logits - by_column).exp()
             self.grad_scale = self.grad_scale + (weight * scores).sum()
             self._add_gradients(rows, weight * self.scale)
+
+

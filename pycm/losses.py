@@ -204,7 +204,9 @@ class MaxHinge(nn.Module):
         self.margin, self.hardest, self.metric = margin, hardest, metric
 
     def forward(self, queries: Tensor, gallery: Tensor, groups: Any = None) -> Tensor:
-        return max_hinge(queries, gallery, margin=self.margin, hardest=self.hardest, groups=groups, metric=self.metric)
+        return max_hinge(
+            queries, gallery, margin=self.margin, hardest=self.hardest, groups=groups, metric=self.metric
+        )
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, hardest={self.hardest}, metric={self.metric!r}"
@@ -342,3 +344,4 @@ def _inverse(function: str, temperature: Any, like: Tensor) -> Tensor:
     if not isinstance(temperature, Tensor):
         _positive(function, "temperature", temperature)
     return 1 / _scalar(function, "temperature", temperature, like)
+

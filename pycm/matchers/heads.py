@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..functional import Metric
 from ..losses import InfoNCE, MaxHinge, SigmoidLoss, Triplet
@@ -15,7 +14,12 @@ from .inputs import Inputs
 from .towers import Embedding, mlp
 
 #: The losses of the ranking embedding, by name.
-LOSSES = {"max_hinge": MaxHinge, "info_nce": InfoNCE, "sigmoid": SigmoidLoss, "triplet": Triplet}
+LOSSES: dict[str, type[nn.Module]] = {
+    "max_hinge": MaxHinge,
+    "info_nce": InfoNCE,
+    "sigmoid": SigmoidLoss,
+    "triplet": Triplet,
+}
 
 _NEGATIVES = 4  # of each pair, for the pair classifier
 _SUM_HINGE = 0.3  # the share of the training in which max-hinge counts all negatives
@@ -75,7 +79,7 @@ class PairClassifier(Ranking):
 
     def states(self, first: Inputs, second: Inputs, a: Tensor, b: Tensor) -> tuple[States, States]:
         """What `logits` reads, from both sides' inputs and embeddings."""
-        return F.normalize(a), F.normalize(b)
+        return nn.functional.normalize(a), nn.functional.normalize(b)
 
     def logits(self, first: States, second: States, i: Tensor, j: Tensor) -> Tensor:
         """[P] for the pairs (i[p], j[p])."""
@@ -86,14 +90,14 @@ class PairClassifier(Ranking):
         a, b = self.first(first), self.second(second)
         ranking = self._ranking_loss(a.float(), b.float(), pairs, groups, done)
         left, right = self.states(first, second, a, b)
-        x, y = F.normalize(a.detach().float()), F.normalize(b.detach().float())
+        x, y = nn.functional.normalize(a.detach().float()), nn.functional.normalize(b.detach().float())
         negatives = _negatives(x[pairs[:, 0]] @ y[pairs[:, 1]].T, groups)
         chosen = torch.cat([torch.arange(len(pairs), device=pairs.device).repeat(2, 1).T, negatives])
         logits = self.logits(left, right, pairs[chosen[:, 0], 0], pairs[chosen[:, 1], 1])
         truth = torch.zeros_like(logits)
         truth[: len(pairs)] = 1
         weight = logits.new_tensor(max(len(negatives), 1) / len(pairs))  # both answers count alike
-        return ranking + F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight)
+        return ranking + nn.functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight)
 
 
 def _negatives(scores: Tensor, groups: Tensor) -> Tensor:
@@ -122,4 +126,4 @@ class LabelClassifier(nn.Module):
 
     def forward(self, inputs: Inputs, labels: Tensor) -> Tensor:
         """The cross entropy of labels int64 [N]."""
-        return F.cross_entropy(self.logits(inputs), labels)
+        return nn.functional.cross_entropy(self.logits(inputs), labels)

@@ -92,7 +92,8 @@ class Inputs:
 
     @property
     def device(self) -> torch.device:
-        return next(_tensors(self.features)).device
+        device: torch.device = next(_tensors(self.features)).device
+        return device
 
     def digest(self) -> bytes:
         """SHA-256 of all the numbers."""

@@ -60,19 +60,19 @@ def open_log(log: str | os.PathLike[str] | None, history: Sequence[Mapping[str, 
         require("tensorboard", None, "log=FOLDER")
         from torch.utils.tensorboard import SummaryWriter
 
-        board = SummaryWriter(os.fspath(log))  # type: ignore[no-untyped-call]
+        board = SummaryWriter(os.fspath(log))
 
         def add(record: Mapping[str, float]) -> None:
             for name, value in record.items():
                 if name != "epoch" and value == value:
-                    board.add_scalar(name, value, int(record["epoch"]))  # type: ignore[no-untyped-call]
+                    board.add_scalar(name, value, int(record["epoch"]))
 
         try:
             for record in history:
                 add(record)
             yield add
         finally:
-            board.close()  # type: ignore[no-untyped-call]
+            board.close()
 
 
 class _Csv:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .._temporal_layers import CELLS, POOLS, STATE_POOLS
 from ..encoders.base import check_batch_size
@@ -97,7 +96,8 @@ class TrainedMatcher(Matcher):
         self.cell, self.pool, self.hidden, self.dim = cell, pool, int(hidden), int(dim)
         self.bidirectional, self.dropout, self.head = bool(bidirectional), float(dropout), head
         self.metric, self.loss, self.space, self.candidates = metric, loss, space, candidates
-        self.cache, self.workers, self.batch_size = as_cache(cache), workers, batch_size
+        self.cache, self.workers, self.batch_size = cache, workers, batch_size
+        self._cache = as_cache(cache)
         self.seed, self.device, self.progress = seed, device, progress
         self._network: nn.Module | None = None
         self._about: dict[str, Any] = {}
@@ -123,7 +123,7 @@ class TrainedMatcher(Matcher):
         return self._network
 
     def _options(self) -> Options:
-        return Options(self.cache, self.workers, self.batch_size, self.progress, device_of(self.device))
+        return Options(self._cache, self.workers, self.batch_size, self.progress, device_of(self.device))
 
     def _check_fitted(self, method: str, *heads: Head) -> None:
         name = f"{type(self).__name__}.{method}"
@@ -162,8 +162,8 @@ class TrainedMatcher(Matcher):
         if isinstance(validation, tuple):
             a, b, between = validation
             groups = groups_of(between, len(a), len(b))
-            left, right = self._start(a, b)
-            held = Known(Inputs(a, left), Inputs(b, right), between, *np.split(groups, [len(a)]))
+            begin = self._start(a, b)
+            held = Known(Inputs(a, begin[0]), Inputs(b, begin[1]), between, *np.split(groups, [len(a)]))
         elif validation:
             mine, theirs = split(function, len(first), validation, self.seed)
             known, held = known.take(mine), known.take(theirs)
@@ -224,7 +224,7 @@ class TrainedMatcher(Matcher):
             assert held is not None
             scores = network.logits(held[0])
             right = float((scores.argmax(1) == held[1]).double().mean())
-            loss = float(F.cross_entropy(scores, held[1]))
+            loss = float(nn.functional.cross_entropy(scores, held[1]))
             return Validation((right, -loss), {"validation loss": loss, "accuracy": right})
 
         data, arrays = [inputs, *([] if held is None else held[:1])], [labels]
@@ -315,7 +315,7 @@ class TrainedMatcher(Matcher):
         a, b = self._rows(0, first), self._rows(1, second)
         if self.head == "pairs":
             return pair_matrix(self._network, first, second, a, b)
-        return similarity(a, b, self.metric)  # type: ignore[no-any-return]
+        return similarity(a, b, self.metric)
 
     def _pair_scores(self, function: str, first: Encoded, second: Encoded) -> npt.NDArray[np.float32]:
         """The classifier's probability [N] of pair (i, i)."""

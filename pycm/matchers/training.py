@@ -1,4 +1,5 @@
-"""The training loop of the matchers: AdamW, warm-up and cosine decay, early stopping, checkpoints that resume to the bit.
+"""The training loop of the matchers: AdamW, warm-up and cosine decay, early stopping, checkpoints that resume to the
+bit.
 
 The loop knows nothing of modalities: it draws batches of row numbers and asks for their loss.
 """
@@ -60,13 +61,15 @@ class Training:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"fit: {name} must be an int of at least {least}, got {value!r}")
-        for name, low, high in (
-            ("lr", 0.0, math.inf), ("weight_decay", 0.0, math.inf), ("warmup", 0.0, 1.0), ("max_norm", 0.0, math.inf)
-        ):  # fmt: skip
+        for name, high, closed in (
+            ("lr", math.inf, False),
+            ("weight_decay", math.inf, True),
+            ("warmup", 1.0, True),
+            ("max_norm", math.inf, False),
+        ):
             value = getattr(self, name)
-            above = value >= low if name in ("weight_decay", "warmup") else value > low
-            if not (above and value <= high):
-                raise ValueError(f"fit: {name} must be in {'[' if low == 0 else '('}{low}, {high}], got {value!r}")
+            if not (0 <= value <= high) or (value == 0 and not closed):
+                raise ValueError(f"fit: {name} must be in {'[' if closed else '('}0.0, {high}], got {value!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f'fit: precision must be "float32" or "bfloat16", got {self.precision!r}')
 
@@ -171,10 +174,8 @@ class _Loop:
         matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
         self.parameters = matrices + others
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
-            lr=training.lr, weight_decay=training.weight_decay,
-        )  # fmt: skip
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
         self.epoch = self.step = self.best_epoch = 0
         self.sum = 0.0
         self.done = False

@@ -119,7 +119,7 @@ class VideoTextMatcher(TrainedMatcher):
         self.streams, self.text_encoder = tuple(streams), text_encoder
         self.sampling, self.space_streams = sampling, space_streams
         self._clips = ClipSide(name, streams, sampling, space_streams)
-        self._texts = WordSide() if text_encoder == WORDS else RowSide(name, "text", text_encoder)  # type: ignore[arg-type]
+        self._texts = WordSide() if text_encoder == WORDS else RowSide(name, "text", text_encoder)
         self._sides = self._clips, self._texts
         if space is not None and text_encoder == WORDS:
             raise ValueError(f'{name}: space must be None for text_encoder="words", got {space!r}')
@@ -191,7 +191,7 @@ class VideoTextMatcher(TrainedMatcher):
         second, pairs = self._unique_texts(function, flat, owner)
         held: Any = validation
         if isinstance(validation, tuple):
-            there, others, owner_there = self._labelled(function, *validation, on_error)
+            there, others, owner_there = self._labelled(function, validation[0], validation[1], on_error)
             held = (there.features, *self._unique_texts(function, others, owner_there))
         self._learn(function, first.features, second, pairs, held, options, **files)
 
@@ -219,7 +219,7 @@ class VideoTextMatcher(TrainedMatcher):
         self.labels_ = sorted(set(own))
         held: Any = validation
         if isinstance(validation, tuple):
-            there, theirs = self._with_labels(function, *validation, on_error)
+            there, theirs = self._with_labels(function, validation[0], validation[1], on_error)
             held = there.features, self._label_rows(function, theirs)
         if len(self.labels_) < 2:
             raise ValueError(f"{function}: at least 2 different labels are needed, got {self.labels_}")
