@@ -110,9 +110,12 @@ class TrainedMatcher(Matcher):
 
     def _learn(
         self, function: str, first: Features, second: Features, pairs: npt.NDArray[np.int64], validation: Any,
-        training: Training, **files: Any,
+        training: Training, *, extra: int = 0, **files: Any,
     ) -> None:  # fmt: skip
-        """Fit the linear start and the network to pairs [P, 2] of rows of both sides."""
+        """Fit the linear start and the network to pairs [P, 2] of rows of both sides.
+
+        extra: the last so many first rows are never held out.
+        """
         sides, device = self._sides, device_of(self.device)
         start: tuple[Tensor | None, Tensor | None] = (None, None)
         dim = self.dim
@@ -127,7 +130,7 @@ class TrainedMatcher(Matcher):
             a, b, between = validation
             begin = self._start(a, b)
             validation = Pairs.of(Inputs(a, begin[0]), Inputs(b, begin[1]), between)
-        problem = Pairs.of(Inputs(first, start[0]), Inputs(second, start[1]), pairs)
+        problem = Pairs.of(Inputs(first, start[0]), Inputs(second, start[1]), pairs, extra)
         about = {
             "head": self.head,
             "dim": dim,
