@@ -213,7 +213,7 @@ def _train(
 ) -> tuple[Any, list[Record]]:
     """One training, with early stopping on `held`."""
     with torch.random.fork_rng([]):  # weights are drawn from the seed alone, on the CPU
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)
         network: Any = make_network(about, make_criterion(recipe.loss, recipe.metric))
     network.to(recipe.device)
     problem.fit_scales(network)

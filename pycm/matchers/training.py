@@ -141,7 +141,10 @@ def train(
     kept = None if checkpoint is None else Checkpoint(checkpoint, identity)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         found = None if kept is None else kept.read(device)
         if found is not None:
             loop.restore(found)

@@ -71,6 +71,7 @@ class VideoTextMatcher(TrainedMatcher):
         progress: None shows bars on a terminal only, True always, False never.
 
     Attributes:
+        space_: after `fit`, the fitted linear start; `space` itself stays as it was given.
         history_: after `fit`, one record an epoch: "epoch", "loss", "lr", and the validation's figures.
         labels_: with head="labels", the labels in the order of `predict_proba`'s columns.
 
@@ -284,9 +285,10 @@ class VideoTextMatcher(TrainedMatcher):
             raise ValueError(f"{function}: there must be a label for each of {len(clips)} clips, got {len(labels)}")
         first = self._clips.encode(function, clips, self._options(), on_error)
         plain = [label.item() if isinstance(label, np.generic) else label for label in labels]
+        kind = str if plain and isinstance(plain[0], str) else int
         for i, label in enumerate(plain):
-            if not isinstance(label, (str, int)):
-                raise TypeError(f"{function}: labels[{i}] must be a str or an int, got {type(label).__name__}")
+            if not isinstance(label, kind):
+                raise TypeError(f"{function}: labels must be all str or all int, labels[{i}] is {label!r}")
         return first, [plain[i] for i in first.kept]
 
     def _label_rows(self, function: str, labels: Sequence[Any]) -> npt.NDArray[np.int64]:
