@@ -9,7 +9,7 @@ from .base import DerivedStream, Stream
 from .differences import FeatureDifferences, PixelDifferences
 from .encode import ClipFeatures, encode_clips
 from .motion import Motion
-from .registry import get_stream, get_streams, known_streams
+from .registry import get_stream, get_streams, known_streams, stream_name
 from .sequences import Sequences, align, concatenate
 from .sound import Sound
 
@@ -29,4 +29,5 @@ __all__ = [
     "get_stream",
     "get_streams",
     "known_streams",
+    "stream_name",
 ]
