@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -94,34 +95,47 @@ def moving_digits(count: int, seed: int, steps: int = 12) -> tuple[list[Clip], l
 
 
 def spoken_clips(
-    recordings: Sequence[Path], folder: Path, *, speeds: Sequence[float] = (1.0,), seed: int = 0
+    recordings: Sequence[Path],
+    folder: Path,
+    *,
+    speeds: Sequence[float] = (1.0,),
+    calls: int = 3,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> tuple[list[Path], list[str], list[str]]:
-    """MP4 files of a digit that is spoken while a card, behind which it cannot be seen, moves about.
+    """MP4 files of a digit that is called out, while a card behind which it cannot be seen moves about.
 
     Args:
         recordings: files named {digit}_{speaker}_{n}.wav.
         folder: where the MP4 files are written.
-        speeds: each recording is played at each of these speeds, pitch and all: other voices, for training.
+        speeds: the digit is called at each of these speeds, pitch and all: other voices, for training.
+        calls: how many of a speaker's recordings of the digit follow each other in a clip.
+        limit: of the clips of each speaker, digit and speed; None is every choice of `calls` recordings.
+        seed: of the choice and of the card's way.
 
     Returns:
         The files, their captions and their speakers.
     """
     draw = np.random.default_rng(seed)
+    takes: dict[tuple[str, str], list[Path]] = {}
+    for recording in sorted(recordings):
+        digit, speaker, _ = recording.stem.split("_")
+        takes.setdefault((digit, speaker), []).append(recording)
     files: list[Path] = []
     captions: list[str] = []
     speakers: list[str] = []
-    for recording in recordings:
-        digit, speaker, _ = recording.stem.split("_")
+    for (digit, speaker), own in takes.items():
         for speed in speeds:
-            # A track of a rate that is told wrongly is played at another speed.
-            sound = read_sound(recording, sample_rate=round(16000 / speed))
-            if sound is None:
-                raise ValueError(f"spoken_clips: {recording} has no sound")
-            path = folder / f"{recording.stem}_{speed:g}.mp4"
-            write_clip(path, card(draw, max(2, round(12.5 * len(sound) / 16000))), fps=12.5, sound=sound)
-            files.append(path)
-            captions.append(f"the digit {NAMES[int(digit)]}")
-            speakers.append(speaker)
+            # Resampled for another rate than the one it is played at, it sounds faster or slower.
+            heard = [read_sound(recording, sample_rate=round(16000 / speed)) for recording in own]
+            choices = list(combinations(range(len(own)), calls))
+            for n in draw.permutation(len(choices))[:limit]:
+                sound = np.concatenate([heard[take] for take in draw.permutation(choices[n])])
+                path = folder / f"{digit}_{speaker}_{speed:g}_{n}.mp4"
+                write_clip(path, card(draw, max(2, round(12.5 * len(sound) / 16000))), fps=12.5, sound=sound)
+                files.append(path)
+                captions.append(f"the digit {NAMES[int(digit)]}")
+                speakers.append(speaker)
     return files, captions, speakers
 
 
