@@ -15,11 +15,11 @@ from pycm import backend_info
 
 from ..matchers.features import encode_items
 from ..report import Report, Stat, write_report
-from ..report.render import bar_widths
+from ..report.render import bar_widths, duration, ordinal
 from .caching import check_cache_options, open_cache
 from .demo_data import photograph_paths, photographs
 from .output import check_output, print_table
-from .present import Direction, Results, duration, facts, groups, ordinal, score_name
+from .present import Direction, Results, facts, groups, score_name
 
 if TYPE_CHECKING:
     from ..matchers import ImageTextMatcher

@@ -20,12 +20,12 @@ from ..functional import DISTANCES, Metric
 from ..matchers.default import DEFAULT_SPECS
 from ..matchers.features import check_k
 from ..report import Report, Stat, write_report
-from ..report.render import bar_widths
+from ..report.render import bar_widths, duration
 from .caching import check_cache_options, open_cache
 from .errors import CommandError
 from .inputs import TextLine, read_images, read_texts
 from .output import check_output, print_table, shown, write_rows
-from .present import Direction, Results, duration, facts, groupby_query, groups, score_name
+from .present import Direction, Results, facts, groupby_query, groups, score_name
 
 if TYPE_CHECKING:
     from ..encoders import FeatureCache

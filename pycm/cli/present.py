@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from ..functional import DISTANCES, Metric
 from ..matchers import ImageTextMatcher, ImageTextMatches
 from ..report import Candidate, Entry, Facts, Group, Item, picture
+from ..report.render import duration, ordinal
 from .caching import short_path
 from .output import Ranked
 
@@ -90,13 +91,6 @@ def groupby_query(rows: Sequence[Ranked]) -> dict[int, list[Ranked]]:
     return {query: list(group) for query, group in groupby(rows, key=lambda row: row.query_index)}
 
 
-def ordinal(rank: int) -> str:
-    """The rank 0 is "1st"."""
-    place = rank + 1
-    suffix = "th" if 10 <= place % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
-    return f"{place}{suffix}"
-
-
 def groups(
     results: Results,
     paths: Sequence[Path],
@@ -168,13 +162,6 @@ def score_name(metric: Metric) -> str:
     """What a reader calls the scores of a metric."""
     names = {"pearson": "Pearson correlations", "dot": "dot products", "cosine": "cosines"}
     return names.get(metric, "Euclidean distances" if metric == "euclidean" else "squared Euclidean distances")
-
-
-def duration(seconds: float) -> str:
-    """Seconds with a unit that suits their size."""
-    if seconds >= 1:
-        return f"{seconds:.1f} s"
-    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e6:.0f} µs"
 
 
 def facts(matcher: ImageTextMatcher, found: ImageTextMatches, loading: float, info: Mapping[str, Any]) -> list[Facts]:
