@@ -19,21 +19,22 @@ from ..encoders import known_encoders
 from ..functional import DISTANCES, Metric
 from ..matchers.default import DEFAULT_SPECS
 from ..matchers.features import check_k
-from ..report import Report, Stat, write_report
+from ..report import Report, write_report
 from ..report.render import bar_widths, duration
 from .caching import check_cache_options, open_cache
 from .errors import CommandError
 from .inputs import TextLine, read_images, read_texts
 from .output import check_output, print_table, shown, write_rows
-from .present import Direction, Results, facts, groupby_query, groups, score_name
+from .present import SHOWN, Items, facts, groups, score_name, stats
+from .results import Results, groupby_query
+from .systems import IMAGE, IMAGE_TEXT, TEXT, Found
 
 if TYPE_CHECKING:
     from ..encoders import FeatureCache
-    from ..matchers import ImageTextMatcher, ImageTextMatches
+    from ..matchers import ImageTextMatcher
 
 _ENDINGS = (".html", ".csv", ".jsonl")
 _TERMINAL_QUERIES = 20
-_REPORT_QUERIES = 200
 _TWO_SIDED = ("clip:", "siglip:", "open_clip:")
 
 
@@ -69,12 +70,14 @@ def run_match(options: MatchOptions) -> None:
     with Console(stderr=True).status("Loading the encoders"):
         matcher = _matcher(options, plan, cache)
     loading = time.perf_counter() - start
-    found = matcher.match(
-        images, [line.text for line in lines], k, on_error="skip" if options.skip_unreadable else "raise"
+    texts = [line.text for line in lines]
+    found = Found.of(
+        IMAGE_TEXT, matcher.match(images, texts, k, on_error="skip" if options.skip_unreadable else "raise")
     )
 
-    paths = [images[i] for i in found.kept]
-    results = Results(found, [shown(path, base) for path in paths], _owners(lines, paths, options.images))
+    paths = [images[i] for i in found.kept[0]]
+    names = [shown(path, base) for path in paths]
+    results = Results(IMAGE_TEXT, found, names, texts, _owners(lines, paths, options.images))
     _print(results, loading)
     if options.out is None:
         return
@@ -202,60 +205,48 @@ def _unknown(results: Results) -> list[str]:
 
 def _print(results: Results, loading: float) -> None:
     console = Console(highlight=False)
-    found = results.found
+    found, system = results.found, results.system
     distance = found.metric in DISTANCES
-    directions: list[tuple[str, Direction, tuple[str, str]]] = [
-        ("Images to texts", "image_to_text", ("image", "text")),
-        ("Texts to images", "text_to_image", ("text", "image")),
-    ]
-    for title, direction, heads in directions:
+    for asked, answer, direction in (
+        (system.left, system.right, system.forward),
+        (system.right, system.left, system.backward),
+    ):
         by_query = groupby_query(results.rows(direction))
         rows = [row for query in list(by_query)[:_TERMINAL_QUERIES] for row in by_query[query]]
-        print_table(console, title, *heads, rows, bar_widths([row.score for row in rows], distance))
+        title = f"{asked.many.capitalize()} to {answer.many}"
+        print_table(console, title, asked.one, answer.one, rows, bar_widths([row.score for row in rows], distance))
         if len(by_query) > _TERMINAL_QUERIES:
             console.print(f"... and {len(by_query) - _TERMINAL_QUERIES:,} more; --out keeps all\n", style="dim")
-    for stat in _stats(results):
+    for stat in stats(results):
         console.print(Text.assemble((f"{stat.value} ", "bold"), stat.label))
     for line in _unknown(results):
         console.print(Text(line, style="yellow"), soft_wrap=True)
     for name, reason in found.errors:
         console.print(Text(f"left out: {shown(name)}: {reason}", style="yellow"), soft_wrap=True)
-    seconds = found.seconds
-    encoding = seconds["encode images"] + seconds["encode texts"]
+    encoding = sum(seconds for name, seconds in found.seconds.items() if name != "score")
     console.print(
-        f"{len(found.images):,} images, {len(found.texts):,} texts: loading {duration(loading)}, "
-        f"encoding {duration(encoding)}, scoring {duration(seconds['score'])}."
+        f"{len(results.left):,} {system.left.many}, {len(results.right):,} {system.right.many}: "
+        f"loading {duration(loading)}, encoding {duration(encoding)}, scoring {duration(found.seconds['score'])}."
     )
-
-
-def _stats(results: Results) -> list[Stat]:
-    if results.owner is None:
-        return []
-    right_images, images = results.right("image_to_text")
-    right_texts, texts = results.right("text_to_image")
-    return [
-        Stat(f"{right_images:,} of {images:,}", "images whose best text is right"),
-        Stat(f"{right_texts:,} of {texts:,}", "texts whose best image is right"),
-    ]
 
 
 def _report(
     options: MatchOptions, matcher: ImageTextMatcher, results: Results, paths: Sequence[Path], loading: float
 ) -> Report:
-    found: ImageTextMatches = results.found
+    found = results.found
     notes = [*_unknown(results), *(f"Left out: {shown(name)} ({reason})." for name, reason in found.errors)]
-    most = max(len(found.images), len(found.texts))
-    if most > _REPORT_QUERIES:
-        notes.append(f"The first {_REPORT_QUERIES} of each kind are shown. CSV and JSONL output has all.")
+    counts = len(results.left), len(results.right)
+    if max(counts) > SHOWN:
+        notes.append("CSV and JSONL output has the matches that are not shown here.")
     return Report(
         title="Images and texts, matched",
-        lede=f"{len(found.images):,} images of {shown(options.images)} and {len(found.texts):,} texts of "
+        lede=f"{counts[0]:,} images of {shown(options.images)} and {counts[1]:,} texts of "
         f"{shown(options.texts)}, compared by {found.metric}"
         + (" (a distance: smaller is better)." if found.metric in DISTANCES else "."),
-        groups=groups(results, paths, keep=5, limit=_REPORT_QUERIES),
-        stats=_stats(results),
+        groups=groups(results, Items(IMAGE, results.left, paths), Items(TEXT, results.right), keep=5),
+        stats=stats(results),
         notes=notes,
-        facts=facts(matcher, found, loading, backend_info()),
+        facts=facts(matcher, IMAGE_TEXT, counts, found.seconds, loading, backend_info()),
         score_name=score_name(found.metric),
         distance=found.metric in DISTANCES,
     )
