@@ -38,7 +38,22 @@ from pycm.ranking import Ranks, Ties, rank
 from pycm.temporal import pool_states, temporal_pool
 
 if TYPE_CHECKING:
-    from pycm import compat, encoders, evaluate, gallery, matchers, mining, nn, reference, spaces, temporal, text
+    from pycm import (
+        audio,
+        compat,
+        encoders,
+        evaluate,
+        gallery,
+        matchers,
+        mining,
+        nn,
+        reference,
+        spaces,
+        streams,
+        temporal,
+        text,
+        video,
+    )
     from pycm.gallery import Gallery, GalleryMatches
     from pycm.matchers import ImageTextMatcher
 
@@ -58,6 +73,7 @@ __all__ = [
     "Ties",
     "__version__",
     "all_pairs_topk",
+    "audio",
     "backend_info",
     "compat",
     "deduplicate",
@@ -76,16 +92,21 @@ __all__ = [
     "set_num_threads",
     "similarity",
     "spaces",
+    "streams",
     "temporal",
     "temporal_pool",
     "text",
     "threshold_join",
     "topk",
+    "video",
     "workspace_bytes",
     "xattn_score",
 ]
 
-_MODULES = {"compat", "encoders", "evaluate", "gallery", "matchers", "mining", "nn", "reference", "spaces", "text"}
+_MODULES = {
+    *("audio", "compat", "encoders", "evaluate", "gallery", "matchers", "mining", "nn", "reference", "spaces"),
+    *("streams", "text", "video"),
+}
 _NAMES = {"Gallery": "gallery", "GalleryMatches": "gallery", "ImageTextMatcher": "matchers"}
 
 
