@@ -15,7 +15,7 @@ from .output import Ranked
 from .results import Results, groupby_query
 from .systems import CLIP, IMAGE_TEXT, TEXT, Kind, System
 
-PICTURE_PIXELS, CLIP_PIXELS = 360, 192
+PICTURE_PIXELS, CLIP_PIXELS = 360, 160
 SHOWN, SHOWN_BYTES = 200, 24 << 20
 
 

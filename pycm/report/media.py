@@ -6,14 +6,15 @@ import base64
 import io
 import os
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from .._decode import DecodeError, Times, at_rate, decode_frames
 from .._optional import require
 from ..encoders import ImageItem, load_image
+from ..video import MAX_BYTES, ClipReadError, clip_name
 
 _CODECS = (("libx264", "mp4"), ("libvpx-vp9", "webm"))  # what every browser plays first
 
@@ -45,21 +46,30 @@ def picture(item: ImageItem, size: int) -> str:
 def moving_picture(
     source: str | os.PathLike[str] | bytes, size: int, *, seconds: float = 6.0, fps: float = 12.5
 ) -> MovingPicture:
-    """The first `seconds` of a clip, at most `size` pixels wide and high and `fps` frames a second.
+    """The first `seconds` of a clip, its shorter side at most `size` pixels, with at most `fps` frames a second.
 
     H.264 in MP4, or VP9 in WebM where PyAV was built without x264. What comes after is not decoded.
 
     Raises:
-        ValueError: it cannot be read; names the file and the reason.
+        ClipReadError: it cannot be read; names the file and the reason.
         ImportError: without PyAV.
     """
-    frames, rate = _first_frames(source, size, seconds, fps)
-    return MovingPicture(encode_clip(frames, rate), picture(frames[0], size))
+    data = source if isinstance(source, bytes) else os.fspath(source)
+
+    def choose(times: Times) -> npt.NDArray[np.int64]:
+        return at_rate(times[times - times[0] < seconds], fps)
+
+    try:
+        frames, times, _, _ = decode_frames(data, choose, size, MAX_BYTES, 1)
+    except DecodeError as error:
+        raise ClipReadError(clip_name(source), str(error)) from error
+    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else fps
+    return MovingPicture(encode_clip(frames, rate), picture(frames[0], max(frames.shape[1:3])))
 
 
 def encode_clip(frames: npt.NDArray[np.uint8], fps: float) -> str:
     """Frames uint8 ``[T, H, W, 3]`` as a data URI of a silent clip. Sides are made even, as 4:2:0 wants them."""
-    av = _av()
+    av = require("av", "video", "a clip in a report")
     codec, container = next(((c, k) for c, k in _CODECS if c in av.codecs_available), (None, None))
     if codec is None:
         raise RuntimeError(f"encode_clip: this PyAV has neither {' nor '.join(c for c, _ in _CODECS)}")
@@ -81,38 +91,3 @@ def encode_clip(frames: npt.NDArray[np.uint8], fps: float) -> str:
 def data_uri(kind: str, data: bytes) -> str:
     """`data` of media type `kind`, in base64."""
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _first_frames(
-    source: str | os.PathLike[str] | bytes, size: int, seconds: float, fps: float
-) -> tuple[npt.NDArray[np.uint8], float]:
-    """(frames, frames a second): those of the file, or fewer where it has more than `fps`."""
-    av = _av()
-    name = "clip" if isinstance(source, bytes) else os.fspath(source)
-    opened: Any = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source))
-    kept: list[npt.NDArray[np.uint8]] = []
-    try:
-        with av.open(opened) as container:
-            if not container.streams.video:
-                raise ValueError("no video stream")
-            stream = container.streams.video[0]
-            rate = min(float(stream.average_rate or fps), fps)
-            start = None
-            for frame in container.decode(stream):
-                at = len(kept) / rate if frame.time is None else frame.time
-                start = at if start is None else start
-                if at - start >= seconds:
-                    break
-                if (at - start) * rate >= len(kept) - 1e-6:
-                    scale = min(1.0, size / max(frame.width, frame.height))
-                    wide, high = (max(2, round(side * scale)) for side in (frame.width, frame.height))
-                    kept.append(frame.reformat(wide, high, "rgb24").to_ndarray())
-    except (av.error.FFmpegError, ValueError) as error:
-        raise ValueError(f"moving_picture: cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
-    if not kept:
-        raise ValueError(f"moving_picture: cannot read {name}: it has no frames")
-    return np.stack(kept), rate
-
-
-def _av() -> Any:
-    return require("av", "video", "a clip in a report")
