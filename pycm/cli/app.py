@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .app_systems import evaluate, index, search, train
+from .options import Cache, Debug, MetricName, NoCache
+
 app = typer.Typer(
     name="pycm",
-    help="Match images with texts, exactly and fast.",
+    help="Match images, videos and texts, exactly and fast.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Cache = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache",
-        metavar="DIR",
-        help="Keep features here, so that nothing is encoded twice. Default: $XDG_CACHE_HOME/pycm or ~/.cache/pycm.",
-    ),
-]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no features, and read none.")]
-
-
-class MetricName(str, Enum):
-    """The metrics, as choices of an option."""
-
-    cosine = "cosine"
-    dot = "dot"
-    pearson = "pearson"
-    euclidean = "euclidean"
-    sqeuclidean = "sqeuclidean"
 
 
 @app.callback(invoke_without_command=True)
@@ -45,7 +26,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Match images with texts, exactly and fast."""
+    """Match images, videos and texts, exactly and fast."""
     if version:
         from pycm import __version__
 
@@ -142,6 +123,10 @@ def match(
             out=out,
         )
     )
+
+
+for command in (train, evaluate, index, search):
+    app.command()(command)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from ..report import Report, write_report
 from ..report.render import bar_widths, duration
 from .caching import check_cache_options, open_cache
 from .errors import CommandError
-from .inputs import TextLine, read_images, read_texts
+from .inputs import TextLine, common_folder, read_images, read_texts
 from .output import check_output, print_table, shown, write_rows
 from .present import SHOWN, Items, facts, groups, score_name, stats
 from .results import Results, groupby_query
@@ -62,7 +62,7 @@ def run_match(options: MatchOptions) -> None:
     images, lines = read_images(options.images), read_texts(options.texts)
     k = _parse_k(options.k)
     check_k("--k", k, len(images), len(lines))
-    base = _common_folder(options.images, images)
+    base = common_folder(options.images, images)
     plan = _plan(options)
     cache = open_cache(options.cache, options.no_cache)
 
@@ -100,15 +100,6 @@ def _parse_k(text: str | None) -> int | tuple[int, int] | None:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _common_folder(given: Path, images: Sequence[Path]) -> Path | None:
-    """The folder that images are named relative to; None where they share none but the root."""
-    if given.is_dir():
-        return given
-    # Absolute first: a list may mix both kinds.
-    folder = Path(os.path.commonpath([os.path.abspath(path.parent) for path in images]))
-    return None if folder == Path(folder.anchor) else folder
-
-
 class _Plan(NamedTuple):
     """What to load: a saved matcher, or encoders by their specs."""
 
@@ -122,7 +113,7 @@ def _plan(options: MatchOptions) -> _Plan:
     check_cache_options(options.cache, options.no_cache)
     for option, spec in (("--encoder", options.encoder), ("--text-encoder", options.text_encoder)):
         if spec is not None:
-            _check_spec(option, spec)
+            check_spec(option, spec)
     image_spec = options.encoder or DEFAULT_SPECS[0]
     two_sided = image_spec.startswith(_TWO_SIDED)
     text_spec = options.text_encoder or (image_spec if two_sided else DEFAULT_SPECS[1])
@@ -157,7 +148,7 @@ def _matcher(options: MatchOptions, plan: _Plan, cache: FeatureCache | Literal[F
     return ImageTextMatcher(plan.image_spec, plan.text_spec, space, metric, cache=cache)
 
 
-def _check_spec(option: str, spec: str) -> None:
+def check_spec(option: str, spec: str) -> None:
     """Refuse a spec that no encoder has, before one is loaded."""
     known = known_encoders()
     if spec not in known and spec.partition(":")[0] not in {name.partition(":")[0] for name in known if ":" in name}:

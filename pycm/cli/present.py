@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..functional import DISTANCES
 from ..report import Candidate, Entry, Facts, Group, Item, Stat, moving_picture, picture
@@ -49,6 +49,14 @@ class Items:
         return Item(self.names[row], picture(self.paths[row], PICTURE_PIXELS))
 
 
+class Truth(NamedTuple):
+    """The best true candidate of a query: its row, its score and its rank, from 0."""
+
+    row: int
+    score: float
+    rank: int
+
+
 def groups(
     results: Results,
     left: Items,
@@ -57,7 +65,7 @@ def groups(
     keep: int,
     units: tuple[Kind, Kind] | None = None,
     remarks: Sequence[str] = (),
-    truths: Mapping[str, Mapping[int, Candidate]] | None = None,
+    truths: Mapping[str, Mapping[int, Truth]] | None = None,
 ) -> list[Group]:
     """Both directions for a report: `keep` candidates a query, and so many queries as the page has room for.
 
@@ -67,7 +75,8 @@ def groups(
         keep: candidates that are shown of each query.
         units: what the items are called, if not as the system calls them.
         remarks: if given, one for each item of the first kind.
-        truths: direction -> query -> its best true candidate with its rank, for queries that have one.
+        truths: direction -> query -> its best true candidate, where that is known: it is shown if it is not among the
+            best.
     """
     one, other = units or (results.system.left, results.system.right)
     sides = [(results.system.forward, one, other, left, right), (results.system.backward, other, one, right, left)]
@@ -93,7 +102,7 @@ def groups(
                     queries[i],
                     [Candidate(gallery[row.match_index], row.score, row.correct) for row in rows],
                     " ".join([said, *(remarks[i : i + 1] if asked is one else ())]).strip(),
-                    truth,
+                    None if truth is None else Candidate(gallery[truth.row], truth.score, True, truth.rank),
                 )
             )
         made.append(
@@ -158,15 +167,7 @@ def facts(
         speed = f" ({count / seconds[name]:,.0f} {unit}/s)" if count and 0 < seconds[name] < math.inf else ""
         return duration(seconds[name]) + speed
 
-    cpu = info.get("cpu", {})
-    packages = info.get("packages", {})
-    machine = [("pycm", str(info.get("version", "")))]
-    machine += [(name, str(packages[name])) for name in ("torch",) if packages.get(name)]
-    machine += [
-        (label, str(cpu[key]))
-        for label, key in (("CPU", "machine"), ("CPU level in use", "level"), ("Threads", "threads"))
-        if cpu.get(key) is not None
-    ]
+    machine = machine_pairs(info)
     if device_of(matcher):
         machine.append(("Encoders ran on", device_of(matcher)))
     cache = "none" if matcher.cache is None else short_path(matcher.cache.folder)
@@ -184,6 +185,20 @@ def facts(
         ),
         Facts("Machine", machine),
     ]
+
+
+def machine_pairs(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What `backend_info` says of this build and machine, in a few lines."""
+    cpu = info.get("cpu", {})
+    packages = info.get("packages", {})
+    machine = [("pycm", str(info.get("version", "")))]
+    machine += [(name, str(packages[name])) for name in ("torch",) if packages.get(name)]
+    machine += [
+        (label, str(cpu[key]))
+        for label, key in (("CPU", "machine"), ("CPU level in use", "level"), ("Threads", "threads"))
+        if cpu.get(key) is not None
+    ]
+    return machine
 
 
 def device_of(matcher: Any) -> str:

@@ -101,6 +101,7 @@ def render_report(report: Report) -> str:
         report=report,
         media=_Media(),
         width=lambda candidate: width_of[id(candidate)],
+        names_of=lambda columns: dict.fromkeys(name for column in columns for name in column.shares),
         judged=any(entry.verdict is not None for entry in entries),
         moving=any(c.item.clip for c in candidates) or any(entry.query.clip for entry in entries),
     )
