@@ -1,8 +1,8 @@
 """pycm: cross-modal matching with exact, fast scores.
 
 `similarity`, `topk`, `rank` and the joins of `pycm.mining` score embeddings of NumPy, torch and DLPack arrays; a
-`Gallery` keeps them for many searches; `ImageTextMatcher` matches photographs with sentences. `import pycm` needs NumPy
-only; what needs more is imported on first use and names the extra to install.
+`Gallery` keeps them for many searches; `ImageTextMatcher` matches photographs with sentences, `VideoTextMatcher` clips
+with sentences. `import pycm` needs NumPy only; what needs more is imported on first use and names the extra to install.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         encoders,
         evaluate,
         gallery,
+        losses,
         matchers,
         mining,
         nn,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
         video,
     )
     from pycm.gallery import Gallery, GalleryMatches
-    from pycm.matchers import ImageTextMatcher
+    from pycm.matchers import ImageTextMatcher, VideoTextMatcher
 
 __all__ = [
     "DISTANCES",
@@ -71,6 +72,7 @@ __all__ = [
     "Ranks",
     "Screen",
     "Ties",
+    "VideoTextMatcher",
     "__version__",
     "all_pairs_topk",
     "audio",
@@ -80,6 +82,7 @@ __all__ = [
     "encoders",
     "evaluate",
     "gallery",
+    "losses",
     "matchers",
     "maxsim",
     "maxsim_topk",
@@ -104,10 +107,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    *("audio", "compat", "encoders", "evaluate", "gallery", "matchers", "mining", "nn", "reference", "spaces"),
-    *("streams", "text", "video"),
+    *("audio", "compat", "encoders", "evaluate", "gallery", "losses", "matchers", "mining", "nn", "reference"),
+    *("spaces", "streams", "text", "video"),
 }
-_NAMES = {"Gallery": "gallery", "GalleryMatches": "gallery", "ImageTextMatcher": "matchers"}
+_NAMES = {
+    "Gallery": "gallery",
+    "GalleryMatches": "gallery",
+    "ImageTextMatcher": "matchers",
+    "VideoTextMatcher": "matchers",
+}
 
 
 def __getattr__(name: str) -> Any:
