@@ -137,8 +137,8 @@ def test_a_list_may_mix_absolute_and_relative_paths(folder: Path, monkeypatch: p
 
 
 def test_images_that_share_only_the_root_keep_their_names() -> None:
-    assert common_folder(Path("list.csv"), [Path("/a/x.png"), Path("/b/y.png")]) is None
-    assert common_folder(Path("list.csv"), [Path("/a/c/x.png"), Path("/a/b/y.png")]) == Path("/a")
+    assert common_folder([Path("/a/x.png"), Path("/b/y.png")]) is None
+    assert common_folder([Path("/a/c/x.png"), Path("/a/b/y.png")]) == Path("/a")
 
 
 @pytest.mark.usefixtures("stub")

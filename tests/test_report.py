@@ -123,7 +123,7 @@ def test_every_text_is_escaped_and_there() -> None:
     page = Page(render_report(example()))
     for text in ("<script>alert(1)</script>", "photo <1>.png", "a 'text' & more", "abc<def>", "Lede & more"):
         assert text in page.text
-    for text in ("right one", "wrong one", "0.800", "-0.200", "A remark.", "One is wrong.", "1 of 2"):
+    for text in ("right one", "wrong one", "0.800", "−0.200", "A remark.", "One is wrong.", "1 of 2"):
         assert text in page.text
 
 

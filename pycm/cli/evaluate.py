@@ -230,6 +230,6 @@ def _figures(matcher: Any, measured: Measured, scores: Any, columns: Any, stream
     if streams:
         note = "Points of R@1, the mean of both ways, that are lost when a stream's rows change clips."
         made.append(contributions("What each stream contributes", streams, note))
-    device = device_of(matcher)
-    made.append(times("Where time went", results.found.seconds, f"On {device or 'the CPU'}."))
+    where = f"Encoders and networks ran on {device_of(matcher)}; features that were kept before took no time."
+    made.append(times("Where time went", results.found.seconds, where))
     return made

@@ -83,10 +83,8 @@ def read_texts(path: Path) -> list[TextLine]:
     return found
 
 
-def common_folder(given: Path, files: Sequence[Path]) -> Path | None:
+def common_folder(files: Sequence[Path]) -> Path | None:
     """The folder that files are named relative to; None where they share none but the root."""
-    if given.is_dir():
-        return given
     # Absolute first: a list may mix both kinds.
     folder = Path(os.path.commonpath([os.path.abspath(path.parent) for path in files]))
     return None if folder == Path(folder.anchor) else folder

@@ -62,7 +62,7 @@ def run_match(options: MatchOptions) -> None:
     images, lines = read_images(options.images), read_texts(options.texts)
     k = _parse_k(options.k)
     check_k("--k", k, len(images), len(lines))
-    base = common_folder(options.images, images)
+    base = options.images if options.images.is_dir() else common_folder(images)
     plan = _plan(options)
     cache = open_cache(options.cache, options.no_cache)
 

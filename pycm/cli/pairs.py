@@ -14,7 +14,8 @@ from .inputs import TEXT_COLUMNS, columns_of, first_of, one_of, read_records, te
 from .systems import CLIP, IMAGE, IMAGE_TEXT, IMAGE_VIDEO, SYSTEMS, TEXT, VIDEO_TEXT, Kind, System
 
 SPLITS = ("all", "train", "test")
-_COLUMNS = {IMAGE: ("image", "image_path", "still"), CLIP: ("clip", "video", "clip_path", "video_path")}
+_STILL = "still"
+_COLUMNS = {IMAGE: ("image", "image_path", _STILL), CLIP: ("clip", "video", "clip_path", "video_path")}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class Pairs:
 
     Attributes:
         system: which kinds they are.
-        base: the folder that names are relative to.
         ids: one for each; the file's name where there is no column id.
         left: paths.
         texts: for each item its texts; empty where the second kind is clips.
@@ -53,7 +53,6 @@ class Pairs:
     """
 
     system: System
-    base: Path
     ids: list[str] = field(default_factory=list)
     left: list[Path] = field(default_factory=list)
     texts: list[list[str]] = field(default_factory=list)
@@ -69,7 +68,7 @@ class Pairs:
 
     def take(self, rows: Sequence[int]) -> Pairs:
         """Those items."""
-        made = Pairs(self.system, self.base)
+        made = Pairs(self.system)
         for name in ("ids", "left", "texts", "clips"):
             values = getattr(self, name)
             setattr(made, name, [values[row] for row in rows] if values else [])
@@ -102,7 +101,7 @@ def read_pairs(path: Path, options: PairOptions) -> Pairs:
     columns = dict(_COLUMNS)
     columns |= {kind: (name,) for kind, name in ((IMAGE, options.image), (CLIP, options.clip)) if name}
     system = SYSTEMS[options.system] if options.system else _told(path, *records[0], columns, options.captions)
-    pairs = Pairs(system, path.parent)
+    pairs = Pairs(system)
     reader = _Reader(path, options, columns, pairs)
     for number, record in records:
         reader.add(number, record)
@@ -117,7 +116,10 @@ def read_pairs(path: Path, options: PairOptions) -> Pairs:
 def _told(path: Path, number: int, record: dict[str, Any], columns: Any, captions: tuple[str, ...]) -> System:
     """The system, from the columns of the first record."""
     image, clip = (first_of(record, columns[kind]) is not None for kind in (IMAGE, CLIP))
+    still = not any(record.get(name) for name in columns[IMAGE] if name != _STILL)
     text = first_of(record, (*captions, *TEXT_COLUMNS)) is not None
+    if text and clip and still:  # of the clip: it is there for those who ask for it
+        return VIDEO_TEXT
     if text and image and clip:
         raise CommandError(f"{path}: line {number} has an image, a clip and a text: choose by --system")
     if text and (image or clip):

@@ -168,8 +168,7 @@ def facts(
         return duration(seconds[name]) + speed
 
     machine = machine_pairs(info)
-    if device_of(matcher):
-        machine.append(("Encoders ran on", device_of(matcher)))
+    machine.append(("Encoders ran on", device_of(matcher)))
     cache = "none" if matcher.cache is None else short_path(matcher.cache.folder)
     timed = [(name.capitalize(), rate(name)) for name in seconds if name != "score"]
     return [
@@ -202,10 +201,9 @@ def machine_pairs(info: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def device_of(matcher: Any) -> str:
-    """Where the matcher's networks run, or ""."""
+    """Where the matcher's encoders and networks run."""
     encoder = getattr(matcher, "image_encoder", None)
-    device = getattr(matcher, "device", None) or getattr(encoder, "device", None)
-    return "" if device is None else str(device)
+    return str(getattr(matcher, "device", None) or getattr(encoder, "device", None) or "cpu")
 
 
 def _parts(matcher: Any, system: System) -> list[tuple[str, str]]:

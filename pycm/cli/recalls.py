@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from ..evaluate import Interval, RetrievalMetrics
 from ..report import Recall, recall
+from .inputs import common_folder
 from .output import shown
 from .pairs import Pairs
 from .results import Results
@@ -59,10 +61,8 @@ def measure(matcher: Any, pairs: Pairs, *, ks: Sequence[int], skip: bool) -> Mea
         owner = np.repeat(owner, [len(group) for group in pairs.texts])
     evaluated = matcher.evaluate(pairs.left, pairs.right, ks)
     metrics = getattr(evaluated, system.forward), getattr(evaluated, system.backward)
-    names = [shown(path, pairs.base) for path in pairs.left]
-    others = (
-        [shown(clip, pairs.base) for clip in pairs.clips] if system is IMAGE_VIDEO else [str(text) for text in given]
-    )
+    names = _shown(pairs.left)
+    others = _shown(pairs.clips) if system is IMAGE_VIDEO else [str(text) for text in given]
     return Measured(
         pairs,
         Results(system, found, names, others, [int(row) for row in owner]),
@@ -70,6 +70,11 @@ def measure(matcher: Any, pairs: Pairs, *, ks: Sequence[int], skip: bool) -> Mea
         _recalls(system, metrics, len(pairs), owner),
         owner,
     )
+
+
+def _shown(files: Sequence[Path]) -> list[str]:
+    base = common_folder(files)
+    return [shown(file, base) for file in files]
 
 
 def _names(pairs: Pairs, row: int) -> set[str]:

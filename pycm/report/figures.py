@@ -72,7 +72,7 @@ def heat_map(
     row_axis: str,
     column_axis: str,
     distance: bool = False,
-    limit: int = 192,
+    limit: int = 256,
 ) -> HeatMap:
     """Scores ``[N, M]`` as a picture of at most `limit` by `limit` cells; larger ones are averaged over blocks.
 
