@@ -13,11 +13,14 @@ from .image_text import ImageTextMatcher
 from .results import (
     ImageTextMatches,
     ImageTextMetrics,
+    ImageVideoMatches,
+    ImageVideoMetrics,
     VideoTextMatches,
     VideoTextMetrics,
 )
 
 if TYPE_CHECKING:
+    from .image_video import ImageVideoMatcher
     from .training import Training
     from .video_text import VideoTextMatcher
 
@@ -26,6 +29,9 @@ __all__ = [
     "ImageTextMatcher",
     "ImageTextMatches",
     "ImageTextMetrics",
+    "ImageVideoMatcher",
+    "ImageVideoMatches",
+    "ImageVideoMetrics",
     "Matcher",
     "Training",
     "VideoTextMatcher",
@@ -34,7 +40,7 @@ __all__ = [
     "load",
 ]
 
-_TRAINED = {"Training": "training", "VideoTextMatcher": "video_text"}
+_TRAINED = {"ImageVideoMatcher": "image_video", "Training": "training", "VideoTextMatcher": "video_text"}
 
 
 def __getattr__(name: str) -> Any:

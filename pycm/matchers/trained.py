@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .._temporal_layers import CELLS, POOLS, STATE_POOLS
 from ..encoders.base import check_batch_size
 from ..evaluate import RetrievalMetrics, retrieval_metrics
-from ..functional import DISTANCES, METRICS, Matches, Metric, similarity, topk
+from ..functional import DISTANCES, METRICS, Matches, similarity, topk
 from ..spaces import Ridge
 from . import storage_trained
 from .base import Head, Matcher
@@ -27,7 +27,7 @@ from .heads import LOSSES, LabelClassifier, Ranking, make_criterion
 from .inputs import Features, Inputs, Streams
 from .linear_start import fit_start, groups_of, start_rows
 from .networks import device_of, make_network
-from .scoring import PairScorer, pair_matches, pair_matrix
+from .scoring import PairScorer, pair_matches, pair_matrix, ranked_matrices
 from .sides import ClipSide, Encoded, Options
 from .training import Record, Training, Validation, train
 
@@ -177,8 +177,7 @@ class TrainedMatcher(Matcher):
             "options": self._network_options(),
         }
         network = self._new_network(about, training)
-        network.first.tower.fit_scales(known.first.features)
-        network.second.tower.fit_scales(known.second.features)
+        network.fit_scales(known.first.features, known.second.features)
 
         def loss(rows: Int64, done: float) -> Tensor:
             batch = known.pairs[rows]
@@ -218,7 +217,7 @@ class TrainedMatcher(Matcher):
             "linear": False, "unit": False, "options": self._network_options(),
         }  # fmt: skip
         network = self._new_network(about, training)
-        network.first.tower.fit_scales(inputs.features)
+        network.fit_scales(inputs.features)
 
         def check() -> Validation:
             assert held is not None
@@ -261,14 +260,10 @@ class TrainedMatcher(Matcher):
 
     def _validate_ranking(self, network: Ranking, held: Known) -> Validation:
         """Mean reciprocal rank, both ways, is what is compared: recall of a few items hardly moves."""
-        a, b = (embed(side, inputs) for side, inputs in ((network.first, held.first), (network.second, held.second)))
-        scores: Any = (a, b, self.metric)
-        back: Any = (b, a, self.metric)
-        if self.head == "pairs":
-            scores = pair_matrix(network, held.first, held.second, a, b)
-            back = np.ascontiguousarray(scores.T)
-        there = retrieval_metrics(scores, members(held.first_group, held.second_group), (1, 5))
-        again = retrieval_metrics(back, members(held.second_group, held.first_group), (1, 5))
+        there, again = self._metrics(
+            network, held.first, held.second, members(held.first_group, held.second_group),
+            members(held.second_group, held.first_group), (1, 5),
+        )  # fmt: skip
         figures = {
             f"recall@{k}": (there.recall_at_k[k] + again.recall_at_k[k]) / 2 for k in (1, 5)
         } | {"mrr": (there.mrr + again.mrr) / 2}  # fmt: skip
@@ -328,13 +323,19 @@ class TrainedMatcher(Matcher):
         self, first: Inputs, second: Inputs, owner: Int64, ks: Sequence[int]
     ) -> tuple[RetrievalMetrics, RetrievalMetrics]:
         """Metrics both ways, where second row j belongs to first row owner[j]."""
-        a, b = self._rows(0, first), self._rows(1, second)
         of = [np.flatnonzero(owner == row) for row in range(len(first))]
+        return self._metrics(self._network, first, second, of, owner, ks)
+
+    def _metrics(
+        self, network: Any, first: Inputs, second: Inputs, of_first: Any, of_second: Any, ks: Sequence[int]
+    ) -> tuple[RetrievalMetrics, RetrievalMetrics]:
+        """Both ways, of the ranking that `match` gives."""
+        a, b = embed(network.first, first), embed(network.second, second)
+        there: Any = (a, b, self.metric)
+        back: Any = (b, a, self.metric)
         if self.head == "pairs":
-            scores = pair_matrix(self._network, first, second, a, b)
-            return retrieval_metrics(scores, of, ks), retrieval_metrics(np.ascontiguousarray(scores.T), owner, ks)
-        metric: Metric = self.metric
-        return retrieval_metrics((a, b, metric), of, ks), retrieval_metrics((b, a, metric), owner, ks)
+            there, back = ranked_matrices(network, first, second, a, b, self.metric, self.candidates)
+        return retrieval_metrics(there, of_first, ks), retrieval_metrics(back, of_second, ks)
 
     def _exchanged(self, function: str, first: Encoded, second: Encoded, owner: Int64, k: int) -> dict[str, float]:
         """How much recall at k falls when a stream's rows change clips, for each stream."""
@@ -434,3 +435,15 @@ def check_folder(function: str, **paths: str | os.PathLike[str] | None) -> None:
     for name, path in paths.items():
         if path is not None and not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"{function}: {name} must be a path or None, got {type(path).__name__}")
+
+
+def check_once(function: str, what: str, items: Encoded) -> None:
+    """Raise ValueError for an item that is given twice: its second row would be a wrong answer to its own match."""
+    seen: dict[str, int] = {}
+    for row, name in zip(items.kept, items.names, strict=True):
+        if name in seen:
+            advice = ", with a list of its texts" if what == "clips" else ""
+            raise ValueError(
+                f"{function}: {what}[{seen[name]}] and {what}[{row}] are both {name!r}; give each once{advice}"
+            )
+        seen[name] = int(row)

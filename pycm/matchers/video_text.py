@@ -21,7 +21,7 @@ from .base import Head
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
 from .results import VideoTextMatches, VideoTextMetrics
 from .sides import WORDS, ClipSide, Encoded, RowSide, WordSide
-from .trained import TrainedMatcher, check_folder
+from .trained import TrainedMatcher, check_folder, check_once
 from .training import Training
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class VideoTextMatcher(TrainedMatcher):
         """Encoded clips, all the texts of those that were kept, and the row of each text's clip."""
         flat, owner = flatten_texts(function, _items(clips), texts, "clip", clip_name)
         first = self._clips.encode(function, clips, self._options(), on_error)
-        _check_once(function, first)
+        check_once(function, "clips", first)
         used, row = keep_pairs(owner, first.kept)
         return first, [flat[i] for i in used], row
 
@@ -364,15 +364,3 @@ class VideoTextMatcher(TrainedMatcher):
 def _items(clips: Any) -> Any:
     """What names can be told of."""
     return clips.names if isinstance(clips, ClipFeatures) else clips
-
-
-def _check_once(function: str, clips: Encoded) -> None:
-    """Raise ValueError for a clip that is given twice: its second row would be a wrong answer to its own texts."""
-    seen: dict[str, int] = {}
-    for row, name in zip(clips.kept, clips.names, strict=True):
-        if name in seen:
-            raise ValueError(
-                f"{function}: clips[{seen[name]}] and clips[{row}] are both {name!r}; give a clip once, with a list "
-                "of its texts"
-            )
-        seen[name] = int(row)
