@@ -128,7 +128,7 @@ def test_contributions_and_times() -> None:
     figure = contributions("t", {"small": -0.01, "large": Interval(0.2, 0.1, 0.3)})
     assert [(bar.label, bar.text) for bar in figure.bars] == [("large", "+20.0 (+10.0 to +30.0)"), ("small", "−1.0")]
     assert figure.span == (pytest.approx(-1), pytest.approx(30))
-    assert times("t", {"a": 1.0, "b": 0.0}).parts == [("a", 1.0)]
+    assert times("t", {"a": 1.0, "b": 0.0}).parts == [("a", 1.0), ("b", 0.0)]
 
 
 # ---- clips ----

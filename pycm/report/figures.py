@@ -165,8 +165,8 @@ def contributions(title: str, values: Mapping[str, float | Interval], caption: s
 
 
 def times(title: str, seconds: Mapping[str, float], device: str = "") -> Times:
-    """Where time went, in the order given; parts that took none are left out."""
-    return Times(title, [(name, s) for name, s in seconds.items() if s > 0], device)
+    """Where time went, in the order given."""
+    return Times(title, list(seconds.items()), device)
 
 
 def _spaced(count: int, limit: int) -> list[int]:

@@ -44,8 +44,8 @@ def ordinal(rank: int) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds with a unit that suits their size."""
-    if seconds >= 1:
-        return f"{seconds:,.1f} s"
+    if seconds >= 1 or seconds == 0:
+        return f"{seconds:,.1f} s" if seconds else "0 s"
     return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e6:.0f} µs"
 
 
