@@ -318,6 +318,59 @@ def test_unreadable_clips_are_named_then_left_out_if_asked(tmp_path: Path, capsy
     assert [Path(left["name"]).name for left in document["left_out"]] == ["4.mp4"]
 
 
+def test_match_takes_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = clips_with_texts(tmp_path)
+    assert call("train", pairs, *TRAIN, "--out", tmp_path / "m") == 0
+    given = "match", "--videos", tmp_path / "clips", "--texts", pairs
+    assert call(*given, "--space", tmp_path / "m", "--k", "3", "--out", tmp_path / "o.jsonl") == 0
+    texts = [json.loads(line)["caption"] for line in pairs.read_text().splitlines()]
+    found = matchers.VideoTextMatcher.load(tmp_path / "m").match(
+        [tmp_path / f"clips/{i}.mp4" for i in range(10)], texts, 3
+    )
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    for direction, matches in (("video_to_text", found.video_to_text), ("text_to_video", found.text_to_video)):
+        some = [row for row in rows if row["direction"] == direction]
+        assert [row["match_index"] for row in some] == matches.indices.ravel().tolist()
+        assert [row["correct"] for row in some] == [row["match_index"] == row["query_index"] for row in some]
+    assert rows[0]["query"] == "0.mp4"
+    assert "clips whose best text is right" in capsys.readouterr().out
+    for more, told in (
+        ([], "--videos needs --space with a matcher that pycm train made"),
+        (["--space", tmp_path / "m", "--encoder", "efficientnet-lite0"], "not with --videos"),
+        (["--space", tmp_path / "clips"], "no saved matcher there"),
+        (["--images", tmp_path], "give one of --images and --videos"),
+    ):
+        assert call(*given, *more) == 2
+        assert told in error(capsys)
+
+
+def test_images_and_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("pycm.matchers.sides.get_encoder", lambda *_, **__: Pixels())
+    monkeypatch.setattr("pycm.cli.train.check_spec", lambda *_: None)
+    clips_with_texts(tmp_path)
+    with open(tmp_path / "pairs.jsonl", "w") as file:
+        for i in range(10):
+            Image.new("RGB", (8, 8), (20 * i, 9 * i, 99)).save(tmp_path / f"{i}.png")
+            file.write(json.dumps({"id": i, "still": f"{i}.png", "clip": f"clips/{i}.mp4", "caption": "x"}) + "\n")
+    arguments = [part for part in TRAIN if part not in ("--text-encoder", "words")]
+    assert call("train", tmp_path / "pairs.jsonl", "--system", "image-video", *arguments, "--out", tmp_path / "m") == 0
+    assert call("evaluate", tmp_path / "m", tmp_path / "pairs.jsonl", "--out", tmp_path / "o.html") == 0
+    html = (tmp_path / "o.html").read_text()
+    assert html.count('<article class="row"') == 20
+    for text in ("Images to clips", "Clips to images", "Where time went"):
+        assert text in html
+    assert call("index", tmp_path / "m", "--videos", tmp_path / "clips", "--out", tmp_path / "g") == 0
+    assert call("search", tmp_path / "g", "--image", tmp_path / "3.png", "--k", "2", "--out", tmp_path / "s.csv") == 0
+    found = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    matcher = matchers.ImageVideoMatcher.load(tmp_path / "m")
+    clips = [tmp_path / f"clips/{i}.mp4" for i in range(10)]
+    want = matcher.match([tmp_path / "3.png"], clips, (2, 1)).image_to_video.indices[0]
+    assert [row["match"] for row in found] == [f"{j}.mp4" for j in want]
+    capsys.readouterr()
+    assert call("search", tmp_path / "g", "--text", "x") == 2
+    assert "matches images with clips; a text is no query" in error(capsys)
+
+
 INTERRUPTED = """
 import sys
 from pycm.matchers import training

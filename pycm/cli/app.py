@@ -53,15 +53,19 @@ def demo(
 
 @app.command()
 def match(
+    texts: Annotated[Path, typer.Option("--texts", metavar="FILE", help="Texts: .txt (one a line), .jsonl or .csv.")],
     images: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--images",
             metavar="PATH",
             help="A folder, searched with its subfolders, or JSONL or CSV with an image column.",
         ),
-    ],
-    texts: Annotated[Path, typer.Option("--texts", metavar="FILE", help="Texts: .txt (one a line), .jsonl or .csv.")],
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option("--videos", metavar="PATH", help="The same with clips; needs --space with a trained matcher."),
+    ] = None,
     k: Annotated[
         str | None,
         typer.Option(
@@ -101,16 +105,17 @@ def match(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Match your images with your texts, both ways.
+    """Match your images, or clips, with your texts, both ways.
 
-    Where the texts' file names the image of each text (columns image and text), right and wrong are
-    told apart.
+    Where the texts' file names the image or clip of each text (columns image and
+    text, or clip and text), right and wrong are told apart.
     """
     from .match import MatchOptions, run_match
 
     run_match(
         MatchOptions(
             images=images,
+            videos=videos,
             texts=texts,
             k=k,
             metric=None if metric is None else metric.value,

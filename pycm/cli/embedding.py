@@ -16,11 +16,13 @@ from .._files import atomic_write
 from ..encoders import UnreadableInputError
 from .caching import open_cache
 from .errors import CommandError
-from .systems import CLIP, IMAGE, SYSTEMS, TEXT, Kind, system_of
+from .output import an
+from .systems import CLIP, IMAGE, IMAGE_TEXT, SYSTEMS, TEXT, Kind, system_of
 
 if TYPE_CHECKING:
     from ..encoders import FeatureCache
     from ..gallery import Gallery
+    from ..matchers.features import CacheOption
 
 _CONFIG, _INDEX, _ROWS = "config.json", "index.json", "items.safetensors"
 _FORMAT = 1
@@ -49,14 +51,16 @@ def matcher_class(option: str, folder: Path) -> str:
     return str(name)
 
 
-def load_matcher(option: str, folder: Path, cache: FeatureCache, device: str | None = None) -> Any:
-    """The matcher saved in `folder`."""
+def load_matcher(option: str, folder: Path, cache: CacheOption, **options: Any) -> Any:
+    """The matcher saved in `folder`; `options` that are not None as its `load` takes them."""
     from .. import matchers
 
     name = matcher_class(option, folder)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a saved matcher's encoders were there when it was made
-    options = {} if device is None else {"device": device}
-    return getattr(matchers, name).load(folder, cache=cache, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    if name == IMAGE_TEXT.matcher and "device" in given:
+        raise CommandError(f"--device: not for {an(name)}")
+    return getattr(matchers, name).load(folder, cache=cache, **given)
 
 
 def embed(matcher: Any, kind: Kind, items: Sequence[Any], skip: bool) -> tuple[list[Any], Any, list[tuple[str, str]]]:

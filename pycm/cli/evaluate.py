@@ -75,7 +75,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
         cache = run_cache(stack, options.cache, options.no_cache)
         start = time.perf_counter()
         with Console(stderr=True).status("Loading the matcher"):
-            matcher = load_matcher("MATCHER", options.matcher, cache, options.device)
+            matcher = load_matcher("MATCHER", options.matcher, cache, device=options.device)
         loading = time.perf_counter() - start
         measured = measure(matcher, pairs, ks=ks, skip=options.skip_unreadable)
         found = measured.results.found

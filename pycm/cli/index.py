@@ -44,7 +44,7 @@ def run_index(options: IndexOptions) -> None:
     console = Console(highlight=False)
     with ExitStack() as stack:
         cache = run_cache(stack, options.cache, options.no_cache)
-        matcher = load_matcher("MATCHER", options.matcher, cache, options.device)
+        matcher = load_matcher("MATCHER", options.matcher, cache, device=options.device)
         if kind not in kinds_of(matcher):
             one, other = kinds_of(matcher)
             raise CommandError(f"{options.matcher}: matches {one.many} with {other.many}, not {kind.many}")

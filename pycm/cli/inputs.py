@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CommandError
+from .output import an
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 CLIP_SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".webp"})
@@ -55,16 +56,18 @@ def _read_files(path: Path, option: str, what: str, suffixes: frozenset[str], co
     for number, record in read_records(path, option, (".jsonl", ".csv")):
         name = first_of(record, columns)
         if not isinstance(name, str) or not name:
-            article = "an" if what == "image" else "a"
             raise CommandError(
-                f"{path}: line {number}: expected {article} {what}'s name under {one_of(columns)}; {columns_of(record)}"
+                f"{path}: line {number}: expected {an(what)}'s name under {one_of(columns)}; {columns_of(record)}"
             )
         listed[path.parent / name] = None
     return list(listed)
 
 
-def read_texts(path: Path) -> list[TextLine]:
-    """The texts of a .txt (one a line; blank lines are skipped), .jsonl or .csv file."""
+def read_texts(path: Path, columns: tuple[str, ...] = IMAGE_COLUMNS) -> list[TextLine]:
+    """The texts of a .txt (one a line; blank lines are skipped), .jsonl or .csv file.
+
+    `columns` may name the image, or the clip, that a text belongs to.
+    """
     if path.is_dir():
         raise CommandError(f"{path}: a folder, expected a .txt, .jsonl or .csv file")
     if not path.exists():
@@ -76,7 +79,7 @@ def read_texts(path: Path) -> list[TextLine]:
         return lines
     found: list[TextLine] = []
     for number, record in read_records(path, "--texts", (".txt", ".jsonl", ".csv")):
-        image = first_of(record, IMAGE_COLUMNS)
+        image = first_of(record, columns)
         name = image if isinstance(image, str) and image else None
         owner = None if name is None else path.parent / name
         found += [TextLine(text, owner, name) for text in texts_of(path, number, record)]

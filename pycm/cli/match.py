@@ -1,4 +1,4 @@
-"""`pycm match`: the user's images and texts."""
+"""`pycm match`: the user's images, or clips, and texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -22,12 +22,13 @@ from ..matchers.features import check_k
 from ..report import Report, write_report
 from ..report.render import bar_widths, duration
 from .caching import check_cache_options, open_cache
+from .embedding import load_matcher, matcher_class
 from .errors import CommandError
-from .inputs import TextLine, common_folder, read_images, read_texts
-from .output import check_output, print_table, shown, write_rows
+from .inputs import CLIP_COLUMNS, TextLine, common_folder, read_clips, read_images, read_texts
+from .output import an, check_output, print_table, shown, write_rows
 from .present import SHOWN, Items, facts, groups, score_name, stats
 from .results import Results, groupby_query
-from .systems import IMAGE, IMAGE_TEXT, TEXT, Found
+from .systems import IMAGE_TEXT, TEXT, VIDEO_TEXT, Found, System
 
 if TYPE_CHECKING:
     from ..encoders import FeatureCache
@@ -40,9 +41,10 @@ _TWO_SIDED = ("clip:", "siglip:", "open_clip:")
 
 @dataclass(frozen=True)
 class MatchOptions:
-    """The options of `pycm match`, as given."""
+    """The options of `pycm match`, as given; one of images and videos is not None."""
 
-    images: Path
+    images: Path | None
+    videos: Path | None
     texts: Path
     k: str | None
     metric: Metric | None
@@ -59,33 +61,61 @@ def run_match(options: MatchOptions) -> None:
     """Check all that can be checked, then match, print, and write."""
     if options.out is not None:
         check_output(options.out, _ENDINGS)
-    images, lines = read_images(options.images), read_texts(options.texts)
+    given, system = _given(options)
+    if system is VIDEO_TEXT:
+        files, lines = read_clips(given), read_texts(options.texts, CLIP_COLUMNS)
+    else:
+        files, lines = read_images(given), read_texts(options.texts)
     k = _parse_k(options.k)
-    check_k("--k", k, len(images), len(lines))
-    base = options.images if options.images.is_dir() else common_folder(images)
-    plan = _plan(options)
+    check_k("--k", k, len(files), len(lines), (system.left.many, system.right.many))
+    base = given if given.is_dir() else common_folder(files)
+    check_cache_options(options.cache, options.no_cache)
+    plan = _video_matcher(options) if system is VIDEO_TEXT else _plan(options)
     cache = open_cache(options.cache, options.no_cache)
 
     start = time.perf_counter()
     with Console(stderr=True).status("Loading the encoders"):
-        matcher = _matcher(options, plan, cache)
+        if isinstance(plan, Path):
+            matcher = load_matcher("--space", plan, cache, metric=options.metric)
+        else:
+            matcher = _matcher(options, plan, cache)
     loading = time.perf_counter() - start
     texts = [line.text for line in lines]
-    found = Found.of(
-        IMAGE_TEXT, matcher.match(images, texts, k, on_error="skip" if options.skip_unreadable else "raise")
-    )
+    on_error = "skip" if options.skip_unreadable else "raise"
+    found = Found.of(system, matcher.match(files, texts, k, on_error=on_error))
 
-    paths = [images[i] for i in found.kept[0]]
+    paths = [files[i] for i in found.kept[0]]
     names = [shown(path, base) for path in paths]
-    results = Results(IMAGE_TEXT, found, names, texts, _owners(lines, paths, options.images))
+    results = Results(system, found, names, texts, _owners(lines, paths, given))
     _print(results, loading)
     if options.out is None:
         return
     if options.out.suffix.lower() == ".html":
         write_report(_report(options, matcher, results, paths, loading), options.out)
     else:
-        write_rows(options.out, [*results.rows("image_to_text"), *results.rows("text_to_image")])
+        write_rows(options.out, [*results.rows(system.forward), *results.rows(system.backward)])
     Console(highlight=False).print(Text(f"Written: {options.out}"), soft_wrap=True)
+
+
+def _given(options: MatchOptions) -> tuple[Path, System]:
+    """What is matched with the texts, and the system for it."""
+    if (options.images is None) == (options.videos is None):
+        raise CommandError("match: give one of --images and --videos")
+    if options.images is not None:
+        return options.images, IMAGE_TEXT
+    assert options.videos is not None
+    return options.videos, VIDEO_TEXT
+
+
+def _video_matcher(options: MatchOptions) -> Path:
+    """The folder of the matcher for clips."""
+    if options.encoder is not None or options.text_encoder is not None:
+        raise CommandError("--encoder and --text-encoder: not with --videos, whose matcher has its own")
+    if options.space is None:
+        raise CommandError("--videos needs --space with a matcher that pycm train made: clips have no default one")
+    if (name := matcher_class("--space", options.space)) != VIDEO_TEXT.matcher:
+        raise CommandError(f"--space {options.space}: holds a matcher of another kind, {name}")
+    return options.space
 
 
 def _parse_k(text: str | None) -> int | tuple[int, int] | None:
@@ -110,7 +140,6 @@ class _Plan(NamedTuple):
 
 def _plan(options: MatchOptions) -> _Plan:
     """Find every mistake in the options that can be told without loading anything."""
-    check_cache_options(options.cache, options.no_cache)
     for option, spec in (("--encoder", options.encoder), ("--text-encoder", options.text_encoder)):
         if spec is not None:
             check_spec(option, spec)
@@ -165,11 +194,11 @@ def _is_matcher(folder: Path) -> bool:
         raise CommandError(f"--space {folder}: config.json is not that of a space or matcher: {error}") from error
 
 
-def _owners(lines: Sequence[TextLine], paths: Sequence[Path], images: Path) -> list[int | None] | None:
+def _owners(lines: Sequence[TextLine], paths: Sequence[Path], given: Path) -> list[int | None] | None:
     """For each text its image's row, -1 where that is not among `paths`, None where the text names none.
 
     None in place of the list where no text names an image. Names are relative to the list of texts, or to the
-    folder of images.
+    folder of images or clips.
     """
     if all(line.image is None for line in lines):
         return None
@@ -177,21 +206,21 @@ def _owners(lines: Sequence[TextLine], paths: Sequence[Path], images: Path) -> l
     owners: list[int | None] = []
     for line in lines:
         places = [] if line.image is None else [line.image]
-        if line.name is not None and images.is_dir():
-            places.append(images / line.name)
+        if line.name is not None and given.is_dir():
+            places.append(given / line.name)
         rows = [row for place in places if (row := row_of.get(os.path.realpath(place))) is not None]
         owners.append(None if not places else rows[0] if rows else -1)
     return owners
 
 
 def _unknown(results: Results) -> list[str]:
-    """What is to be said of the texts whose image is not known."""
+    """What is to be said of the texts whose image or clip is not known."""
     if results.owner is None:
         return []
-    total = len(results.owner)
+    total, one = len(results.owner), results.system.left.one
     lost, silent = results.owner.count(-1), results.owner.count(None)
-    lines = [f"{lost:,} of {total:,} texts name an image that is not among those matched."] if lost else []
-    return lines + ([f"{silent:,} of {total:,} texts name no image."] if silent else [])
+    lines = [f"{lost:,} of {total:,} texts name {an(one)} that is not among those matched."] if lost else []
+    return lines + ([f"{silent:,} of {total:,} texts name no {one}."] if silent else [])
 
 
 def _print(results: Results, loading: float) -> None:
@@ -221,23 +250,22 @@ def _print(results: Results, loading: float) -> None:
     )
 
 
-def _report(
-    options: MatchOptions, matcher: ImageTextMatcher, results: Results, paths: Sequence[Path], loading: float
-) -> Report:
-    found = results.found
+def _report(options: MatchOptions, matcher: Any, results: Results, paths: Sequence[Path], loading: float) -> Report:
+    found, system = results.found, results.system
     notes = [*_unknown(results), *(f"Left out: {shown(name)} ({reason})." for name, reason in found.errors)]
     counts = len(results.left), len(results.right)
     if max(counts) > SHOWN:
         notes.append("CSV and JSONL output has the matches that are not shown here.")
+    many = system.left.many
     return Report(
-        title="Images and texts, matched",
-        lede=f"{counts[0]:,} images of {shown(options.images)} and {counts[1]:,} texts of "
+        title=f"{many.capitalize()} and texts, matched",
+        lede=f"{counts[0]:,} {many} of {shown(_given(options)[0])} and {counts[1]:,} texts of "
         f"{shown(options.texts)}, compared by {found.metric}"
         + (" (a distance: smaller is better)." if found.metric in DISTANCES else "."),
-        groups=groups(results, Items(IMAGE, results.left, paths), Items(TEXT, results.right), keep=5),
+        groups=groups(results, Items(system.left, results.left, paths), Items(TEXT, results.right), keep=5),
         stats=stats(results),
         notes=notes,
-        facts=facts(matcher, IMAGE_TEXT, counts, found.seconds, loading, backend_info()),
+        facts=facts(matcher, system, counts, found.seconds, loading, backend_info()),
         score_name=score_name(found.metric),
         distance=found.metric in DISTANCES,
     )

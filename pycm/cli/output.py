@@ -71,6 +71,11 @@ def _probe(what: str, folder: Path) -> None:
         raise CommandError(f"{what}: cannot write to {folder}: {error.strerror or error}") from error
 
 
+def an(word: str) -> str:
+    """The word with its article."""
+    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+
+
 def shown(path: str | os.PathLike[str], base: Path | None = None) -> str:
     """A path for people: relative to `base` where it lies in it, and without undecodable bytes."""
     text = os.fspath(path)

@@ -11,6 +11,7 @@ from typing import Any
 
 from .errors import CommandError
 from .inputs import TEXT_COLUMNS, columns_of, first_of, one_of, read_records, texts_of
+from .output import an
 from .systems import CLIP, IMAGE, IMAGE_TEXT, IMAGE_VIDEO, SYSTEMS, TEXT, VIDEO_TEXT, Kind, System
 
 SPLITS = ("all", "train", "test")
@@ -183,9 +184,8 @@ class _Reader:
         """(where it is, what the file calls it)."""
         name = first_of(record, self.columns[kind])
         if not isinstance(name, str) or not name:
-            article = "an" if kind is IMAGE else "a"
             columns = one_of(self.columns[kind])
-            raise self._error(number, f"expected {article} {kind.one}'s name under {columns}; {columns_of(record)}")
+            raise self._error(number, f"expected {an(kind.one)}'s name under {columns}; {columns_of(record)}")
         here = Path(os.path.normpath(self.path.parent / name))
         root = self.options.root
         return (Path(os.path.normpath(root / name)) if root is not None and not here.exists() else here), name

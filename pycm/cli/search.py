@@ -69,7 +69,7 @@ def run_search(options: SearchOptions) -> None:
         cache = run_cache(stack, options.cache, options.no_cache)
         start = time.perf_counter()
         with Console(stderr=True).status("Loading the matcher"):
-            matcher = load_matcher("--matcher", index.matcher, cache, options.device)
+            matcher = load_matcher("--matcher", index.matcher, cache, device=options.device)
         seconds = {"load the matcher": time.perf_counter() - start, "encode": 0.0, "score": 0.0}
         for kind, queries in asked:
             if kind not in kinds_of(matcher):

@@ -100,18 +100,14 @@ def _applicable(options: TrainOptions, system: System) -> tuple[dict[str, Any], 
     if options.space not in (None, *SPACES):
         raise CommandError(f"--space must be one of {', '.join(SPACES)}, got {options.space!r}")
     training = {name: value for name, value in options.training.items() if value is not None}
-    useless = []
     if system is IMAGE_TEXT:
-        useless = [
-            *(name for name in network if name != "device"),
-            *training,
-            *(["checkpoint"] if options.checkpoint else []),
-        ]
-        network.pop("device", None)
+        useless = [*network, *training, *(["checkpoint"] if options.checkpoint else [])]
     else:
-        useless += ["space"] if options.space not in (None, "ridge") else []
-        useless += ["text-encoder"] if system is IMAGE_VIDEO and options.text_encoder else []
-        useless += ["encoder"] if system is not IMAGE_VIDEO and options.encoder else []
+        useless = [
+            *(["space"] if options.space not in (None, "ridge") else []),
+            *(["text-encoder"] if options.text_encoder and system is IMAGE_VIDEO else []),
+            *(["encoder"] if options.encoder and system is not IMAGE_VIDEO else []),
+        ]
     if useless:
         why = "; its space is found in closed form" if system is IMAGE_TEXT else ""
         given = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
