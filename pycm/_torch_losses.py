@@ -11,13 +11,15 @@ from pycm import _C
 from pycm._torch_arguments import _check_devices, _check_pair, _check_tangents, _name, _plain, _require, _score_dtype
 from pycm._torch_losses_tiled import contrastive_tiled
 
-# The inputs that have a gradient, and the outputs that are their gradients, come first and in one order.
+# The loss and the gradients of the four inputs that have one, not yet multiplied with the loss's own.
 torch.library.define(
     "pycm::contrastive",
     "(Tensor queries, Tensor gallery, Tensor scale, Tensor bias, Tensor? groups, Tensor? negatives, "
     "str function, str loss, str metric, float margin, bool needs_queries, bool needs_gallery, bool needs_scale) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
+# One of them times the loss's gradient. `source`, the input, is what a second derivative would be taken by.
+torch.library.define("pycm::contrastive_backward", "(Tensor grad, Tensor part, Tensor source, str function) -> Tensor")
 
 
 def contrastive(
@@ -59,11 +61,13 @@ def _kernel(
     *needs: bool,
 ) -> tuple[Tensor, ...]:
     _check(queries, gallery, scale, bias, groups, negatives, function)
-    rows = (None if part is None else part.contiguous() for part in (groups, negatives))
-    value, grad_queries, grad_gallery, grad_scale, grad_bias = _C.contrastive(
-        function, _plain(queries), _plain(gallery), loss, metric, margin, float(scale), float(bias), *rows, *needs,
+    arguments: tuple[Any, ...] = (
+        *(function, _plain(queries), _plain(gallery), loss, metric, margin, float(scale), float(bias)),
+        *(None if part is None else part.contiguous() for part in (groups, negatives)),
+        *needs,
         torch.get_num_threads(),
-    )  # fmt: skip
+    )
+    value, grad_queries, grad_gallery, grad_scale, grad_bias = _C.contrastive(*arguments)
     dtype = _score_dtype(queries.dtype)
     grads = (queries.new_empty(0, dtype=dtype) if grad is None else grad for grad in (grad_queries, grad_gallery))
     return queries.new_tensor(value, dtype=dtype), *grads, scale.new_tensor(grad_scale), bias.new_tensor(grad_bias)
@@ -83,7 +87,9 @@ def _check(
     n, m = queries.shape[0], gallery.shape[0]
     _require(n >= 1, lambda: f"{function}: queries must have at least one row, got shape {list(queries.shape)}")
     if negatives is None:
-        _require(m == n, lambda: f"{function}: gallery must have the queries' {n} rows, got shape {list(gallery.shape)}")
+        _require(
+            m == n, lambda: f"{function}: gallery must have the queries' {n} rows, got shape {list(gallery.shape)}"
+        )
     for name, part in (("groups", groups), ("negatives", negatives)):
         if part is None:
             continue
@@ -120,25 +126,45 @@ def _fake(*args: Any) -> tuple[Tensor, ...]:
     return queries.new_empty((), dtype=dtype), *grads, scale.new_empty(()), bias.new_empty(())
 
 
+# ---- gradients ----
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:])
-    ctx.dtypes = [tensor.dtype for tensor in inputs[:4]]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*inputs[:4], *output[1:])
     ctx.function = inputs[6]
 
 
-def _backward(ctx: Any, grad: Tensor | None, *more: Tensor | None) -> tuple[Any, ...]:
-    if any(part is not None for part in more):
-        raise NotImplementedError(f"{ctx.function}: second derivatives are not implemented")
-    grads = [
-        (grad.to(part.dtype) * part).to(dtype) if needed and grad is not None else None
-        for part, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
-    ]
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    sources, parts = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+    grads = (
+        torch.ops.pycm.contrastive_backward(grad, part, source, ctx.function) if needed else None
+        for part, source, needed in zip(parts, sources, ctx.needs_input_grad, strict=False)
+    )
     return *grads, *(None,) * 9
 
 
+def _scaled(grad: Tensor, part: Tensor, source: Tensor, function: str) -> Tensor:
+    return (grad.to(part.device, part.dtype) * part).to(source.dtype)
+
+
+def _scaled_fake(grad: Tensor, part: Tensor, source: Tensor, function: str) -> Tensor:
+    return torch.empty_like(part, dtype=source.dtype)
+
+
+def _setup_once(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.function = inputs[3]
+
+
+def _once(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError(f"{ctx.function}: second derivatives are not implemented")
+
+
 torch.library.register_autograd("pycm::contrastive", _backward, setup_context=_setup)
-for _device in ("cpu", "cuda"):
-    torch.library.register_autocast("pycm::contrastive", _device, torch.float32)
+torch.library.register_autograd("pycm::contrastive_backward", _once, setup_context=_setup_once)
+torch.library.register_fake("pycm::contrastive_backward", _scaled_fake)
 torch.library.impl("pycm::contrastive", "CPU", _kernel)
 torch.library.impl("pycm::contrastive", "CUDA", _cuda_kernel)
+for _device in ("cpu", "cuda"):
+    torch.library.register_autocast("pycm::contrastive", _device, torch.float32)
+    torch.library.impl("pycm::contrastive_backward", _device, _scaled)

@@ -1,7 +1,7 @@
 """Contrastive losses and their gradients in torch's own operations, some rows of the score matrix at a time.
 
-What CUDA tensors take. Never N x N: a block of scores has at most `BLOCK` elements (or one row), and a few temporaries of its
-size. Nothing waits for the device. The losses are defined in csrc/ops/contrastive.h.
+What CUDA tensors take. Never N x N: a block of scores has at most `BLOCK` elements (or one row), beside a few
+temporaries of its size. Nothing waits for the device. The losses are defined in csrc/ops/contrastive.h.
 """
 
 from __future__ import annotations
@@ -177,7 +177,10 @@ class _Call:
 
     def info_nce(self) -> None:
         positive = self.scale * self.positive
-        by_row, by_column = positive.clone(), positive.clone()  # log of the sums of exp, the positives' own to begin with
+        by_row, by_column = (
+            positive.clone(),
+            positive.clone(),
+        )  # log of the sums of exp, the positives' own to begin with
         for rows, scores in self._blocks():
             logits = self.scale * scores
             by_row[rows] = torch.logaddexp(by_row[rows], logits.logsumexp(1))
@@ -191,5 +194,3 @@ class _Call:
             weight = (logits - by_row[rows].unsqueeze(1)).exp() + (logits - by_column).exp()
             self.grad_scale = self.grad_scale + (weight * scores).sum()
             self._add_gradients(rows, weight * self.scale)
-
-

@@ -4,16 +4,17 @@
     loss = losses.info_nce(images, texts, temperature=0.07)      # images[i] belongs to texts[i], both [N, D]
     loss.backward()
 
-Each is one operator that computes its value and its exact gradients together: blocks of the score matrix are multiplied,
-summed along rows and columns, turned into their own gradients and multiplied again, so that memory stays O(N·D). On the CPU
-by the library's kernels; CUDA tensors take the same blocks in torch's own operations. Under `torch.no_grad` no gradient is
-computed. Differentiable once; `torch.compile` traces them; two runs give the same bits, whatever the number of threads.
+Each is one operator that computes its value and its exact gradients together: blocks of the score matrix are
+multiplied, summed along rows and columns, turned into their own gradients and multiplied again, so that memory stays
+O(N·D). On the CPU the library's kernels do it; CUDA tensors take the same blocks in torch's own operations. Under
+`torch.no_grad` no gradient is computed. Differentiable once; `torch.compile` traces them; two runs give the same bits,
+on the CPU whatever the number of threads.
 
-Shared by all: `queries` and `gallery` are float32, float16, bfloat16 or float64 tensors ``[N, D]`` of one dtype and device,
-N >= 1, any strides; low precision is computed in float32. The loss is 0-d, float32 (float64 for float64), its gradients of
-the inputs' dtypes. `metric` is ``cosine`` (0 for a zero row, which gets no gradient), ``dot`` or ``pearson``. `groups`, int64
-``[N]``: rows of one group are no negatives of each other (captions of one image, clips of one label). A NaN score makes the
-loss NaN. With `hardest` or mined negatives ties go to the lowest index.
+Shared by all: `queries` and `gallery` are float32, float16, bfloat16 or float64 tensors ``[N, D]`` of one dtype and
+device, N >= 1, any strides; low precision is computed in float32. The loss is 0-d, float32 (float64 for float64), its
+gradients of the inputs' dtypes. `metric` is ``cosine`` (0 for a zero row, which gets no gradient), ``dot`` or
+``pearson``. `groups`, int64 ``[N]``: rows of one group are no negatives of each other (captions of one image, clips of
+one label). A NaN score makes the loss NaN. Among equal hardest negatives the one of the lowest index gets the gradient.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def max_hinge(
     Raises:
         TypeError, ValueError: tensors, groups or options that do not fit.
 
-    O(N²·D) time, a third of the usual for ``hardest``: its gradient touches 2 N pairs alone, and no product is taken for it.
+    O(N²·D) time, a third of it for ``hardest``, whose gradient touches 2 N pairs alone and takes no product.
 
     Faghri et al. 2018, "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", arXiv:1707.05612.
     """
@@ -122,8 +123,8 @@ def sigmoid_loss(
 
     Args:
         queries, gallery, groups, metric: as the module says; other pairs of one group count neither way.
-        temperature, bias: numbers, or tensors of shape [], which get their gradients. The original's t is 1 / temperature;
-            it starts from t = 10 and bias = -10.
+        temperature, bias: numbers, or tensors of shape [], which get their gradients. The original's t is
+            1 / temperature; it starts from t = 10 and bias = -10.
 
     Raises:
         TypeError, ValueError: tensors, groups or options that do not fit.
@@ -152,11 +153,12 @@ def triplet(
     Args:
         queries, groups, metric: as the module says.
         gallery: ``[N, D]``; where `negatives` are given ``[M, D]``, M >= N, the first N the queries' own.
-        margin: of scores. For rows of norm 1 a squared Euclidean distance is 2 - 2 cosine, FaceNet's margin twice this one.
+        margin: of scores. A squared Euclidean distance of rows of norm 1 is 2 - 2 cosine: FaceNet's margin is twice
+            this one.
         negatives: which negatives make the triplets.
 
-            * ``semi-hard``: of each row the hardest of the negatives that score below its positive, in both directions. A
-              row without one adds nothing.
+            * ``semi-hard``: of each row the hardest of the negatives that score below its positive, in both
+              directions. A row without one adds nothing.
             * ``hard``: of each row the hardest, in both directions; the same as `max_hinge`.
             * integers ``[N, K]``: rows of the gallery mined beforehand for each query, such as
               ``pycm.mine_hard_negatives(...).indices``; -1 for none.
@@ -204,9 +206,7 @@ class MaxHinge(nn.Module):
         self.margin, self.hardest, self.metric = margin, hardest, metric
 
     def forward(self, queries: Tensor, gallery: Tensor, groups: Any = None) -> Tensor:
-        return max_hinge(
-            queries, gallery, margin=self.margin, hardest=self.hardest, groups=groups, metric=self.metric
-        )
+        return max_hinge(queries, gallery, margin=self.margin, hardest=self.hardest, groups=groups, metric=self.metric)
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, hardest={self.hardest}, metric={self.metric!r}"
@@ -344,4 +344,3 @@ def _inverse(function: str, temperature: Any, like: Tensor) -> Tensor:
     if not isinstance(temperature, Tensor):
         _positive(function, "temperature", temperature)
     return 1 / _scalar(function, "temperature", temperature, like)
-

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pycm._mutual import mutual_neighbours
 from pycm._negatives import mine_hard_negatives
 from pycm._pairs import (
     BLOCK,
@@ -34,7 +35,15 @@ from pycm.functional import DISTANCES
 if TYPE_CHECKING:
     from pycm.functional import Metric
 
-__all__ = ["Groups", "Pairs", "all_pairs_topk", "deduplicate", "mine_hard_negatives", "threshold_join"]
+__all__ = [
+    "Groups",
+    "Pairs",
+    "all_pairs_topk",
+    "deduplicate",
+    "mine_hard_negatives",
+    "mutual_neighbours",
+    "threshold_join",
+]
 
 _SAMPLE = 1024  # at least so many rows are looked at for a threshold
 

@@ -16,6 +16,7 @@ pytest.importorskip("safetensors")
 from clip_cases import WORDS, LetterEncoder, clip_features, ramps, sequences
 
 from pycm import VideoTextMatcher, evaluate, losses, matchers
+from pycm.matchers.learning import Pairs
 from pycm.spaces import Ridge
 from pycm.streams import ClipFeatures, Sequences
 
@@ -202,7 +203,7 @@ class TestUse:
         np.testing.assert_array_equal(*rows)
 
     def test_captions_of_one_clip_and_equal_captions_are_no_negatives(self) -> None:
-        from pycm.matchers.linear_start import groups_of
+        from pycm.matchers.learning import groups_of
 
         # clips 0, 1 share text 0; clip 2 has 1 and 2; clip 3 has 3
         groups = groups_of(np.array([[0, 0], [1, 0], [2, 1], [2, 2], [3, 3]]), 4, 4)
@@ -271,7 +272,7 @@ class TestSaving:
     def test_an_interrupted_fit_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = make().fit(TRAIN, TEXTS, **(FIT | {"epochs": 5}))
         epochs: list[int] = []
-        original = VideoTextMatcher._validate_ranking
+        original = Pairs.validate
 
         def validate(self: Any, *arguments: Any) -> Any:
             epochs.append(len(epochs))
@@ -279,7 +280,7 @@ class TestSaving:
                 signal.raise_signal(signal.SIGINT)
             return original(self, *arguments)
 
-        monkeypatch.setattr(VideoTextMatcher, "_validate_ranking", validate)
+        monkeypatch.setattr(Pairs, "validate", validate)
         matcher = make()
         with pytest.raises(KeyboardInterrupt):
             matcher.fit(TRAIN, TEXTS, checkpoint=tmp_path, **(FIT | {"epochs": 5}))

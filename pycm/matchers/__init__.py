@@ -21,10 +21,14 @@ from .results import (
 
 if TYPE_CHECKING:
     from .image_video import ImageVideoMatcher
+    from .region_classifier import RegionTextClassifier
+    from .region_text import RegionTextMatcher
+    from .regions import Boxes
     from .training import Training
     from .video_text import VideoTextMatcher
 
 __all__ = [
+    "Boxes",
     "Head",
     "ImageTextMatcher",
     "ImageTextMatches",
@@ -33,6 +37,8 @@ __all__ = [
     "ImageVideoMatches",
     "ImageVideoMetrics",
     "Matcher",
+    "RegionTextClassifier",
+    "RegionTextMatcher",
     "Training",
     "VideoTextMatcher",
     "VideoTextMatches",
@@ -40,7 +46,14 @@ __all__ = [
     "load",
 ]
 
-_TRAINED = {"ImageVideoMatcher": "image_video", "Training": "training", "VideoTextMatcher": "video_text"}
+_TRAINED = {
+    "Boxes": "regions",
+    "ImageVideoMatcher": "image_video",
+    "RegionTextClassifier": "region_classifier",
+    "RegionTextMatcher": "region_text",
+    "Training": "training",
+    "VideoTextMatcher": "video_text",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -129,7 +129,7 @@ class ImageVideoMatcher(TrainedMatcher):
         images: Sequence[Any],
         clips: Any,
         *,
-        validation: float | tuple[Any, Any] | None = 0.1,
+        validation: float | int | tuple[Any, Any] | None = 0.1,
         checkpoint: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | None = None,
         on_error: OnError = "raise",
@@ -140,7 +140,7 @@ class ImageVideoMatcher(TrainedMatcher):
         Args:
             images: N images, or lists of images, each once.
             clips: N clips, clip i of what image i shows.
-            validation: the share of the pairs that is held out for early stopping, or (images, clips), or None.
+            validation: a share of the pairs, a number of folds, (images, clips), or None; as in `VideoTextMatcher.fit`.
             checkpoint, log, **training: as in `VideoTextMatcher.fit`.
             on_error: "skip" leaves a pair out where one of the two cannot be read.
 

@@ -1,18 +1,44 @@
-"""Scores of pairs by a classifier: all of them in blocks, or those that the embeddings propose."""
+"""Embeddings in blocks, metrics both ways, and the pair classifier over all pairs or those that embeddings propose."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..evaluate import RetrievalMetrics, retrieval_metrics
 from ..functional import DISTANCES, Matches, Metric, similarity, topk
+from .heads import PairClassifier
 from .inputs import Inputs
 
 Float32 = npt.NDArray[np.float32]
-_PAIRS = 4096  # scored at a time
+_ITEMS, _PAIRS = 512, 4096  # embedded, and scored, at a time
+
+
+def by_blocks(function: Any, inputs: Inputs) -> Float32:
+    """What a side, or a part of a network, gives for all items, a block at a time, without gradients: [N, ...]."""
+    out = []
+    with torch.no_grad():
+        for start in range(0, len(inputs), _ITEMS):
+            rows = np.arange(start, min(start + _ITEMS, len(inputs)))
+            out.append(function(inputs.take(rows)).float().cpu().numpy())
+    return np.concatenate(out)
+
+
+def both_ways(
+    network: Any, first: Inputs, second: Inputs, of_first: Any, of_second: Any, ks: Sequence[int], metric: Metric,
+    candidates: int | None,
+) -> tuple[RetrievalMetrics, RetrievalMetrics]:  # fmt: skip
+    """Metrics of the ranking that `match` gives, where the positives of both sides' rows are known."""
+    a, b = by_blocks(network.first, first), by_blocks(network.second, second)
+    there: Any = (a, b, metric)
+    back: Any = (b, a, metric)
+    if isinstance(network, PairClassifier):
+        there, back = ranked_matrices(network, first, second, a, b, metric, candidates)
+    return retrieval_metrics(there, of_first, ks), retrieval_metrics(back, of_second, ks)
 
 
 class PairScorer:

@@ -102,6 +102,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     log: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    stop: int | None = None,
 ) -> list[Record]:
     """Train `network` in place and leave it with its best weights.
 
@@ -118,6 +119,7 @@ def train(
             never cut off; one that had ended is loaded. The same number of threads is assumed, as torch's sums
             depend on it.
         log: a .csv file, or a folder for TensorBoard.
+        stop: end after this epoch, with the learning rates that a training of all `epochs` has until then.
 
     Returns:
         One record an epoch, the first being that before training where there is a validation.
@@ -127,7 +129,7 @@ def train(
         KeyboardInterrupt: untouched.
     """
     device = next(network.parameters()).device
-    loop = _Loop(network, loss, validate, count, training, seed, device)
+    loop = _Loop(network, loss, validate, count, training, seed, device, stop)
     kept = None if checkpoint is None else Checkpoint(checkpoint, identity)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
@@ -135,7 +137,7 @@ def train(
         found = None if kept is None else kept.read(device)
         if found is not None:
             loop.restore(found)
-        meter = stack.enter_context(progress_meter(training.epochs, progress))
+        meter = stack.enter_context(progress_meter(loop.last, progress))
         book = stack.enter_context(open_log(log, loop.history))
         interrupts = stack.enter_context(Interrupts(active=kept is not None))
         saved = time.monotonic()
@@ -165,7 +167,9 @@ class _Loop:
         training: Training,
         seed: int,
         device: torch.device,
+        stop: int | None,
     ) -> None:
+        self.last = training.epochs if stop is None else min(stop, training.epochs)
         self.network, self.loss, self.validate = network, loss, validate
         self.count, self.training, self.seed, self.device = count, training, seed, device
         size = training.batch_size
@@ -187,7 +191,7 @@ class _Loop:
         """Goes on from the present state; yields after each step, a record at the end of an epoch."""
         if not self.history and self.validate is not None:
             yield self._close({"epoch": 0.0, "loss": math.nan, "lr": 0.0})
-        while self.epoch < self.training.epochs and not self.done:
+        while self.epoch < self.last and not self.done:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
             self.network.train()
             while self.step < self.steps:

@@ -144,7 +144,7 @@ class VideoTextMatcher(TrainedMatcher):
         clips: Any,
         texts: Texts | Sequence[Any],
         *,
-        validation: float | tuple[Any, Any] | None = 0.1,
+        validation: float | int | tuple[Any, Any] | None = 0.1,
         checkpoint: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | None = None,
         on_error: OnError = "raise",
@@ -156,8 +156,9 @@ class VideoTextMatcher(TrainedMatcher):
             clips: N clips, each once.
             texts: N entries: the text of clip i, or a list of its texts. Clips that share a text are no negatives of
                 each other, nor are a clip's own texts. With head="labels" the N labels.
-            validation: the share of the clips that is held out for early stopping, or (clips, texts) for that, or
-                None: no early stopping, the last weights are kept.
+            validation: the share of the clips that is held out for early stopping; or (clips, texts) for that; or an
+                int: so many folds are held out in turn to find the best number of epochs, for which all clips are then
+                learned from: on few clips one share says little; or None: the last weights are kept.
             checkpoint: a folder for the state of the training, written every half minute and on Ctrl-C. The same call
                 then goes on from it, to the bits of a run that was never cut off.
             log: a .csv file, or a folder for TensorBoard.
