@@ -79,7 +79,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics = retrieval_metrics((rows, rows, "cosine"), np.arange(4))
     report = Report(
         "Clips and texts",
-        "A lede.",
+        "A lede of /a/very/long/path/that/has/no/place/where/a/line/could/be/broken/captions.jsonl and others.",
         [cards, strips],
         stats=[Stat("3 of 4", "clips")],
         notes=["A note."],

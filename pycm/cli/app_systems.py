@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import (
+    MATCHER_PANEL,
+    PAIRS_PANEL,
+    TRAINING_PANEL,
     Cache,
     CaptionsField,
     CellName,
@@ -41,53 +44,130 @@ def train(
     clip_field: ClipField = None,
     root: Root = None,
     split: Annotated[
-        SplitName, typer.Option("--split", help="train: hold out a fifth by the hash of the ids, and tell its recall.")
+        SplitName,
+        typer.Option(
+            "--split",
+            rich_help_panel=PAIRS_PANEL,
+            help="train: hold out a fifth by the hash of the ids, and tell its recall.",
+        ),
     ] = SplitName.all,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="SPEC", help="Image encoder. Default: efficientnet-lite0.")
+        str | None,
+        typer.Option(
+            "--encoder",
+            rich_help_panel=MATCHER_PANEL,
+            metavar="SPEC",
+            help="Image encoder. Default: efficientnet-lite0.",
+        ),
     ] = None,
     text_encoder: Annotated[
         str | None,
-        typer.Option("--text-encoder", metavar="SPEC", help="Text encoder, e.g. tfidf or words. Default: minilm."),
+        typer.Option(
+            "--text-encoder",
+            rich_help_panel=MATCHER_PANEL,
+            metavar="SPEC",
+            help="Text encoder, e.g. tfidf or words. Default: minilm.",
+        ),
     ] = None,
     streams: Annotated[
         str | None,
-        typer.Option("--streams", metavar="A,B", help="Of clips. Default: appearance,differences,motion."),
+        typer.Option(
+            "--streams",
+            rich_help_panel=MATCHER_PANEL,
+            metavar="A,B",
+            help="Of clips. Default: appearance,differences,motion.",
+        ),
     ] = None,
     sampling: Annotated[
-        str | None, typer.Option("--sampling", metavar="SPEC", help="Frames of a clip. Default: uniform:16.")
+        str | None,
+        typer.Option(
+            "--sampling", rich_help_panel=MATCHER_PANEL, metavar="SPEC", help="Frames of a clip. Default: uniform:16."
+        ),
     ] = None,
-    cell: Annotated[CellName | None, typer.Option("--cell", help="Recurrent cell; none ignores order.")] = None,
-    pool: Annotated[str | None, typer.Option("--pool", metavar="NAME", help="Over time, e.g. mean, max, last.")] = None,
-    hidden: Annotated[int | None, typer.Option("--hidden", min=1, metavar="N", help="Size of the states.")] = None,
-    dim: Annotated[int | None, typer.Option("--dim", min=1, metavar="N", help="Of the common space.")] = None,
+    cell: Annotated[
+        CellName | None,
+        typer.Option("--cell", rich_help_panel=MATCHER_PANEL, help="Recurrent cell; none ignores order."),
+    ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option("--pool", rich_help_panel=MATCHER_PANEL, metavar="NAME", help="Over time, e.g. mean, max, last."),
+    ] = None,
+    hidden: Annotated[
+        int | None,
+        typer.Option("--hidden", rich_help_panel=MATCHER_PANEL, min=1, metavar="N", help="Size of the states."),
+    ] = None,
+    dim: Annotated[
+        int | None,
+        typer.Option("--dim", rich_help_panel=MATCHER_PANEL, min=1, metavar="N", help="Of the common space."),
+    ] = None,
     head: Annotated[
-        HeadName | None, typer.Option("--head", help="ranking, or a classifier of pair or no pair.")
+        HeadName | None,
+        typer.Option("--head", rich_help_panel=MATCHER_PANEL, help="ranking, or a classifier of pair or no pair."),
     ] = None,
     loss: Annotated[
-        str | None, typer.Option("--loss", metavar="NAME", help="max_hinge, info_nce, sigmoid or triplet.")
+        str | None,
+        typer.Option(
+            "--loss", rich_help_panel=MATCHER_PANEL, metavar="NAME", help="max_hinge, info_nce, sigmoid or triplet."
+        ),
     ] = None,
     space: Annotated[
         str | None,
-        typer.Option("--space", metavar="NAME", help="ridge or cca; for clips ridge, a linear start."),
+        typer.Option(
+            "--space",
+            rich_help_panel=MATCHER_PANEL,
+            metavar="NAME",
+            help="ridge or cca; for clips ridge, a linear start.",
+        ),
     ] = None,
-    metric: Annotated[MetricName | None, typer.Option("--metric", help="Default: cosine.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=0, metavar="N", help="At most.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", metavar="X", help="Largest learning rate.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=2, metavar="N", help="Pairs a step.")] = None,
+    metric: Annotated[
+        MetricName | None, typer.Option("--metric", rich_help_panel=MATCHER_PANEL, help="Default: cosine.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", rich_help_panel=TRAINING_PANEL, min=0, metavar="N", help="At most.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", rich_help_panel=TRAINING_PANEL, metavar="X", help="Largest learning rate.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", rich_help_panel=TRAINING_PANEL, min=2, metavar="N", help="Pairs a step."),
+    ] = None,
     patience: Annotated[
-        int | None, typer.Option("--patience", min=1, metavar="N", help="Epochs without progress before it stops.")
+        int | None,
+        typer.Option(
+            "--patience",
+            rich_help_panel=TRAINING_PANEL,
+            min=1,
+            metavar="N",
+            help="Epochs without progress before it stops.",
+        ),
     ] = None,
     validation: Annotated[
-        float | None, typer.Option("--validation", metavar="SHARE", help="Held out for early stopping. Default: 0.1.")
+        float | None,
+        typer.Option(
+            "--validation",
+            rich_help_panel=TRAINING_PANEL,
+            metavar="SHARE",
+            help="Held out for early stopping. Default: 0.1.",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of all that is random.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", rich_help_panel=TRAINING_PANEL, metavar="N", help="Of all that is random.")
+    ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", metavar="DIR", help="State of the training; the same command goes on from it."),
+        typer.Option(
+            "--checkpoint",
+            rich_help_panel=TRAINING_PANEL,
+            metavar="DIR",
+            help="State of the training; the same command goes on from it.",
+        ),
     ] = None,
     log: Annotated[
-        Path | None, typer.Option("--log", metavar="PATH", help="A .csv file, or a folder for TensorBoard.")
+        Path | None,
+        typer.Option(
+            "--log", rich_help_panel=TRAINING_PANEL, metavar="PATH", help="A .csv file, or a folder for TensorBoard."
+        ),
     ] = None,
     gallery: GalleryOut = None,
     device: Device = None,
@@ -98,8 +178,9 @@ def train(
 ) -> None:
     """Train a matcher on what belongs together: images or clips with texts, or images with clips.
 
-    PAIRS is JSONL or CSV with columns image or clip and caption (or captions, a list or by language). Which
-    system is meant, the columns tell. A run cut off by Ctrl-C goes on when it is started again.
+    PAIRS is JSONL or CSV with columns image or clip and caption, or captions: a
+    list, or texts by language. Which system is meant, the columns tell. A run cut
+    off by Ctrl-C goes on when the command is given again.
     """
     from .train import TrainOptions, run_train
 
@@ -143,7 +224,8 @@ def evaluate(
     clip_field: ClipField = None,
     root: Root = None,
     split: Annotated[
-        SplitName, typer.Option("--split", help="Only this part; test is what train held out.")
+        SplitName,
+        typer.Option("--split", rich_help_panel=PAIRS_PANEL, help="Only this part; test is what train held out."),
     ] = SplitName.all,
     ks: Annotated[str, typer.Option("--ks", metavar="K,K", help="Cutoffs of recall.")] = "1,5,10",
     out: Annotated[

@@ -165,11 +165,11 @@ def _report(
     some = list(range(min(_FIGURES, len(pairs))))
     columns = np.flatnonzero(measured.owner < len(some))
     scores = matcher.scores([pairs.left[row] for row in some], _given(pairs, results.right, columns))
-    part = {"train": " that training may see", "test": " held out"}.get(options.reading.split, "")
+    part = {"train": "training ", "test": "held-out "}.get(options.reading.split, "")
     many = f"{system.left.many.capitalize()} and {system.right.many}"
     return Report(
         title=f"{many}, evaluated",
-        lede=f"{counts[0]:,} {system.left.many}{part} of {shown(options.pairs)} and their {counts[1]:,} "
+        lede=f"{counts[0]:,} {part}{system.left.many} of {shown(options.pairs)} and their {counts[1]:,} "
         f"{system.right.many}, ranked by the {system.name} matcher in {shown(options.matcher)}.",
         groups=groups(results, left, right, keep=5, truths=_truths(measured, scores, columns)),
         stats=stats(results),

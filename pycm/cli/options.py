@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+PAIRS_PANEL, MATCHER_PANEL, TRAINING_PANEL = "Pairs", "Matcher", "Training"
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Cache = Annotated[
     Path | None,
@@ -64,16 +66,31 @@ class HeadName(str, Enum):
 PairsFile = Annotated[Path, typer.Argument(metavar="PAIRS", help="JSONL or CSV of what belongs together.")]
 SavedMatcher = Annotated[Path, typer.Argument(metavar="MATCHER", help="A folder that pycm train wrote.")]
 SystemOption = Annotated[
-    SystemName | None, typer.Option("--system", help="Where a file has images, clips and texts. Default: its columns.")
+    SystemName | None,
+    typer.Option(
+        "--system", rich_help_panel=PAIRS_PANEL, help="Where a file has images, clips and texts. Default: its columns."
+    ),
 ]
 CaptionsField = Annotated[
     str | None,
-    typer.Option("--captions-field", metavar="A,B", help="Columns of the texts, or languages of captions, e.g. en."),
+    typer.Option(
+        "--captions-field",
+        rich_help_panel=PAIRS_PANEL,
+        metavar="A,B",
+        help="Columns of the texts, or languages of captions, e.g. en.",
+    ),
 ]
-ImageField = Annotated[str | None, typer.Option("--image-field", metavar="NAME", help="Column of the images.")]
-ClipField = Annotated[str | None, typer.Option("--clip-field", metavar="NAME", help="Column of the clips.")]
+ImageField = Annotated[
+    str | None, typer.Option("--image-field", rich_help_panel=PAIRS_PANEL, metavar="NAME", help="Column of the images.")
+]
+ClipField = Annotated[
+    str | None, typer.Option("--clip-field", rich_help_panel=PAIRS_PANEL, metavar="NAME", help="Column of the clips.")
+]
 Root = Annotated[
-    Path | None, typer.Option("--root", metavar="DIR", help="File names may also be relative to this folder.")
+    Path | None,
+    typer.Option(
+        "--root", rich_help_panel=PAIRS_PANEL, metavar="DIR", help="File names may also be relative to this folder."
+    ),
 ]
 GalleryOut = Annotated[
     Path | None, typer.Option("--gallery", metavar="DIR", help="Also keep the images or clips, for pycm search.")
