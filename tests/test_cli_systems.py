@@ -190,8 +190,12 @@ def test_a_gallery_of_another_matcher_is_refused_and_a_moved_one_found(
         (["train", "photos", "--out", "m"], "photos: a folder, expected a .jsonl or .csv file of pairs"),
         (["train", "pairs.jsonl", "--out", "pairs.jsonl/m"], "pairs.jsonl is not a folder"),
         (["train", "pairs.jsonl", "--out", "m", "--epochs", "3"], "--epochs: not for the system image-text; its space"),
+        (
+            ["train", "pairs.jsonl", "--out", "m", "--validation", "x"],
+            "--validation must be a share as 0.1, folds as 5, or",
+        ),
         (["train", "pairs.jsonl", "--out", "m", "--checkpoint", "c"], "--checkpoint: not for the system image-text"),
-        (["train", "pairs.jsonl", "--out", "m", "--space", "pca"], "--space must be one of ridge, cca, got 'pca'"),
+        (["train", "pairs.jsonl", "--out", "m", "--space", "pca"], "--space must be one of ridge, rbf, cca, got 'pca'"),
         (["train", "pairs.jsonl", "--out", "m", "--captions-field", "xx"], "line 1: expected a text under xx"),
         (["train", "pairs.jsonl", "--out", "m", "--cache", "c", "--no-cache"], "exclude each other"),
         (["evaluate", "m", "pairs.jsonl"], "MATCHER m: no saved matcher there"),

@@ -69,7 +69,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [
             Entry(
                 text,
-                [Candidate(items[0], 0.5, i == 0), Candidate(still, 0.2, False)],
+                [Candidate(items[0], 0.5, i == 0), *[Candidate(still, 0.2, False)] * (9 if i == 2 else 1)],
                 truth=Candidate(items[i], 0.1, True, 7),
             )
             for i, text in enumerate(texts)
@@ -139,7 +139,7 @@ def test_the_policy_forbids_what_a_report_does_not_need(shared: Browser, path: P
 
 
 def test_pictures_are_there_where_they_are_shown_again(page: Browser) -> None:
-    assert page.ask("document.querySelectorAll('img[data-of]').length") == 4
+    assert page.ask("document.querySelectorAll('img[data-of]').length") == 12
     page.ask("document.querySelectorAll('img').forEach((i) => { i.loading = 'eager'; })")
     page.until("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
     posters = page.ask(

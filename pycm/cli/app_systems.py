@@ -116,7 +116,7 @@ def train(
             "--space",
             rich_help_panel=MATCHER_PANEL,
             metavar="NAME",
-            help="ridge or cca; for clips ridge, a linear start.",
+            help="ridge, rbf or cca; for clips ridge or rbf, a start.",
         ),
     ] = None,
     metric: Annotated[
@@ -143,12 +143,12 @@ def train(
         ),
     ] = None,
     validation: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--validation",
             rich_help_panel=TRAINING_PANEL,
-            metavar="SHARE",
-            help="Held out for early stopping. Default: 0.1.",
+            metavar="X",
+            help="A share held out for early stopping, folds to choose the epochs by, or none. Default: 0.1.",
         ),
     ] = None,
     seed: Annotated[

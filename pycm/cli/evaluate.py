@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,6 @@ def _parse_ks(text: str) -> list[int]:
 
 
 def _of_system(reading: PairOptions, system: System) -> PairOptions:
-    from dataclasses import replace
-
     return replace(reading, system=system.name)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .pairs import PairOptions, Pairs, read_pairs
 from .recalls import measure, print_recalls
 from .systems import IMAGE_TEXT, IMAGE_VIDEO, System
 
-SPACES = ("ridge", "cca")
+SPACES = ("ridge", "rbf", "cca")
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,13 @@ def _applicable(options: TrainOptions, system: System) -> tuple[dict[str, Any], 
     if options.space not in (None, *SPACES):
         raise CommandError(f"--space must be one of {', '.join(SPACES)}, got {options.space!r}")
     training = {name: value for name, value in options.training.items() if value is not None}
+    if "validation" in training:
+        training["validation"] = _validation(training["validation"])
     if system is IMAGE_TEXT:
         useless = [*network, *training, *(["checkpoint"] if options.checkpoint else [])]
     else:
         useless = [
-            *(["space"] if options.space not in (None, "ridge") else []),
+            *(["space"] if options.space == "cca" else []),
             *(["text-encoder"] if options.text_encoder and system is IMAGE_VIDEO else []),
             *(["encoder"] if options.encoder and system is not IMAGE_VIDEO else []),
         ]
@@ -115,12 +118,22 @@ def _applicable(options: TrainOptions, system: System) -> tuple[dict[str, Any], 
     return network, training
 
 
+def _validation(text: str) -> float | int | None:
+    """A share, a number of folds, or none."""
+    if text == "none":
+        return None
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise CommandError(f"--validation must be a share as 0.1, folds as 5, or none, got {text!r}") from None
+
+
 def _matcher(options: TrainOptions, system: System, network: Mapping[str, Any], cache: Any) -> Any:
     from .. import matchers
     from ..spaces import CCA, Ridge
 
     metric = options.metric or "cosine"
-    spaces = {"ridge": Ridge, "cca": CCA}
+    spaces: dict[str, Callable[[], Any]] = {"ridge": Ridge, "rbf": partial(Ridge, kernel="rbf"), "cca": CCA}
     if system is IMAGE_TEXT:
         space = spaces[options.space or "ridge"]()
         specs = options.encoder or "efficientnet-lite0", options.text_encoder or "minilm"
@@ -146,8 +159,6 @@ def _tell(console: Console, options: TrainOptions, trained: Pairs, matcher: Any)
     held_out = options.reading.split == "train"
     pairs = trained
     if held_out:
-        from dataclasses import replace
-
         pairs = read_pairs(options.pairs, replace(options.reading, split="test"))
     measured = measure(matcher, pairs, ks=(1, 5, 10), skip=options.skip_unreadable)
     what = f"{len(pairs):,} {pairs.system.left.many} held out" if held_out else "the pairs it was trained on"
