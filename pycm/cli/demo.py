@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
 from pycm import backend_info
 
 from ..matchers.features import encode_items
-from ..report import Report, Stat, write_report
+from ..report import HeatMap, Report, Stat, heat_map, write_report
 from ..report.render import bar_widths, duration, ordinal
 from .caching import check_cache_options, open_cache
 from .demo_data import photograph_paths, photographs
@@ -90,12 +91,20 @@ def run_demo(out: Path, *, every: bool, cache: Path | None, no_cache: bool) -> N
             ),
             stats=stats,
             notes=notes,
+            figures=[_every_pair(results)],
             facts=facts(matcher, IMAGE_TEXT, (len(paths), len(sentences)), seconds, loading, backend_info()),
             score_name=score_name(found.metric),
         ),
         out,
     )
     console.print(Text(f"Report: {out}"), soft_wrap=True)
+
+
+def _every_pair(results: Results) -> HeatMap:
+    """All scores; `found` has them, since every candidate of an image was asked for."""
+    scores = np.empty((len(results.left), len(results.right)), np.float32)
+    np.put_along_axis(scores, results.found.forward.indices, results.found.forward.scores, axis=1)
+    return heat_map("Every pair", scores, results.left, results.right, row_axis="photographs", column_axis="sentences")
 
 
 def _seen(matcher: ImageTextMatcher, paths: Sequence[Path]) -> list[str]:
