@@ -7,7 +7,7 @@
 // so that one bound holds for all queries.
 // Bytes: rows of D elements are read once from memory (again from the cache), 2 D' written, D' = D rounded up to 64.
 // Operations: about 10 D in fp64.
-#include <algorithm>
+#include "ops/encode.h"
 
 #include "core/check.h"
 #include "cuda/screen.cuh"
@@ -17,16 +17,6 @@ namespace {
 
 constexpr int kWarps = 8, kCentreThreads = 128;
 constexpr int64_t kCentreRows = 64;
-// Bytes of a batch's codes and candidates: about kBudget or this share of the inputs, more for kMinBatch queries, but not beyond
-// kMaxBudget; and of a run of the gallery's codes, which is to stay in the second-level cache until it has been screened.
-// Small on the host executor, so that small tests take more than one batch and run.
-#if defined(PYCM_SIMT)
-constexpr int64_t kBudget = int64_t{256} << 10, kMaxBudget = int64_t{8} << 20, kCodeBudget = int64_t{256} << 10;
-constexpr int64_t kMinBatch = 2 * kTileQueries, kInputShare = 40;
-#else
-constexpr int64_t kBudget = int64_t{64} << 20, kMaxBudget = int64_t{512} << 20, kCodeBudget = int64_t{32} << 20;
-constexpr int64_t kMinBatch = 1024, kInputShare = 40;
-#endif
 constexpr double kMaxNorm = 0x1p62, kMaxDistanceNorm = 0x1p30, kTinyElement = 0x1p-60, kTinyDistance = 0x1p-52;
 
 // Of the products of codes: all sums of tensor cores together, relative to |q||g|, with their own square in it.
@@ -281,6 +271,8 @@ Grid warps_grid(int64_t warps, void* stream) {
   return {dim3(static_cast<unsigned>((warps + kWarps - 1) / kWarps)), dim3(kWarps * kWarp), 1, 0, stream};
 }
 
+}  // namespace
+
 Shuffle shuffle_of(int64_t rows) {
   const auto gcd = [](uint64_t a, uint64_t b) {
     while (b != 0) {
@@ -297,89 +289,48 @@ Shuffle shuffle_of(int64_t rows) {
   return {count, multiplier};
 }
 
-}  // namespace
-
-int64_t power_of_two(int64_t value) {
-  int64_t power = 1;
-  while (power < value) power *= 2;
-  return power;
+Encoding lay_out_encoding(int64_t rows, int64_t dim, Workspace& workspace) {
+  const int64_t padded = round_up(rows, kTileColumns);
+  return {workspace.take<uint16_t>(padded * round_up(dim, kCodeStep)),
+          {workspace.take<float2>(padded), workspace.take<float>(padded)},
+          workspace.take<double>(dim)};
 }
 
-void check_search_sizes(const char* function, const Rows& queries, const Rows& gallery) {
-  check(queries.rows < kMaxRows && gallery.rows < kMaxRows, function,
-        ": queries and gallery must have fewer than 2147483648 rows each on CUDA, got ", queries.rows, " and ",
-        gallery.rows);
-}
-
-SearchBuffers lay_out(const Rows& queries, const Rows& gallery, int64_t capacity, Workspace& workspace) {
-  const int64_t dim = round_up(gallery.dim, kCodeStep), all = round_up(gallery.rows, kTileColumns);
-  const int64_t inputs = (queries.rows + gallery.rows) * gallery.dim * item_size(gallery.dtype);
-  const int64_t budget = std::max(kBudget, inputs / kInputShare);
-  const int64_t query_bytes = capacity * static_cast<int64_t>(sizeof(Candidate)) + dim * 2;
-  SearchBuffers buffers{};
-  buffers.capacity = capacity;
-  buffers.batch = std::max<int64_t>(1, std::max(budget / query_bytes, std::min(kMinBatch, kMaxBudget / query_bytes)));
-  if (buffers.batch > kTileQueries) buffers.batch = buffers.batch / kTileQueries * kTileQueries;
-  buffers.batch = std::min(buffers.batch, queries.rows);
-  buffers.code_rows = std::min(std::max(kCodeBudget / (dim * 2) / kTileColumns * kTileColumns, capacity), all);
-  buffers.kept = buffers.code_rows == all;
-  const int64_t padded = round_up(buffers.batch, kTileQueries);
-  buffers.query_codes = workspace.take<uint16_t>(padded * dim);
-  buffers.gallery_codes = workspace.take<uint16_t>(buffers.code_rows * dim);
-  buffers.columns = {workspace.take<float2>(buffers.code_rows), workspace.take<float>(buffers.code_rows)};
-  buffers.states = workspace.take<QueryState>(padded);
-  buffers.candidates = workspace.take<Candidate>(buffers.batch * capacity);
-  buffers.direct = workspace.take<uint32_t>(1 + buffers.batch);
-  buffers.centre = workspace.take<double>(gallery.dim);
-  return buffers;
-}
-
-Search::Search(const Rows& queries, const Rows& gallery, Metric metric, bool exact, PairFilter filter, bool ranks,
-               const SearchBuffers& buffers, const SearchNames& names, void* stream)
-    : queries_(queries),
-      gallery_(gallery),
-      metric_(traits_of(metric)),
-      exact_(exact),
-      buffers_(buffers),
-      names_(names),
-      stream_(stream),
-      dim_(round_up(gallery.dim, kCodeStep)),
-      screen_{} {
-  screen_.queries = buffers.query_codes;
-  screen_.state = buffers.states;
-  screen_.candidates = buffers.candidates;
-  screen_.dim = dim_;
-  screen_.capacity = buffers.capacity;
-  screen_.shuffle = shuffle_of(gallery.rows);
-  screen_.filter = filter;
-  screen_.ranks = ranks;
-  screen_.distance = metric_.distance;
-  if (!metric_.distance) return;
+void launch_centre(const Rows& gallery, double* centre, const char* name, void* stream) {
   const int64_t blocks = (gallery.dim + kCentreThreads - 1) / kCentreThreads;
-  launch(centre_kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kCentreThreads), 1, 0, stream}, names.centre,
-         gallery, buffers.centre);
+  launch(centre_kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kCentreThreads), 1, 0, stream}, name, gallery,
+         centre);
 }
 
-void Search::start(int64_t begin, int64_t rows) {
-  screen_.query_begin = begin;
-  screen_.query_rows = rows;
-  memset_async(buffers_.direct, 0, sizeof(uint32_t), stream_, names_.clear);
-  launch(encode_queries_kernel, warps_grid(round_up(rows, kTileQueries), stream_), names_.queries, queries_, begin,
-         rows, dim_, metric_, exact_, buffers_.centre, buffers_.query_codes, buffers_.states, buffers_.direct);
+void launch_encode_queries(const Rows& queries, int64_t begin, int64_t count, MetricTraits metric, bool exact,
+                           const double* centre, uint16_t* codes, QueryState* states, uint32_t* direct,
+                           const char* name, void* stream) {
+  launch(encode_queries_kernel, warps_grid(round_up(count, kTileQueries), stream), name, queries, begin, count,
+         round_up(queries.dim, kCodeStep), metric, exact, centre, codes, states, direct);
 }
 
-void Search::screen(int64_t first, int64_t last) {
-  const int64_t place = buffers_.kept ? first : 0;
-  uint16_t* const codes = buffers_.gallery_codes + place * dim_;
-  const ScreenColumns columns = buffers_.columns.from(place);
-  if (!buffers_.kept || screen_.query_begin == 0)
-    launch(encode_gallery_kernel, warps_grid(round_up(last - first, kTileColumns), stream_), names_.gallery, gallery_,
-           screen_.shuffle, first, last - first, dim_, metric_, exact_, buffers_.centre, codes, columns);
-  screen_.gallery = codes;
-  screen_.column = columns;
-  screen_.begin = first;
-  screen_.columns = last - first;
-  launch_screen(screen_, names_.screen, stream_);
+void launch_encode_gallery(const Rows& gallery, int64_t begin, int64_t count, MetricTraits metric, bool exact,
+                           const Encoding& to, const char* name, void* stream) {
+  launch(encode_gallery_kernel, warps_grid(round_up(count, kTileColumns), stream), name, gallery,
+         shuffle_of(gallery.rows), begin, count, round_up(gallery.dim, kCodeStep), metric, exact, to.centre, to.codes,
+         to.columns);
+}
+
+int64_t encoded_bytes(int64_t rows, int64_t dim) {
+  Workspace workspace(nullptr);
+  lay_out_encoding(rows, dim, workspace);
+  return workspace.used();
+}
+
+void encode(const EncodeArgs& args, const CudaContext& context) {
+  check_search_sizes("encode", args.gallery, args.gallery);
+  Workspace workspace(context.workspace);
+  const Encoding encoding = lay_out_encoding(args.gallery.rows, args.gallery.dim, workspace);
+  check(workspace.used() <= context.workspace_bytes, "encode: encoded must have ", workspace.used(), " bytes, got ",
+        context.workspace_bytes);
+  const MetricTraits metric = traits_of(args.metric);
+  if (metric.distance) launch_centre(args.gallery, encoding.centre, "encode: centre", context.stream);
+  launch_encode_gallery(args.gallery, 0, args.gallery.rows, metric, true, encoding, "encode: gallery", context.stream);
 }
 
 }  // namespace pycm::cuda

@@ -66,6 +66,13 @@ void copy_async(void* to, const void* from, int64_t bytes, void* stream, const c
 void cuda_check(cudaError_t status, const char* name);
 
 void launch_arguments(const void* kernel, const Grid& grid, const char* name, void** arguments);
+bool cluster_fits_device(const void* kernel, const Grid& grid);
+
+// Whether the device can run one cluster of the grid. More than 8 blocks need more of it than every device has.
+template <typename... Parameters>
+bool cluster_fits(void (*kernel)(Parameters...), const Grid& grid) {
+  return cluster_fits_device(reinterpret_cast<const void*>(kernel), grid);
+}
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const Grid& grid, const char* name, Arguments&&... arguments) {
@@ -78,6 +85,11 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, const char* name, A
 }
 
 #else  // the host executor: one fiber per thread calls the kernel with its own copy of the arguments
+
+template <typename Kernel>
+bool cluster_fits(Kernel, const Grid&) {
+  return true;
+}
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const Grid& grid, const char* name, Arguments&&... arguments) {

@@ -123,6 +123,7 @@ void launch_screen_sm80(const Screen& screen, const char* name, void* stream) {
 }
 
 void launch_screen(const Screen& screen, const char* name, void* stream) {
+  if (launch_screen_few(screen, name, stream)) return;
   if (device_limits().sm90()) launch_screen_sm90(screen, name, stream);
   else launch_screen_sm80(screen, name, stream);
 }

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(TileShape<kLarge, kConvert>::kThreads, TileSha
         multiply_stage(step % kStages);
       });
     }
-    store_scores<16, float>(p, at, info, info + kM, warp_row, warp_column, sums);
+    store_scores<16, kLarge, float>(p, at, info, info + kM, warp_row, warp_column, sums);
   }
 }
 
@@ -200,6 +200,7 @@ SimilarityProblem problem_of(const SimilarityArgs& unfolded, Workspace& workspac
   p.batch = 1;
   for (int d = 0; d < args.batch_ndim; ++d) p.batch *= p.batch_shape[d] = args.batch_shape[d];
   p.out = args.out;
+  p.width = args.y.rows;
   if (args.metric == Metric::kDot && !p.scaled) return p;
   if (p.metric.distance) {
     const int64_t count = p.y.matrices * p.dim;
@@ -212,6 +213,7 @@ SimilarityProblem problem_of(const SimilarityArgs& unfolded, Workspace& workspac
     if (p.wide) side->info = workspace.take<RowInfo<double>>(count);
     else side->info = workspace.take<RowInfo<float>>(count);
   }
+  if (p.scaled && similarity_sm90_fits(p)) p.codes = workspace.take<char>(similarity_sm90_code_bytes(p));
   return p;
 }
 
@@ -239,10 +241,11 @@ void similarity(const SimilarityArgs& args, const CudaContext& context) {
            {similarity_blocks(blocks), 256, 1, 0, context.stream}, "similarity: rows", p);
   }
   if (p.wide) return similarity_f64(p, context.stream);
+  const bool split = args.float32_product != Float32Product::kTF32 || p.dtype != DType::kFloat32;
+  if (similarity_sm90_fits(p)) return similarity_sm90(p, split, context.stream);
   if (p.scaled) {
-    if (args.float32_product == Float32Product::kTF32 && p.dtype == DType::kFloat32)
-      return launch_tiles<Mma::kF16, true, false>(p, context.stream);
-    return launch_tiles<Mma::kF16, true, true>(p, context.stream);
+    if (split) return launch_tiles<Mma::kF16, true, true>(p, context.stream);
+    return launch_tiles<Mma::kF16, true, false>(p, context.stream);
   }
   if (p.dtype == DType::kFloat16) launch_tiles<Mma::kF16, false, false>(p, context.stream);
   else launch_tiles<Mma::kBF16, false, false>(p, context.stream);

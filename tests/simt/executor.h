@@ -13,7 +13,7 @@
 namespace simt {
 
 inline constexpr size_t kStackBytes = 256 << 10;
-inline constexpr int kMaxCluster = 8;
+inline constexpr int kMaxCluster = 16;
 inline constexpr int64_t kSharedLimit = 227 * 1024;  // of a block
 inline constexpr size_t kSharedWindow = 512 << 10;   // address space of one block's shared memory
 inline constexpr int kAgents =

@@ -9,4 +9,5 @@ NB_MODULE(_simt, module) {
   module.doc() = "The CUDA operations of pycm over memory of the host, run by the executor of tests/simt.";
   pycm::bind::bind_cuda(module);
   pycm::bind::bind_cuda_sets(module);
+  pycm::bind::bind_cuda_temporal(module);
 }
