@@ -13,20 +13,32 @@ from .image_text import ImageTextMatcher
 from .results import (
     ImageTextMatches,
     ImageTextMetrics,
+    ImageVideoMatches,
+    ImageVideoMetrics,
     VideoTextMatches,
     VideoTextMetrics,
 )
 
 if TYPE_CHECKING:
+    from .image_video import ImageVideoMatcher
+    from .region_classifier import RegionTextClassifier
+    from .region_text import RegionTextMatcher
+    from .regions import Boxes
     from .training import Training
     from .video_text import VideoTextMatcher
 
 __all__ = [
+    "Boxes",
     "Head",
     "ImageTextMatcher",
     "ImageTextMatches",
     "ImageTextMetrics",
+    "ImageVideoMatcher",
+    "ImageVideoMatches",
+    "ImageVideoMetrics",
     "Matcher",
+    "RegionTextClassifier",
+    "RegionTextMatcher",
     "Training",
     "VideoTextMatcher",
     "VideoTextMatches",
@@ -34,7 +46,14 @@ __all__ = [
     "load",
 ]
 
-_TRAINED = {"Training": "training", "VideoTextMatcher": "video_text"}
+_TRAINED = {
+    "Boxes": "regions",
+    "ImageVideoMatcher": "image_video",
+    "RegionTextClassifier": "region_classifier",
+    "RegionTextMatcher": "region_text",
+    "Training": "training",
+    "VideoTextMatcher": "video_text",
+}
 
 
 def __getattr__(name: str) -> Any:

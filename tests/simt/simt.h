@@ -67,6 +67,7 @@ namespace simt {
 struct Launch {
   dim3 grid, block;
   int cluster;
+  bool cooperative;  // all blocks at once
   int64_t shared_bytes;
   const char* name;
 };
