@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pycm import _C
+from pycm import _C, _torch_temporal_cuda
 from pycm import _torch_temporal_plain as plain
 from pycm._temporal_layers import GATES, width
 from pycm._torch_arguments import _check_tangents
@@ -236,6 +236,10 @@ def _pool_states_backward_cpu(
         torch.get_num_threads(),
     )
     return grad_x, grad_weights
+
+
+for _op in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_states_backward"):
+    torch.library.impl(f"pycm::{_op}", "CUDA", getattr(_torch_temporal_cuda, _op))
 
 
 # ---- shapes without values ----

@@ -6,6 +6,7 @@
 NB_MODULE(_C, module) {
   pycm::bind::register_errors();
   module.doc() = "The compiled part of pycm. Use the functions of the package `pycm` instead.";
+  pycm::bind::bind_contrastive(module);
   pycm::bind::bind_limits(module);
   pycm::bind::bind_similarity(module);
   pycm::bind::bind_topk(module);
@@ -16,6 +17,7 @@ NB_MODULE(_C, module) {
   pycm::bind::bind_gallery(module);
   pycm::bind::bind_cuda(module);
   pycm::bind::bind_cuda_sets(module);
+  pycm::bind::bind_cuda_temporal(module);
   pycm::bind::bind_system(module);
   pycm::bind::bind_pool_states(module);
   pycm::bind::bind_temporal_pool(module);
