@@ -9,7 +9,8 @@
 //
 //   bytes       of a step and row: G H of pre-activations read and written, 2 H of c or of states, P of grad_states
 //   operations  2 G H P of a step and row, three times that in fp32
-//   limits      resident: as the forward pass, less the operand, which is G times as large: 16-bit LSTM up to H = 512
+//   limits      resident: as the forward pass, less the operand, which is G times as large: 16-bit LSTM up to H = 512 in a
+//               cluster, H = 1024 in 132 blocks
 #include "cuda/temporal_recurrence.cuh"
 
 namespace pycm::cuda {
