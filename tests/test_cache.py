@@ -249,16 +249,16 @@ def test_small_files_are_merged_and_nothing_is_lost(tmp_path: Path) -> None:
 def test_a_file_merged_away_while_reading_is_found_again(tmp_path: Path, monkeypatch: Any) -> None:
     FeatureCache(tmp_path).encode(Letters(), TEXTS, batch_size=2)
     [folder] = {path.parent for path in shards(tmp_path)}
-    own, calls = store_module._read_shard, []
+    own, calls = store_module.RowStore._read_shard, []
 
-    def merged_meanwhile(path: Path, wanted: Any) -> Any:
+    def merged_meanwhile(store: Any, path: Path, wanted: Any) -> Any:
         if not calls:
             calls.append(path)
             monkeypatch.setattr(store_module, "_MERGE_AT", 2)
-            store_module.ShardStore(folder).merge()
-        return own(path, wanted)
+            store_module.RowStore(folder).merge()
+        return own(store, path, wanted)
 
-    monkeypatch.setattr(store_module, "_read_shard", merged_meanwhile)
+    monkeypatch.setattr(store_module.RowStore, "_read_shard", merged_meanwhile)
     encoder = Letters()
     np.testing.assert_array_equal(FeatureCache(tmp_path).encode(encoder, TEXTS).features, expected(TEXTS))
     assert encoder.seen == []

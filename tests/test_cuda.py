@@ -248,6 +248,27 @@ def test_memory_of_topk(gpu: Any) -> None:
     assert taken < 400 << 20
 
 
+def test_a_prepared_search_takes_less_memory_and_does_not_wait(gpu: Any) -> None:
+    q, g = rows(16, 256, 40).to(gpu), rows(50_000, 256, 41).to(gpu)
+    gallery = pycm.Gallery(g)
+    expected = gallery.topk(q, 10)
+    assert_same((expected.scores.cpu(), expected.indices.cpu()), pycm.topk(q.cpu(), g.cpu(), 10))
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = gallery.topk(q, 10)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.ids, expected.ids)
+    taken = torch.cuda.max_memory_allocated() - before
+    scratch = pycm.workspace_bytes(16, 50_000, 256, 10, device=gpu, prepared=True)
+    assert taken <= scratch + 16 * 10 * 20 + (1 << 20)
+    assert scratch < pycm.workspace_bytes(16, 50_000, 256, 10, device=gpu) - 50_000 * 2 * 256
+
+
 @pytest.mark.parametrize("empty", ["queries", "batch"])
 def test_empty(gpu: Any, empty: str) -> None:
     if empty == "queries":
@@ -264,7 +285,7 @@ def test_errors_are_those_of_the_cpu(gpu: Any) -> None:
     raises(TypeError, ["gallery", "dtype float32", "float16"], lambda: pycm.topk(q, g.half(), 2))
     raises(ValueError, ["exclude", "-1 for none", "30"], lambda: pycm.topk(q, g, 2, exclude=[30, 0, 0, 0]))
     raises(ValueError, ["rank", "positives", "30"], lambda: pycm.rank(q, g, [30, 0, 0, 0]))
-    raises(NotImplementedError, ["threshold_join", "cuda"], lambda: pycm.threshold_join(q, g, 0.5))
+    raises(ValueError, ["threshold_join", "gallery", "cuda:0", "cpu"], lambda: pycm.threshold_join(q, g.cpu(), 0.5))
 
 
 # ---- temporal pooling ----
@@ -353,11 +374,11 @@ def test_the_operators_have_cuda_kernels() -> None:
 def test_other_memory_is_refused() -> None:
     q, g = rows(2, 4, 35), rows(5, 4, 36)
     with pytest.raises(NotImplementedError, match="topk: queries is on cpu, and this function is for CUDA only"):
-        pycm._C.cuda_topk_workspace_bytes(q, g, 2, "dot", "exact", None, None, None, "auto")
+        pycm._C.cuda_topk_workspace_bytes(q, g, 2, "dot", "exact", None, None, None, "auto", None)
     with pytest.raises(NotImplementedError, match="similarity: x is on cpu"):
         pycm._C.cuda_similarity_workspace_bytes(q, g, "dot")
     with pytest.raises(TypeError, match="topk: queries must be a torch tensor"):
-        pycm._C.cuda_topk_workspace_bytes(q.numpy(), g.numpy(), 2, "dot", "exact", None, None, None, "auto")
+        pycm._C.cuda_topk_workspace_bytes(q.numpy(), g.numpy(), 2, "dot", "exact", None, None, None, "auto", None)
     pycm._C.use_exchange_table(False)
     try:
         with pytest.raises(NotImplementedError, match="similarity: y is on meta"):

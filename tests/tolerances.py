@@ -37,3 +37,6 @@ GRADCHECK: dict[str, float] = {"eps": 1e-6, "atol": 1e-5, "rtol": 1e-3}
 TEMPORAL: dict[str, float] = {"float64": 1e-12, "float32": 1e-5}
 TEMPORAL_GRADIENT: float = 1e-4
 TEMPORAL_LOW_PRECISION_RATIO: float = 1.5
+
+# Contrastive losses and their gradients against the formulas in fp64, relative to the largest of their tensor.
+LOSS: dict[str, float] = {"float64": 1e-11, "float32": 2e-5}

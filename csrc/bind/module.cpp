@@ -6,6 +6,7 @@
 NB_MODULE(_C, module) {
   pycm::bind::register_errors();
   module.doc() = "The compiled part of pycm. Use the functions of the package `pycm` instead.";
+  pycm::bind::bind_contrastive(module);
   pycm::bind::bind_limits(module);
   pycm::bind::bind_similarity(module);
   pycm::bind::bind_topk(module);

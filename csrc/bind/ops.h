@@ -5,6 +5,7 @@
 
 namespace pycm::bind {
 
+void bind_contrastive(nanobind::module_& module);
 void bind_limits(nanobind::module_& module);
 void bind_similarity(nanobind::module_& module);
 void bind_topk(nanobind::module_& module);

@@ -143,6 +143,23 @@ int tile_columns() {
   return std::is_same_v<T, float> ? kernels().columns_f32 : kernels().columns_f64;
 }
 
+// Rows that lie side by side, one column after another (a transposed matrix), are packed already but for their number.
+template <class M, class S, class T>
+bool side_by_side(const Rows& rows) {
+  constexpr DType kDType = std::is_same_v<T, float> ? DType::kFloat32 : DType::kFloat64;
+  return std::is_same_v<S, T> && !M::kCentre && !M::kNormalise && !M::kDistance && rows.dtype == kDType &&
+         rows.row_stride == 1 && rows.dim_stride != 1;
+}
+
+template <class T>
+void pack_side_by_side(const Rows& rows, int64_t begin, int count, int width, T* out) {
+  const T* line = static_cast<const T*>(rows.data) + begin;
+  for (int64_t d = 0; d < rows.dim; ++d, line += rows.dim_stride, out += width) {
+    std::copy_n(line, count, out);
+    std::fill(out + count, out + width, T(0));
+  }
+}
+
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // The point that distances are measured from: the mean of up to 256 rows spread over the gallery. Any point is right.
@@ -187,6 +204,9 @@ template <class M, class S, class T>
 void encode_queries(const RowReader<S>& queries, int64_t begin, const double* centre, int64_t t, PackedQueries<T>& out,
                     S* scratch, T* staging) {
   const int64_t dim = out.dim;
+  if (side_by_side<M, S, T>(queries.rows()))
+    return pack_side_by_side(queries.rows(), begin + out.first(t), out.count(t), out.height(t),
+                             const_cast<T*>(out.tile(t)));
   for (int i = 0; i < out.count(t); ++i) {
     const int64_t r = out.first(t) + i;
     const S* row = queries.read(begin + r, scratch);
@@ -262,11 +282,14 @@ void encode_gallery(const RowReader<S>& gallery, const double* centre, RowStats*
     const int64_t first = p * block.columns;
     const int count = static_cast<int>(std::min<int64_t>(block.columns, block.count - first));
     RowStats* known = stats + (block.row(first) - block.begin);
-    const auto [rows, stride] = gallery.read(block.row(first), count, scratch.source.get());
+    const bool packed = !kBound && side_by_side<M, S, T>(gallery.rows());
+    const auto [rows, stride] =
+        packed ? std::pair<const S*, int64_t>() : gallery.read(block.row(first), count, scratch.source.get());
     bool changed = kChanged;
     for (int j = 0; j < count; ++j) {
       const int64_t r = first + j;
-      if (fresh) known[j] = kBound ? bound_stats<M>(rows + j * stride, dim) : row_stats<M>(rows + j * stride, dim);
+      if (packed) known[j] = {};
+      else if (fresh) known[j] = kBound ? bound_stats<M>(rows + j * stride, dim) : row_stats<M>(rows + j * stride, dim);
       block.norm[r] = M::kNormalise ? normalised_norm(known[j].norm) : known[j].norm;
       block.scale[r] = 1;
       block.bias[r] = 0;
@@ -281,6 +304,10 @@ void encode_gallery(const RowReader<S>& gallery, const double* centre, RowStats*
       block.bias[r] = -std::numeric_limits<T>::infinity();
     }
     T* panel = block.panels.get() + first * dim;
+    if (packed) {
+      pack_side_by_side(gallery.rows(), block.row(first), count, block.columns, panel);
+      continue;
+    }
     if constexpr (std::is_same_v<S, T>) {
       if (!changed) {
         pack<T>(rows, stride, count, dim, block.columns, panel);

@@ -22,7 +22,7 @@ namespace {
 
 #include "cpu/vec.h"
 
-#include "cpu/temporal_pool_math.h"
+#include "cpu/vec_math.h"
 
 #define PYCM_INLINE inline __attribute__((always_inline))
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..functional import Metric
 
-Op: TypeAlias = Literal["topk", "rank", "join", "pairs", "similarity", "maxsim", "temporal_pool", "call"]
+Op: TypeAlias = Literal["topk", "rank", "join", "pairs", "similarity", "maxsim", "temporal_pool", "loss", "call"]
 Kind: TypeAlias = Literal["gaussian", "common-mean", "heavy-tailed", "near-duplicates", "real-texts", "real-images"]
 
 OPS: dict[Op, str] = {
@@ -19,6 +19,7 @@ OPS: dict[Op, str] = {
     "similarity": "Score matrices",
     "maxsim": "Late interaction",
     "temporal_pool": "Temporal pooling",
+    "loss": "Contrastive losses",
     "call": "One small call",
 }
 KINDS: dict[Kind, str] = {
@@ -104,9 +105,10 @@ class Case:
 
 def all_cases(tiny: bool = False) -> list[Case]:
     """Every case, each taken from a real use; the `tiny` ones take seconds in all and measure nothing."""
-    from .sequences import sequence_cases  # which builds on this module
+    from .contrastive import loss_cases  # which build on this module
+    from .sequences import sequence_cases
 
-    return [*(_tiny() if tiny else _full()), *sequence_cases(tiny)]
+    return [*(_tiny() if tiny else _full()), *sequence_cases(tiny), *loss_cases(tiny)]
 
 
 # Most cases are 1,000 queries against 100,000 rows of 512.

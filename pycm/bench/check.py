@@ -15,7 +15,7 @@ import numpy.typing as npt
 from .. import reference
 from .cases import Case
 from .data import Data, chunks
-from .providers import temporal_pool
+from .providers import loss, temporal_pool
 
 SAMPLE_ROWS = 2
 SAMPLE_COLUMNS = 256
@@ -48,6 +48,10 @@ class Checker:
             return
         if self.case.op == "temporal_pool":
             self._note(name, temporal_pool.check(self.case, self.data, result, self._expected))
+            self._expected = result if self._expected is None else self._expected
+            return
+        if self.case.op == "loss":
+            self._note(name, loss.check(self.case, self.data, result, self._expected))
             self._expected = result if self._expected is None else self._expected
             return
         if self.case.op in ("similarity", "maxsim"):

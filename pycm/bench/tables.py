@@ -195,7 +195,7 @@ def markdown(results: Results, op: Op) -> str:
 
 
 def _words(case: dict[str, Any]) -> str:
-    data = "" if case["op"] in ("similarity", "call", "temporal_pool") else f"; {KINDS[case['data']]}"
+    data = "" if case["op"] in ("similarity", "call", "temporal_pool", "loss") else f"; {KINDS[case['data']]}"
     return f"{case['about']} ({case['shape']}{data})"
 
 

@@ -29,7 +29,7 @@ from .images import (
     load_image,
     read_bytes,
 )
-from .store import ShardStore
+from .store import RowStore, StepStore
 
 _FORMAT = 1
 
@@ -70,7 +70,7 @@ class FeatureCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+            raise cannot_write(self.folder, error) from error
 
     def __repr__(self) -> str:
         return f"FeatureCache({str(self.folder)!r})"
@@ -129,11 +129,10 @@ class FeatureCache:
         rows = store.read(list(first))
         todo = sorted(i for key, i in first.items() if key not in rows)
         if todo:
-            about = {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "method": method}
             try:
-                store.prepare({"format": _FORMAT, **about})
+                store.prepare(_about(encoder.name, encoder.fingerprint, method))
             except OSError as error:
-                raise _cannot_write(self.folder, error) from error
+                raise cannot_write(self.folder, error) from error
             run = _Run(function, encoder.name, call, store, rows, image, batch_size)
             for start in progress_bar(
                 range(0, len(todo), batch_size), progress=progress, desc=f"{encoder.name} {method}"
@@ -142,7 +141,7 @@ class FeatureCache:
                 try:
                     run.batch({i: items[i] for i in batch}, batch)
                 except OSError as error:
-                    raise _cannot_write(self.folder, error) from error
+                    raise cannot_write(self.folder, error) from error
             failed = {keys[i]: reason for i, reason in run.reasons.items()}
             reasons |= {i: failed[key] for i, key in enumerate(keys) if key in failed}
             store.merge()
@@ -155,12 +154,26 @@ class FeatureCache:
         features = np.stack(chosen) if chosen else np.asarray(call([]), dtype=np.float32)
         return EncodeResult(features, kept, errors)
 
-    def _store(self, encoder: Encoder, method: str) -> ShardStore:
+    def steps(self, name: str, fingerprint: str, method: str) -> StepStore:
+        """The sequences of a stream of clips, by `content_key`; `method` tells how the clips were sampled.
+
+        Raises OSError where the folder cannot be written to.
+        """
+        store = StepStore(self._folder(fingerprint, method))
+        try:
+            store.prepare(_about(name, fingerprint, method))
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        return store
+
+    def _store(self, encoder: Encoder, method: str) -> RowStore:
         fingerprint = encoder.fingerprint
         if not isinstance(fingerprint, str) or not fingerprint:
             raise TypeError(f"FeatureCache.encode: {type(encoder).__name__}.fingerprint must be a non-empty str")
-        name = hashlib.sha256(f"{_FORMAT}\0{fingerprint}\0{method}".encode()).hexdigest()[:32]
-        return ShardStore(self.folder / name)
+        return RowStore(self._folder(fingerprint, method))
+
+    def _folder(self, fingerprint: str, method: str) -> Path:
+        return self.folder / hashlib.sha256(f"{_FORMAT}\0{fingerprint}\0{method}".encode()).hexdigest()[:32]
 
 
 class _Run:
@@ -171,7 +184,7 @@ class _Run:
         function: str,
         encoder: str,
         call: Any,
-        store: ShardStore,
+        store: RowStore,
         rows: dict[bytes, Features],
         image: bool,
         batch_size: int,
@@ -196,7 +209,7 @@ class _Run:
         finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(features).all(axis=1))
         kept = [name for name, good in zip(names, finite, strict=True) if good]
         if kept:
-            self.store.write(kept, features[finite])
+            self.store.write(kept, list(features[finite]))
             self.rows.update(zip(kept, features[finite], strict=True))
         if len(kept) < len(names):
             bad = [i for i, good in zip(inputs, finite, strict=True) if not good]
@@ -226,6 +239,10 @@ class _Run:
         return features
 
 
+def _about(name: str, fingerprint: str, method: str) -> dict[str, Any]:
+    return {"format": _FORMAT, "encoder": name, "fingerprint": fingerprint, "method": method}
+
+
 def _label(item: Any, index: int) -> str:
     """A path, or "items[i]" with the beginning of a text."""
     return f"items[{index}] {item[:60]!r}" if isinstance(item, str) else item_name(item, index)
@@ -238,11 +255,16 @@ def _is_image(function: str, encoder: Encoder) -> bool:
     return bool(modality == "image")
 
 
-def _key(kind: str, *parts: bytes) -> bytes:
-    digest = hashlib.sha256(f"{kind}\0{PIXELS_VERSION}\0{[len(part) for part in parts]}\0".encode())
+def content_key(kind: str, version: int, *parts: bytes | memoryview) -> bytes:
+    """SHA-256 of an item's content; `version` is that of the code which reads it."""
+    digest = hashlib.sha256(f"{kind}\0{version}\0{[len(part) for part in parts]}\0".encode())
     for part in parts:
         digest.update(part)
     return digest.digest()
+
+
+def _key(kind: str, *parts: bytes) -> bytes:
+    return content_key(kind, PIXELS_VERSION, *parts)
 
 
 def _text_key(text: str) -> bytes:
@@ -257,6 +279,7 @@ def _image_key(function: str, item: Any, index: int) -> bytes:
     return _key("pixels", repr(image.size).encode(), image.tobytes())
 
 
-def _cannot_write(folder: Path, error: OSError) -> OSError:
+def cannot_write(folder: Path, error: OSError) -> OSError:
+    """`error` as one that names the cache's folder."""
     reason = error.strerror or str(error)
     return OSError(error.errno or 0, f"FeatureCache: cannot write to {folder}: {reason}")

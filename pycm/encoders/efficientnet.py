@@ -65,6 +65,18 @@ class EfficientNetLite0(TorchEncoder):
         """ImageNet class probabilities (softmax), float32 [N, 1000]; arguments and errors as `encode`."""
         return self._run("classify", items, self._probabilities, batch_size, progress, width=1000)
 
+    def encode_grid(self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None) -> Features:
+        """The 7 x 7 cells before pooling, row by row: float32 [N, 49 * 1280], to be reshaped to [N, 49, 1280].
+
+        Arguments and errors as `encode`, whose rows are the cells' means. With fit="squash" the cells cover all of an
+        image of any shape.
+        """
+        return self._run("encode_grid", items, self._grid, batch_size, progress, width=49 * 1280)
+
+    def _grid(self, batch: Any) -> Any:
+        module: Any = self.module
+        return module.extract_features(batch).flatten(2).transpose(1, 2).flatten(1)
+
     def _prepare(self, items: list[Any]) -> Batch:
         return stack_images([self.preprocess(image) for image in items])
 

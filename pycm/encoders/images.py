@@ -30,16 +30,18 @@ class UnreadableInputError(ValueError):
     Attributes:
         errors: one (name, reason) for every unreadable input, in the order of the inputs.
         total: how many inputs there were.
+        kind: what they are: "images" or "clips".
     """
 
-    def __init__(self, errors: Iterable[tuple[str, str]], total: int) -> None:
+    def __init__(self, errors: Iterable[tuple[str, str]], total: int, kind: str = "images") -> None:
         self.errors = list(errors)
         self.total = total
+        self.kind = kind
         listed = "; ".join(f"{name} ({reason})" for name, reason in self.errors)
-        super().__init__(f"{len(self.errors)} of {total} images cannot be read: {listed}")
+        super().__init__(f"{len(self.errors)} of {total} {kind} cannot be read: {listed}")
 
     def __reduce__(self) -> tuple[Any, ...]:  # the message alone would not rebuild it in another process
-        return type(self), (self.errors, self.total)
+        return type(self), (self.errors, self.total, self.kind)
 
 
 class ImageReadError(ValueError):

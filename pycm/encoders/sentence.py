@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._optional import require
-from .base import Features, Modality, check_batch_size, check_items, check_texts, loading
+from .base import Features, Modality, check_batch_size, check_items, check_texts, loading, progress_bar
 from .dual import describe_tokenizer
 from .images import UnreadableInputError, load_images
 from .module import Batch, TorchEncoder
@@ -154,6 +154,28 @@ class MiniLM(TorchEncoder):
         out = np.empty_like(rows)
         out[order] = rows
         return out
+
+    def encode_tokens(
+        self, items: Sequence[str], *, batch_size: int = 32, progress: bool | None = None
+    ) -> list[Features]:
+        """One vector for each word piece in its context: for each text float32 [T, 384], T >= 1.
+
+        The marks around a text are left out, but of a text without a word, which has one of them. Arguments and errors
+        as `encode`.
+        """
+        check_texts("MiniLM.encode_tokens", items)
+        check_batch_size("MiniLM.encode_tokens", batch_size)
+        order = sorted(range(len(items)), key=lambda i: -len(items[i]))
+        found: list[Features] = [np.empty((0, 0), np.float32)] * len(items)
+        starts = range(0, len(order), batch_size)
+        for start in progress_bar(starts, progress=progress, desc=self.name):
+            rows = order[start : start + batch_size]
+            with self._inference():
+                batch = self._to_device(self._prepare([items[i] for i in rows]))
+                states: Any = self.module(**batch).float().cpu()
+            for i, vectors, length in zip(rows, states, batch["mask"].sum(1).tolist(), strict=True):
+                found[i] = vectors[1 : max(2, length - 1)].numpy().copy()
+        return found
 
     def _prepare(self, items: list[Any]) -> Batch:
         import torch

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ..encoders import Encoder, EncodeResult, FeatureCache, UnreadableInputError, get_encoder, get_encoders
-from ..encoders.base import Features, ImageItem, Modality, check_items, progress_bar
+from ..encoders.base import Features, Modality, check_items, progress_bar
 from ..encoders.images import item_name, load_images
 
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -130,16 +130,18 @@ def check_finite(function: str, kind: str, features: Features, names: Sequence[s
         )
 
 
-def check_k(function: str, k: int | tuple[int, int] | None, n: int, m: int) -> tuple[int, int]:
-    """(texts per image, images per text) for n images and m texts."""
+def check_k(
+    function: str, k: int | tuple[int, int] | None, n: int, m: int, kinds: tuple[str, str] = ("images", "texts")
+) -> tuple[int, int]:
+    """(texts per image, images per text) for n images and m texts, or whatever `kinds` they are."""
     if n == 0 or m == 0:
-        raise ValueError(f"{function}: {'images' if n == 0 else 'texts'} is empty")
+        raise ValueError(f"{function}: {kinds[0] if n == 0 else kinds[1]} is empty")
     if k is None:
         return min(_DEFAULT_K, m), min(_DEFAULT_K, n)
     if isinstance(k, tuple) and len(k) == 2:
-        limits = [(k[0], m, f" for {m} texts"), (k[1], n, f" for {n} images")]
+        limits = [(k[0], m, f" for {m} {kinds[1]}"), (k[1], n, f" for {n} {kinds[0]}")]
     else:
-        limits = [(k, min(n, m), f" for {n} images and {m} texts; a pair sets each direction")]
+        limits = [(k, min(n, m), f" for {n} {kinds[0]} and {m} {kinds[1]}; a pair sets each direction")]
     for value, limit, what in limits:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(f"{function}: k must be an int or a pair of them, got {k!r}")
@@ -148,18 +150,20 @@ def check_k(function: str, k: int | tuple[int, int] | None, n: int, m: int) -> t
     return int(limits[0][0]), int(limits[-1][0])
 
 
-def flatten_texts(function: str, images: Sequence[ImageItem], texts: Texts) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """(all texts, the image that each belongs to)."""
-    check_items(function, images)
+def flatten_texts(
+    function: str, items: Sequence[Any], texts: Texts, kind: str = "image", name: Callable[[Any, int], str] = item_name
+) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """(all texts, the item that each belongs to)."""
+    check_items(function, items)
     check_items(function, texts)
-    if len(images) != len(texts):
-        raise ValueError(f"{function}: texts must have one entry for each of {len(images)} images, got {len(texts)}")
+    if len(items) != len(texts):
+        raise ValueError(f"{function}: texts must have one entry for each of {len(items)} {kind}s, got {len(texts)}")
     flat: list[str] = []
     owner: list[int] = []
     for i, entry in enumerate(texts):
         group = [entry] if isinstance(entry, str) else list(entry)
         if not group:
-            raise ValueError(f"{function}: texts[{i}] is empty: image {item_name(images[i], i)!r} has no text")
+            raise ValueError(f"{function}: texts[{i}] is empty: {kind} {name(items[i], i)!r} has no text")
         for text in group:
             if not isinstance(text, str):
                 raise TypeError(f"{function}: texts[{i}] must be a str or hold str, got {type(text).__name__}")

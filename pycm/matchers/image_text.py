@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from ..encoders.descriptor import TextDescriptor
 from ..encoders.images import item_name
 from ..evaluate import retrieval_metrics
 from ..functional import METRICS, Metric, similarity, topk
-from ..spaces import ConSE, HubnessCorrection, Space
+from ..spaces import CORAL, ConSE, HubnessCorrection, Space
 from . import storage
+from .base import Matcher
 from .default import DEFAULT_SPECS, class_name_space
 from .features import (
     CacheOption,
@@ -31,10 +32,11 @@ from .features import (
     keep_pairs,
     make_encoders,
 )
+from .pseudo_pairs import fit_pseudo_pairs
 from .results import ImageTextMatches, ImageTextMetrics
 
 
-class ImageTextMatcher:
+class ImageTextMatcher(Matcher):
     """Matches images with texts, both ways.
 
     Args:
@@ -46,6 +48,7 @@ class ImageTextMatcher:
             run does not encode again and one that was interrupted goes on. None and False: they are not.
         batch_size: items per forward pass.
         progress: None shows bars on a terminal only, True always, False never.
+        granularity: "region" makes a `RegionTextMatcher` of the encoders and its own options: regions against words.
 
     Raises:
         ValueError, TypeError: an unknown spec or metric, or an encoder of the other modality.
@@ -62,6 +65,15 @@ class ImageTextMatcher:
         'a sleeping cat'
     """
 
+    def __new__(cls, *encoders: Any, granularity: str = "image", **options: Any) -> Any:
+        if granularity not in ("image", "region"):
+            raise ValueError(f'ImageTextMatcher: granularity must be "image" or "region", got {granularity!r}')
+        if granularity == "image":
+            return super().__new__(cls)
+        from .region_text import RegionTextMatcher
+
+        return RegionTextMatcher(*encoders, **options)
+
     def __init__(
         self,
         image_encoder: Encoder | str,
@@ -72,6 +84,7 @@ class ImageTextMatcher:
         cache: CacheOption = None,
         batch_size: int = 32,
         progress: bool | None = None,
+        granularity: Literal["image", "region"] = "image",
     ) -> None:
         if metric not in METRICS:
             raise ValueError(f"ImageTextMatcher: metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -135,7 +148,21 @@ class ImageTextMatcher:
             f"space={self.space!r}, metric={self.metric!r})"
         )
 
-    def fit(self, images: Sequence[ImageItem], texts: Texts, *, on_error: OnError = "raise") -> ImageTextMatcher:
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoders, as "image" and "text"."""
+        return {"image": self.image_encoder, "text": self.text_encoder}
+
+    def fit(
+        self,
+        images: Sequence[ImageItem],
+        texts: Texts,
+        *,
+        target_images: Sequence[ImageItem] | None = None,
+        unlabelled: tuple[Sequence[ImageItem], Sequence[str]] | None = None,
+        threshold: float | None = None,
+        on_error: OnError = "raise",
+    ) -> ImageTextMatcher:
         """Learn the space, and first a text encoder that has to be fitted (TF-IDF, bag of words).
 
         A text encoder that was fitted already when it was given to the matcher stays as it is.
@@ -143,6 +170,10 @@ class ImageTextMatcher:
         Args:
             images: N images.
             texts: N entries; texts[i] is the text of image i, or a list of its texts.
+            target_images: images of the kind that will be matched, where it is another than the training's: the
+                training features get their mean and covariance (`CORAL`).
+            unlabelled: (images, texts) that nobody paired: once fitted, the space is fitted again to its pairs and to
+                the mutual nearest neighbours among these that score `threshold` or better.
             on_error: "skip" leaves unreadable images out together with their texts.
 
         Returns:
@@ -156,6 +187,8 @@ class ImageTextMatcher:
         check_on_error(function, on_error)
         if self.space is None:
             raise ValueError(f"{function}: there is nothing to fit, space is None; pass e.g. space=Ridge()")
+        if (unlabelled is None) != (threshold is None):
+            raise ValueError(f"{function}: unlabelled and threshold go together")
         flat, owner = flatten_texts(function, images, texts)
         image_result = self._image_features(function, images, on_error)
         used, image_of = keep_pairs(owner, image_result.kept)
@@ -164,7 +197,14 @@ class ImageTextMatcher:
             self.text_encoder.fit(flat)
         text_features = self._text_features(function, flat)
         pairs = np.stack([image_of, np.arange(len(flat))], axis=1)
-        self.space.fit(image_result.features, text_features, pairs)
+        features = image_result.features
+        if target_images is not None:
+            features = CORAL().fit_transform(features, self._image_features(function, target_images, on_error).features)
+        self.space.fit(features, text_features, pairs)
+        if unlabelled is not None and threshold is not None:
+            more = self._image_features(function, unlabelled[0], on_error).features
+            others = self._text_features(function, unlabelled[1])
+            fit_pseudo_pairs(self.space, (features, text_features), pairs, (more, others), threshold, self.metric)
         return self
 
     def match(

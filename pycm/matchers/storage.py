@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from .image_text import ImageTextMatcher
 
 _FORMAT = 1
-_CONFIG = "config.json"
-_PARTS, _SPACE, _TEXT_ENCODER = "parts-", "space", "text_encoder"
+CONFIG, SPACE, TEXT_ENCODER = "config.json", "space", "text_encoder"
+_PARTS = "parts-"
 
 
 class Parts(NamedTuple):
@@ -45,7 +46,6 @@ class Parts(NamedTuple):
 
 def save(matcher: ImageTextMatcher, folder: str | os.PathLike[str]) -> None:
     """See `ImageTextMatcher.save`."""
-    folder = Path(folder)
     encoders = {  # RuntimeError of a text encoder that is not fitted
         "image_encoder": _describe(matcher.image_encoder, matcher.image_spec),
         "text_encoder": _describe(matcher.text_encoder, matcher.text_spec),
@@ -55,26 +55,34 @@ def save(matcher: ImageTextMatcher, folder: str | os.PathLike[str]) -> None:
     own = space if isinstance(space, BaseSpace) else None
     if own is not None and not own.fitted:
         raise RuntimeError(f"ImageTextMatcher.save: {type(own).__name__} is not fitted, call fit(images, texts) first")
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = folder / f"{_PARTS}{secrets.token_hex(6)}"
     document = {
         "class": type(matcher).__name__,
         "format": _FORMAT,
         "metric": matcher.metric,
         **encoders,
-        "parts": parts.name,
         "space": None if space is None else {"class": type(space).__name__, "saved": own is not None},
         "fits_text": matcher._fits_text,
     }
+
+    def write(parts: Path) -> None:
+        if own is not None:
+            own.save(parts / SPACE)
+        if isinstance(text_encoder, TextDescriptor):
+            text_encoder.save(parts / TEXT_ENCODER)
+
+    write_folder(Path(folder), document, write)
+
+
+def write_folder(folder: Path, document: dict[str, Any], write: Callable[[Path], None]) -> None:
+    """Save: `write` fills a new folder of parts, then `document` becomes config.json, then older parts go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = folder / f"{_PARTS}{secrets.token_hex(6)}"
     older = _parts_of(folder)
     try:
         parts.mkdir()
-        if own is not None:
-            own.save(parts / _SPACE)
-        if isinstance(text_encoder, TextDescriptor):
-            text_encoder.save(parts / _TEXT_ENCODER)
-        with atomic_write(folder / _CONFIG) as file:
-            json.dump(document, file, indent=2, ensure_ascii=False)
+        write(parts)
+        with atomic_write(folder / CONFIG) as file:
+            json.dump({**document, "parts": parts.name}, file, indent=2, ensure_ascii=False)
     except BaseException:
         # Not where an interrupt came after the replacement: then they are the saved matcher's.
         if _parts_of(folder) != parts:
@@ -87,13 +95,13 @@ def save(matcher: ImageTextMatcher, folder: str | os.PathLike[str]) -> None:
 def _parts_of(folder: Path) -> Path | None:
     """The folder of parts of the matcher saved in `folder`; None where there is none."""
     try:
-        name = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["parts"]
+        name = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["parts"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return folder / name if _is_parts(name) else None
+    return folder / name if is_parts(name) else None
 
 
-def _is_parts(name: Any) -> bool:
+def is_parts(name: Any) -> bool:
     """Whether `name` is that of a folder of parts, and not of anything elsewhere."""
     return isinstance(name, str) and name.startswith(_PARTS) and name.removeprefix(_PARTS).isalnum()
 
@@ -107,7 +115,7 @@ def load(
     strict: bool,
 ) -> Parts:
     """See `ImageTextMatcher.load`."""
-    path = Path(folder) / _CONFIG
+    path = Path(folder) / CONFIG
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         known = document["class"] == "ImageTextMatcher" and document["metric"] in METRICS
@@ -123,11 +131,11 @@ def load(
         raise ValueError(f"ImageTextMatcher.load: {path} is not a saved matcher")
     if version != _FORMAT:
         raise ValueError(f"ImageTextMatcher.load: {path} has format {version!r}, this version reads {_FORMAT}")
-    if not _is_parts(parts):
+    if not is_parts(parts):
         raise ValueError(f"ImageTextMatcher.load: {path} does not name the folder of its parts, got {parts!r}")
     parts_folder = path.parent / parts
     if space is None and space_saved:
-        space = load_space(parts_folder / _SPACE)
+        space = load_space(parts_folder / SPACE)
     elif space is None and about_space is not None:
         raise ValueError(
             f"ImageTextMatcher.load: the space of {path} is a {about_space.get('class')}, which is not saved; "
@@ -169,7 +177,7 @@ def _describe(encoder: Encoder, spec: str | None) -> dict[str, Any]:
 def _find(path: Path, folder: Path, side: Modality, about: dict[str, Any]) -> Encoder | str:
     """The saved text encoder, or the spec of one."""
     if about.get("saved"):
-        return load_text_encoder(folder / _TEXT_ENCODER)
+        return load_text_encoder(folder / TEXT_ENCODER)
     if about["spec"] is None:
         raise ValueError(
             f"ImageTextMatcher.load: the {side} encoder {about.get('name')!r} in {path} was not made from a "

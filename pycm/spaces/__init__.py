@@ -7,7 +7,20 @@ reads any of them back. NumPy only, in float64, and deterministic; saving needs 
 from .base import Space, load_space
 from .cca import CCA
 from .conse import ConSE
+from .coral import CORAL
 from .hubness import HubnessCorrection
+from .itq import ITQ, pack_codes, unpack_codes
 from .ridge import Ridge
 
-__all__ = ["CCA", "ConSE", "HubnessCorrection", "Ridge", "Space", "load_space"]
+__all__ = [
+    "CCA",
+    "CORAL",
+    "ITQ",
+    "ConSE",
+    "HubnessCorrection",
+    "Ridge",
+    "Space",
+    "load_space",
+    "pack_codes",
+    "unpack_codes",
+]

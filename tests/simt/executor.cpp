@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <map>
 #include <stdexcept>
+#include <utility>
 
 #if !defined(__x86_64__) || defined(SIMT_UCONTEXT)
 #include <ucontext.h>
@@ -158,8 +159,13 @@ uint32_t random_bits() {  // xorshift64*
   return static_cast<uint32_t>((random_state * 0x2545F4914F6CDD1Dull) >> 32);
 }
 
+static std::vector<std::string> launches;
+
+std::vector<std::string> take_launches() { return std::exchange(launches, {}); }
+
 void run(const Launch& launch, void (*body)(void*), void* context, size_t context_bytes) {
   if (current != nullptr) throw std::logic_error("simt: launch inside a kernel");
+  launches.push_back(launch.name);
   const std::string name = std::string("simt: ") + launch.name + ": ";
   const int64_t block_threads = int64_t{launch.block.x} * launch.block.y * launch.block.z;
   const int64_t blocks = int64_t{launch.grid.x} * launch.grid.y * launch.grid.z;

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from ..._optional import require
 from ..cases import OPS, Op
 from ..machine import version
-from . import call, join, maxsim, pairs, rank, similarity, temporal_pool, topk
+from . import call, join, loss, maxsim, pairs, rank, similarity, temporal_pool, topk
 from .base import Provider
 
 PROVIDERS: dict[Op, tuple[Provider, ...]] = {
@@ -23,6 +23,7 @@ PROVIDERS: dict[Op, tuple[Provider, ...]] = {
     "similarity": similarity.PROVIDERS,
     "maxsim": maxsim.PROVIDERS,
     "temporal_pool": temporal_pool.PROVIDERS,
+    "loss": loss.PROVIDERS,
     "call": call.PROVIDERS,
 }
 

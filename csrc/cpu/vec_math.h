@@ -1,4 +1,4 @@
-// sigmoid and tanh of vectors. Included by temporal_pool_impl.h alone, inside its anonymous namespace.
+// exp, sigmoid and tanh of vectors. Included after vec.h, inside the anonymous namespace of a level's loops.
 //
 // Both come from 2^n (1 + p), n = round(x / ln 2), p = expm1(rest) by a polynomial of degree 7 with an error of 2^-26 of
 // itself, and one division. Largest error measured on 2^22 numbers over all of fp32's range, fused: sigmoid 2.2 ulp of the

@@ -1,0 +1,87 @@
+"""The one shape of all matchers, and where each part of it is for each system.
+
+items -> encoders -> streams -> space -> head -> metric -> matches
+
+system             encoders        streams               space               head       metric
+ImageTextMatcher   image, text     one row an item       Ridge, CCA, ConSE   ranking    any of pycm.METRICS
+VideoTextMatcher   frames, text    of time, each pooled  learned, + Ridge    ranking,   the same
+                                   by LSTM or GRU                            pairs,
+ImageVideoMatcher  image, frames   image: LSTM,          learned, + Ridge    labels     the same
+                                   clip: GRU, fused
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ..functional import Metric
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Head: TypeAlias = Literal["ranking", "pairs", "labels"]
+
+
+class Matcher(ABC):
+    """What every matcher has.
+
+    Attributes:
+        encoders: by the kind of item.
+        streams: the names of what is read of a clip over time; () where there is no clip.
+        space: the closed-form part of the common space, None without.
+        head: "ranking", "pairs" or "labels".
+        metric: by which embeddings are ranked.
+
+    `fit(items, others)` learns and returns self, `match` ranks both ways, `evaluate` tells recall and ranks where the
+    matches are known, `save(folder)` writes what `load(folder)` reads on a machine without the training data.
+    """
+
+    space: Any
+    metric: Metric
+    streams: Any = ()
+    head: Head = "ranking"
+
+    @property
+    @abstractmethod
+    def encoders(self) -> Mapping[str, Any]: ...
+
+    @abstractmethod
+    def fit(self, *items: Any, **options: Any) -> Self: ...
+
+    @abstractmethod
+    def match(self, *items: Any, **options: Any) -> Any: ...
+
+    @abstractmethod
+    def evaluate(self, *items: Any, **options: Any) -> Any: ...
+
+    @abstractmethod
+    def save(self, folder: str | os.PathLike[str]) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def load(cls, *folder: Any, **options: Any) -> Self: ...
+
+
+def load(folder: str | os.PathLike[str], **options: Any) -> Matcher:
+    """The matcher in a folder that `save` wrote, of whichever class; `options` as that class's `load` takes them.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: not a saved matcher.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["class"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"matchers.load: {path} is not a saved matcher: {error!r}") from error
+    import pycm.matchers as matchers
+
+    kind = getattr(matchers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, Matcher)):
+        raise ValueError(f"matchers.load: {path} names an unknown matcher {name!r}")
+    return kind.load(folder, **options)

@@ -1,0 +1,72 @@
+"""Networks by plain values: what a saved matcher's configuration holds is enough to build them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .fusion import FusedClassifier
+from .heads import LabelClassifier, PairClassifier, Ranking
+from .towers import RowTower, SequenceTower, WordTower
+
+
+def make_tower(about: Mapping[str, Any], dim: int, *, zero: bool, options: Mapping[str, Any]) -> nn.Module:
+    """The tower of one side: its kind and sizes, and the options of all towers, over which its own go."""
+    chosen = {**options, **about}
+    hidden, dropout = chosen["hidden"], chosen["dropout"]
+    if about["kind"] == "sequence":
+        return SequenceTower(
+            about["dims"], dim, hidden=hidden, cell=chosen["cell"], pool=chosen["pool"],
+            bidirectional=chosen["bidirectional"], dropout=dropout, zero=zero,
+        )  # fmt: skip
+    if about["kind"] == "words":
+        return WordTower(about["words"], dim, hidden=hidden, dropout=dropout)
+    return RowTower(about["inputs"], dim, hidden=hidden, dropout=dropout, zero=zero)
+
+
+def make_network(about: Mapping[str, Any], criterion: nn.Module) -> nn.Module:
+    """The network of a configuration: head, sides, dim, unit length, options, fusion, labels.
+
+    With a linear start (`about["linear"]`) both towers begin at 0.
+    """
+    dim, options = about["dim"], about["options"]
+    first = make_tower(about["first"], dim, zero=about["linear"], options=options)
+    if about["head"] == "labels":
+        return LabelClassifier(first, dim, about["labels"], options["dropout"])
+    second = make_tower(about["second"], dim, zero=about["linear"], options=options)
+    if about["head"] == "ranking":
+        return Ranking(first, second, criterion, about["unit"])
+    sizes = {name: options[name] for name in ("hidden", "dropout")}
+    if options.get("fusion"):
+        assert isinstance(first, SequenceTower)
+        assert isinstance(second, SequenceTower)
+        clip = {"dims": about["second"]["dims"], "pool": options["pool"], "bidirectional": options["bidirectional"]}
+        return FusedClassifier(
+            first, second, criterion, unit=about["unit"], dim=dim, fusion=options["fusion"], **clip, **sizes
+        )
+    return PairClassifier(first, second, criterion, unit=about["unit"], dim=dim, **sizes)
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """What is saved: all but the loss's own parameters."""
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+        if not name.startswith("criterion.")
+    }
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """The reverse. RuntimeError of torch where they do not fit."""
+    missing, unexpected = network.load_state_dict(dict(weights), strict=False)
+    missing = [name for name in missing if not name.startswith("criterion.")]
+    if missing or unexpected:
+        raise ValueError(f"the weights do not fit the configuration: missing {missing}, unexpected {list(unexpected)}")
+
+
+def device_of(device: Any) -> torch.device:
+    """None is the CPU."""
+    return torch.device("cpu" if device is None else device)

@@ -1,0 +1,195 @@
+"""What the matchers over regions and words share: encoders, the training of their network, storage."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from .._files import atomic_write
+from .._optional import require
+from ..encoders.base import check_batch_size
+from .features import CacheOption, OnError, as_cache, make_encoders
+from .inputs import Inputs
+from .networks import device_of, load_weights, weights_of
+from .regions import encode_regions, encode_words
+from .sides import Encoded, Options
+from .storage import CONFIG, is_parts, write_folder
+from .training import Record, Training, train
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_FORMAT = 1
+_NETWORK = "network.safetensors"
+# What depends on the machine is not saved.
+_MACHINE = {"cache", "batch_size", "device", "progress", "image_encoder", "text_encoder"}
+
+
+class RegionModel:
+    """Base of the classes that read images as regions and texts as words."""
+
+    def _set_options(
+        self, image_encoder: Any, text_encoder: Any, *, dim: int, dropout: float, cache: CacheOption, batch_size: int,
+        seed: int, device: Any, progress: bool | None,
+    ) -> None:  # fmt: skip
+        name = type(self).__name__
+        check_batch_size(name, batch_size)
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
+            raise ValueError(f"{name}: dim must be a positive int, got {dim!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"{name}: dropout must be in [0, 1), got {dropout!r}")
+        self.dim, self.dropout, self.cache, self.batch_size = int(dim), float(dropout), cache, batch_size
+        self.seed, self.device, self.progress = seed, device, progress
+        self._cache = as_cache(cache)
+        self._specs = [given if isinstance(given, str) else None for given in (image_encoder, text_encoder)]
+        self.image_encoder, self.text_encoder = make_encoders(image_encoder, text_encoder)
+        self.history_: list[Record] = []
+        self._network: nn.Module | None = None
+        self._sizes: tuple[int, int] = (0, 0)
+
+    @property
+    def encoders(self) -> Mapping[str, Any]:
+        """The encoders by the kind of item."""
+        return {"image": self.image_encoder, "text": self.text_encoder}
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `fit` has ended, or it was loaded."""
+        return self._network is not None
+
+    def _options(self) -> Options:
+        return Options(self._cache, None, self.batch_size, self.progress, device_of(self.device))
+
+    def _make_network(self, regions: int, words: int) -> nn.Module:
+        raise NotImplementedError
+
+    def _check_fitted(self, method: str) -> Any:
+        if self._network is None:
+            raise RuntimeError(f"{type(self).__name__}.{method}: not fitted, call fit first")
+        return self._network
+
+    def _regions(self, function: str, images: Sequence[Any], on_error: OnError = "raise") -> Encoded:
+        found = encode_regions(function, self.image_encoder, images, self._options(), on_error)
+        return self._fits(function, "image", 0, found)
+
+    def _words(self, function: str, texts: Sequence[str]) -> Encoded:
+        return self._fits(function, "text", 1, encode_words(function, self.text_encoder, texts, self._options()))
+
+    def _fits(self, function: str, kind: str, which: int, found: Encoded) -> Encoded:
+        size = found.features.values.shape[1]  # type: ignore[union-attr]
+        if self.fitted and size != self._sizes[which]:
+            raise ValueError(f"{function}: {kind}s must have the fitted {self._sizes[which]} features, got {size}")
+        return found
+
+    def _train(
+        self, regions: Any, words: Any, loss: Any, validate: Any, count: int, training: Training,
+        arrays: Sequence[npt.NDArray[Any]], **files: Any,
+    ) -> None:  # fmt: skip
+        """Train a fresh network: loss(network, rows), validate(network)."""
+        sizes = regions.values.shape[1], words.values.shape[1]
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.seed)
+            network = self._make_network(*sizes).to(device_of(self.device))
+        network.fit_scales(regions, words)  # type: ignore[operator]
+        digest = hashlib.sha256(repr((sorted(self._params().items()), sizes, asdict(training))).encode())
+        for part in (Inputs(regions).digest(), Inputs(words).digest(), *(array.tobytes() for array in arrays)):
+            digest.update(part)
+        self.history_ = train(
+            network, lambda rows, done: loss(network, rows), None if validate is None else lambda: validate(network),
+            count, training, seed=self.seed, identity=digest.hexdigest(), progress=self.progress, **files,
+        )  # fmt: skip
+        self._network, self._sizes = network, sizes
+
+    # -- storage --
+
+    def _params(self) -> dict[str, Any]:
+        names = inspect.signature(type(self).__init__).parameters
+        return {name: getattr(self, name) for name in names if name != "self" and name not in _MACHINE}
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write to `folder`, made if missing: config.json, and parts-*/network.safetensors.
+
+        Encoders made from a spec are saved by it; others are named only, and `load` asks for them. What the folder held
+        before stays whole until the new files are.
+
+        Raises:
+            OSError: untouched.
+            RuntimeError: not fitted.
+        """
+        network = self._check_fitted("save")
+        dump = require("safetensors.torch", "text", f"{type(self).__name__}.save").save
+        document = {
+            "class": type(self).__name__,
+            "format": _FORMAT,
+            "params": self._params(),
+            "sizes": self._sizes,
+            "encoders": {
+                side: {"name": encoder.name, "spec": spec, "fingerprint": encoder.fingerprint}
+                for (side, encoder), spec in zip(self.encoders.items(), self._specs, strict=True)
+            },
+        }
+        data: bytes = dump(weights_of(network))
+
+        def write(parts: Path) -> None:
+            with atomic_write(parts / _NETWORK, "wb") as file:
+                file.write(data)
+
+        write_folder(Path(folder), document, write)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, strict: bool = True, **options: Any) -> Self:
+        """What `save` wrote.
+
+        Args:
+            folder: given to `save`.
+            strict: refuse encoders whose fingerprints are not those of the saved ones.
+            **options: of the constructor, in place of the saved ones: `image_encoder` and `text_encoder` where these
+                were objects; `cache`, `batch_size`, `device`, `progress`.
+
+        Raises:
+            OSError: a file is missing.
+            ValueError: not saved by this class, an encoder that has to be passed, or one that differs.
+        """
+        function = f"{cls.__name__}.load"
+        read = require("safetensors.torch", "text", function).load
+        path = Path(folder) / CONFIG
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            kind, version, parts = document["class"], document["format"], document["parts"]
+            params, sizes, encoders = document["params"], document["sizes"], document["encoders"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{function}: {path} is not a saved matcher: {error!r}") from error
+        if kind != cls.__name__ or not is_parts(parts):
+            raise ValueError(f"{function}: {path} is not a saved {cls.__name__}, but {kind!r}")
+        if version != _FORMAT:
+            raise ValueError(f"{function}: {path} has format {version!r}, this version reads {_FORMAT}")
+        for side, about in encoders.items():
+            name = f"{side}_encoder"
+            if name not in options and about["spec"] is None:
+                raise ValueError(
+                    f"{function}: {name} {about['name']!r} in {path} was not made from a spec and is not saved; "
+                    f"make it again and pass it: load(folder, {name}=...)"
+                )
+            params.setdefault(name, about["spec"])
+        model = cls(**{**params, **options})
+        for side, encoder in model.encoders.items():
+            if strict and encoder.fingerprint != encoders[side]["fingerprint"]:
+                raise ValueError(
+                    f"{function}: {side}_encoder {encoder.name!r} is not the one that {path} was saved with (its "
+                    "fingerprint differs); strict=False uses it nevertheless"
+                )
+        network = model._make_network(*sizes)
+        load_weights(network, read((path.parent / parts / _NETWORK).read_bytes()))
+        model._network, model._sizes = network.to(device_of(model.device)).eval(), tuple(sizes)
+        return model

@@ -1,0 +1,156 @@
+"""`RegionTextClassifier`: whether a text is true of an image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ..encoders import Encoder
+from ..encoders.base import check_items, check_texts
+from .features import CacheOption
+from .inputs import Steps
+from .learning import split
+from .region_base import RegionModel
+from .region_networks import RegionPairClassifier
+from .trained import check_folder
+from .training import Training, Validation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_PAIRS = 256  # at a time
+
+
+class RegionTextClassifier(RegionModel):
+    """Tells whether a text is true of an image: each word attends to the regions, and what it finds is pooled.
+
+    Args:
+        image_encoder, text_encoder, cache, batch_size, seed, device, progress: as for `RegionTextMatcher`.
+        dim: of the network.
+        heads: of the attention; they divide `dim`.
+        dropout: between its layers.
+
+    Raises:
+        ValueError, TypeError: an option outside its range, or an encoder of the other modality.
+    """
+
+    def __init__(
+        self,
+        image_encoder: Encoder | str = "efficientnet-lite0",
+        text_encoder: Encoder | str = "minilm",
+        *,
+        dim: int = 64,
+        heads: int = 4,
+        dropout: float = 0.3,
+        cache: CacheOption = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        device: Any = None,
+        progress: bool | None = None,
+    ) -> None:
+        if heads < 1 or dim % heads:
+            raise ValueError(f"RegionTextClassifier: heads must divide dim {dim}, got {heads}")
+        self.heads = heads
+        self._set_options(
+            image_encoder, text_encoder, dim=dim, dropout=dropout, cache=cache, batch_size=batch_size, seed=seed,
+            device=device, progress=progress,
+        )  # fmt: skip
+
+    def _make_network(self, regions: int, words: int) -> nn.Module:
+        return RegionPairClassifier(regions, words, self.dim, self.heads, self.dropout)
+
+    def fit(
+        self,
+        images: Sequence[Any],
+        texts: Sequence[str],
+        labels: Any,
+        *,
+        validation: float | None = 0.1,
+        checkpoint: str | os.PathLike[str] | None = None,
+        log: str | os.PathLike[str] | None = None,
+        **training: Any,
+    ) -> Self:
+        """Learn from N images (or `Boxes`), N texts and N booleans: whether text i is true of image i.
+
+        Args:
+            validation: the share of the pairs that is held out for early stopping, or None.
+            checkpoint, log, **training: as for `RegionTextMatcher.fit`.
+
+        Raises:
+            ValueError: lengths that differ, labels that are all one, features that are NaN.
+            TypeError: labels that are no booleans.
+        """
+        function = "RegionTextClassifier.fit"
+        options = Training.of(function, training)
+        check_folder(function, checkpoint=checkpoint, log=log)
+        truth = np.asarray(labels)
+        if truth.dtype != np.bool_:
+            raise TypeError(f"{function}: labels must be booleans, got {truth.dtype}")
+        self._network = None
+        regions, words = self._pairs(function, images, texts)
+        if truth.shape != (len(regions),) or truth.all() or not truth.any():
+            raise ValueError(
+                f"{function}: labels must be {len(regions)} booleans, some true and some false, got shape "
+                f"{list(truth.shape)} with {int(truth.sum())} true"
+            )
+        mine, theirs = np.arange(len(regions)), None
+        if validation is not None:
+            mine, theirs = split(function, len(regions), validation, self.seed)
+        answers = torch.from_numpy(truth.astype(np.float32)).to(regions.values.device)
+
+        def loss(network: Any, rows: Any) -> torch.Tensor:
+            chosen = torch.from_numpy(mine[rows]).to(answers.device)
+            logits = network(regions.take(chosen), words.take(chosen))
+            return nn.functional.binary_cross_entropy_with_logits(logits, answers[chosen])
+
+        def validate(network: Any) -> Validation:
+            chosen = torch.from_numpy(theirs).to(answers.device)
+            logits, wanted = _logits(network, regions.take(chosen), words.take(chosen)), answers[chosen]
+            cost = float(nn.functional.binary_cross_entropy_with_logits(logits, wanted))
+            right = float(((logits > 0) == (wanted > 0)).double().mean())
+            return Validation((-cost,), {"validation loss": cost, "accuracy": right})
+
+        self._train(
+            regions, words, loss, None if theirs is None else validate, len(mine), options, [truth],
+            checkpoint=checkpoint, log=log,
+        )  # fmt: skip
+        return self
+
+    def predict_proba(self, images: Sequence[Any], texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The probability [N] that text i is true of image i. RuntimeError before `fit`."""
+        network = self._check_fitted("predict_proba")
+        regions, words = self._pairs("RegionTextClassifier.predict_proba", images, texts)
+        found: npt.NDArray[np.float32] = torch.sigmoid(_logits(network, regions, words)).cpu().numpy()
+        return found
+
+    def predict(self, images: Sequence[Any], texts: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Whether text i is true of image i, bool [N]."""
+        return self.predict_proba(images, texts) > 0.5
+
+    def score(self, images: Sequence[Any], texts: Sequence[str], labels: Any) -> float:
+        """The share of right answers."""
+        return float((self.predict(images, texts) == np.asarray(labels, bool)).mean())
+
+    def _pairs(self, function: str, images: Sequence[Any], texts: Sequence[str]) -> tuple[Steps, Steps]:
+        check_items(function, images)
+        check_texts(function, texts)
+        if len(images) != len(texts):
+            raise ValueError(f"{function}: there must be a text for each of {len(images)} images, got {len(texts)}")
+        regions, words = self._regions(function, images).features, self._words(function, texts).features
+        assert isinstance(regions, Steps)
+        assert isinstance(words, Steps)
+        return regions, words
+
+
+def _logits(network: Any, regions: Steps, words: Steps) -> torch.Tensor:
+    out = []
+    with torch.no_grad():
+        for rows in torch.split(torch.arange(len(regions), device=regions.values.device), _PAIRS):
+            out.append(network(regions.take(rows), words.take(rows)))
+    return torch.cat(out)

@@ -1,0 +1,264 @@
+"""`RegionTextMatcher`: images with texts, regions against words."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ..encoders import Encoder
+from ..encoders.base import Features
+from ..evaluate import retrieval_metrics
+from ..functional import Matches
+from ..late_interaction import maxsim_topk
+from .base import Matcher
+from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
+from .heads import LOSSES
+from .inputs import Steps
+from .learning import groups_of, members, split
+from .region_base import RegionModel
+from .region_networks import RegionRanking, Score
+from .regions import Boxes
+from .results import ImageTextMatches, ImageTextMetrics
+from .trained import check_folder
+from .training import Training, Validation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Int64 = npt.NDArray[np.int64]
+_IMAGES = 256  # scored at a time
+
+
+class RegionTextMatcher(RegionModel, Matcher):
+    """Matches images with texts by their parts: regions of the image against words of the text, both ways.
+
+    Also made by ``ImageTextMatcher(granularity="region")``. Regions and words are mapped into one space by one linear
+    map each, learned from pairs; the score of a pair is MaxSim or cross attention there.
+
+    Args:
+        image_encoder: an encoder, or the spec of one. For plain images it has `encode_grid` (EfficientNetLite0: 49
+            cells); images given as `Boxes` are cut out and encoded box by box by any encoder.
+        text_encoder: one with `encode_tokens` (MiniLM), or its spec.
+        score: "maxsim": the mean over the words of each one's best cosine with a region (Yao et al. 2021, FILIP);
+            "cross-attention": the mean cosine of each word with what it attends to (Lee et al. 2018, SCAN).
+        dim: of the space.
+        loss: of `pycm.losses`: "info_nce", "max_hinge", "sigmoid" or "triplet", over the scores of a batch.
+        cache: a folder or a `FeatureCache` for the images' features; words are encoded anew.
+        batch_size: images, boxes or texts per forward pass of an encoder.
+        seed: of weights, order and splits.
+        device: of the network; None is the CPU.
+        progress: None shows bars on a terminal only, True always, False never.
+
+    Attributes:
+        history_: after `fit`, one record an epoch: "epoch", "loss", "lr", and the validation's figures.
+
+    Raises:
+        ValueError, TypeError: an option outside its range, or an encoder of the other modality.
+    """
+
+    def __init__(
+        self,
+        image_encoder: Encoder | str = "efficientnet-lite0",
+        text_encoder: Encoder | str = "minilm",
+        *,
+        score: Score = "maxsim",
+        dim: int = 128,
+        loss: Literal["info_nce", "max_hinge", "sigmoid", "triplet"] = "info_nce",
+        cache: CacheOption = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        device: Any = None,
+        progress: bool | None = None,
+    ) -> None:
+        for name, value, known in (("score", score, ("maxsim", "cross-attention")), ("loss", loss, tuple(LOSSES))):
+            if value not in known:
+                raise ValueError(f"RegionTextMatcher: {name} must be one of {', '.join(known)}, got {value!r}")
+        self.score, self.loss, self.metric, self.space = score, loss, "cosine", None
+        self._set_options(
+            image_encoder, text_encoder, dim=dim, dropout=0.0, cache=cache, batch_size=batch_size, seed=seed,
+            device=device, progress=progress,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return (
+            f"RegionTextMatcher({self.image_encoder.name!r}, {self.text_encoder.name!r}, score={self.score!r}, "
+            f"dim={self.dim})"
+        )
+
+    def _make_network(self, regions: int, words: int) -> nn.Module:
+        return RegionRanking(regions, words, self.dim, self.score, LOSSES[self.loss](metric="dot"))
+
+    def fit(
+        self,
+        images: Sequence[Any],
+        texts: Texts,
+        *,
+        validation: float | None = 0.1,
+        checkpoint: str | os.PathLike[str] | None = None,
+        log: str | os.PathLike[str] | None = None,
+        on_error: OnError = "raise",
+        **training: Any,
+    ) -> Self:
+        """Learn the space from images and their texts; an earlier fit is replaced.
+
+        Args:
+            images: N images, or N `Boxes`.
+            texts: N entries: the text of image i, or a list of its texts. Images that share a text are no negatives of
+                each other.
+            validation: the share of the images that is held out for early stopping, or None.
+            checkpoint: a folder for the state of the training; the same call goes on from it.
+            log: a .csv file, or a folder for TensorBoard.
+            on_error: "skip" leaves unreadable images out together with their texts.
+            **training: the fields of `Training` by name.
+
+        Raises:
+            ValueError, TypeError, UnreadableInputError: as `ImageTextMatcher.fit`; a loss that is not finite.
+        """
+        function = "RegionTextMatcher.fit"
+        options = Training.of(function, training)
+        check_on_error(function, on_error)
+        check_folder(function, checkpoint=checkpoint, log=log)
+        self._network = None
+        flat, owner = flatten_texts(function, [_image_of(item) for item in images], texts)
+        found = self._regions(function, images, on_error)
+        used, owner = keep_pairs(owner, found.kept)
+        flat = [flat[i] for i in used]
+        place = {text: i for i, text in enumerate(dict.fromkeys(flat))}
+        pairs = np.unique(np.stack([owner, np.array([place[text] for text in flat])], 1), axis=0)
+        regions, words = found.features, self._words(function, list(place)).features
+        assert isinstance(regions, Steps)
+        assert isinstance(words, Steps)
+        group = groups_of(pairs, len(regions), len(words))
+        held: Any = None
+        learned = pairs
+        if validation is not None:
+            mine, theirs = split(function, len(regions), validation, self.seed)
+            learned = pairs[np.isin(pairs[:, 0], mine)]
+            rows = pairs[np.isin(pairs[:, 0], theirs)]
+            texts_held = np.unique(rows[:, 1])
+            held = (
+                _take(regions, theirs), _take(words, texts_held),
+                members(group[theirs], group[len(regions) + texts_held]),
+                members(group[len(regions) + texts_held], group[theirs]),
+            )  # fmt: skip
+
+        def loss(network: Any, rows: Int64) -> torch.Tensor:
+            batch = learned[rows]
+            a, i = np.unique(batch[:, 0], return_inverse=True)
+            b, j = np.unique(batch[:, 1], return_inverse=True)
+            index = torch.from_numpy(np.stack([i, j], 1)).to(regions.values.device)
+            groups = torch.from_numpy(group[batch[:, 0]]).to(regions.values.device)
+            return network(_take(regions, a), _take(words, b), index, groups)  # type: ignore[no-any-return]
+
+        def validate(network: Any) -> Validation:
+            scores = _matrix(network, held[0], held[1])
+            there = retrieval_metrics(scores, held[2], (1, 5))
+            back = retrieval_metrics(np.ascontiguousarray(scores.T), held[3], (1, 5))
+            figures = {f"recall@{k}": (there.recall_at_k[k] + back.recall_at_k[k]) / 2 for k in (1, 5)}
+            figures["mrr"] = (there.mrr + back.mrr) / 2
+            return Validation((figures["mrr"],), figures)
+
+        self._train(
+            regions, words, loss, None if held is None else validate, len(learned), options, [learned, group],
+            checkpoint=checkpoint, log=log,
+        )  # fmt: skip
+        return self
+
+    def match(
+        self, images: Sequence[Any], texts: Sequence[str], k: int | tuple[int, int] | None = None, *,
+        on_error: OnError = "raise",
+    ) -> ImageTextMatches:  # fmt: skip
+        """The best texts of each image and the best images of each text, ties to the lower index.
+
+        Arguments and errors as `ImageTextMatcher.match`; RuntimeError before `fit`. With MaxSim exact in both
+        directions, without the matrix; cross attention computes it.
+        """
+        function = "RegionTextMatcher.match"
+        network = self._check_fitted("match")
+        check_on_error(function, on_error)
+        per_image, per_text = check_k(function, k, len(images), len(texts))
+        clock = time.perf_counter
+        start = clock()
+        found = self._regions(function, images, on_error)
+        encoded_images = clock()
+        words: Any = self._words(function, texts).features
+        encoded_texts = clock()
+        regions: Any = found.features
+        per_text = min(per_text, len(regions))
+        if self.score == "maxsim":
+            with torch.no_grad():
+                rows = network.regions(regions), regions.cu_seqlens
+                said = network.words(words), words.cu_seqlens
+            options: Any = {"metric": "cosine", "reduce": "mean"}
+            there = maxsim_topk(rows, said, per_image, direction="i2t", **options)
+            back = maxsim_topk(said, rows, per_text, direction="t2i", **options)
+            there, back = (Matches(*(part.cpu().numpy() for part in way)) for way in (there, back))
+        else:
+            scores = _matrix(network, regions, words)
+            there, back = _best(scores, per_image), _best(scores.T, per_text)
+        return ImageTextMatches(
+            there,
+            back,
+            images=found.names,
+            texts=list(texts),
+            metric=self.metric,
+            kept=found.kept,
+            errors=found.errors,
+            seconds={
+                "encode images": encoded_images - start,
+                "encode texts": encoded_texts - encoded_images,
+                "score": clock() - encoded_texts,
+            },
+        )
+
+    def scores(self, images: Sequence[Any], texts: Sequence[str]) -> Features:
+        """The full matrix [N, M] float32. Errors as `match`."""
+        function = "RegionTextMatcher.scores"
+        network = self._check_fitted("scores")
+        return _matrix(network, self._regions(function, images).features, self._words(function, texts).features)
+
+    def evaluate(
+        self, images: Sequence[Any], texts: Texts, ks: Sequence[int] = (1, 5, 10), *, on_error: OnError = "raise"
+    ) -> ImageTextMetrics:
+        """Recall at k and ranks in both directions, where the matches are known; as `ImageTextMatcher.evaluate`."""
+        function = "RegionTextMatcher.evaluate"
+        network = self._check_fitted("evaluate")
+        check_on_error(function, on_error)
+        flat, owner = flatten_texts(function, [_image_of(item) for item in images], texts)
+        found = self._regions(function, images, on_error)
+        used, owner = keep_pairs(owner, found.kept)
+        scores = _matrix(network, found.features, self._words(function, [flat[i] for i in used]).features)
+        texts_of = [np.flatnonzero(owner == row) for row in range(len(found.names))]
+        return ImageTextMetrics(
+            retrieval_metrics(scores, texts_of, ks), retrieval_metrics(np.ascontiguousarray(scores.T), owner, ks)
+        )
+
+
+def _image_of(item: Any) -> Any:
+    return item.image if isinstance(item, Boxes) else item
+
+
+def _take(steps: Steps, rows: Any) -> Steps:
+    return steps.take(torch.as_tensor(rows, dtype=torch.int64, device=steps.values.device))
+
+
+def _matrix(network: Any, regions: Any, words: Any) -> npt.NDArray[np.float32]:
+    """Scores [N, M], some images at a time."""
+    blocks = []
+    with torch.no_grad():
+        for start in range(0, len(regions), _IMAGES):
+            rows = _take(regions, np.arange(start, min(start + _IMAGES, len(regions))))
+            blocks.append(network.scores(rows, words).cpu().numpy())
+    return np.concatenate(blocks)
+
+
+def _best(scores: npt.NDArray[np.float32], k: int) -> Matches:
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return Matches(np.take_along_axis(scores, order, 1), order)

@@ -1,0 +1,137 @@
+"""Images as sets of regions and texts as sets of words: what the region matchers read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..encoders.base import ImageItem, check_items, check_texts
+from ..encoders.images import ImageReadError, UnreadableInputError, check_image, item_name, load_image
+from .features import OnError, check_finite, encode_items
+from .inputs import Steps
+from .sides import Encoded, Options
+
+GEOMETRY = 5
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """An image with the boxes of its regions.
+
+    Attributes:
+        image: a path, a PIL image or uint8 pixels.
+        boxes: [R, 4], R >= 1: left, top, right, bottom in pixels; what lies outside the image is cut off.
+    """
+
+    image: ImageItem
+    boxes: Any
+
+
+def encode_regions(
+    function: str, encoder: Any, items: Sequence[Any], options: Options, on_error: OnError = "raise"
+) -> Encoded:
+    """Regions of images: of `Boxes` each box cut out and encoded, of a plain image the cells of the encoder's grid.
+
+    After a region's features stand its place and size: left, top, right, bottom and area as shares of the image's.
+
+    Raises:
+        TypeError: a plain image and an encoder without `encode_grid`.
+        ValueError: no images, boxes of another shape or without area, some images with boxes and some without, NaN.
+        UnreadableInputError: images that cannot be read.
+    """
+    check_items(function, items)
+    if not len(items):
+        raise ValueError(f"{function}: images is empty")
+    boxed = [isinstance(item, Boxes) for item in items]
+    if any(boxed):
+        if not all(boxed):
+            raise ValueError(f"{function}: images[{boxed.index(False)}] has no boxes, others have")
+        return _encode_boxes(function, encoder, items, options, on_error)
+    if not hasattr(encoder, "encode_grid"):
+        raise TypeError(
+            f"{function}: image_encoder {encoder.name!r} has no encode_grid(); give images as Boxes(image, boxes)"
+        )
+    result = encode_items(
+        function, encoder, items, method="encode_grid", cache=options.cache, batch_size=options.batch_size,
+        progress=options.progress, on_error=on_error,
+    )  # fmt: skip
+    names = [item_name(items[i], int(i)) for i in result.kept]
+    check_finite(function, "image", result.features, names)
+    cells = result.features.reshape(len(names), -1, encoder.dim)
+    side = int(cells.shape[1] ** 0.5)
+    y, x = np.divmod(np.arange(cells.shape[1]), side)
+    places = np.stack([x, y, x + 1, y + 1, np.full(len(x), 1 / side)], 1) / side
+    places = np.broadcast_to(places, (len(cells), *places.shape))
+    values = np.concatenate([cells, places], 2).reshape(-1, encoder.dim + GEOMETRY)
+    return Encoded(_steps(values, [cells.shape[1]] * len(cells), options), names, result.kept, result.errors, {})
+
+
+def _encode_boxes(function: str, encoder: Any, items: Sequence[Boxes], options: Options, on_error: OnError) -> Encoded:
+    crops: list[npt.NDArray[np.uint8]] = []
+    places: list[npt.NDArray[np.float64]] = []
+    counts: list[int] = []
+    kept: list[int] = []
+    errors: list[tuple[str, str]] = []
+    for i, item in enumerate(items):
+        check_image(function, item.image, i)
+        name = item_name(item.image, i)
+        try:
+            pixels = np.asarray(load_image(item.image))
+        except ImageReadError as error:
+            errors.append((name, str(error)))
+            continue
+        height, width = pixels.shape[:2]
+        boxes = np.asarray(item.boxes, np.float64)
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
+            raise ValueError(f"{function}: boxes of image {name!r} must have shape [R, 4], got {list(boxes.shape)}")
+        limits = np.array([width, height, width, height])
+        boxes = np.clip(boxes, 0, limits)
+        left, top = np.floor(boxes[:, :2].T).astype(int)
+        right, bottom = np.ceil(boxes[:, 2:].T).astype(int)
+        if not ((right > left) & (bottom > top)).all():
+            bad = int(np.argmin((right > left) & (bottom > top)))
+            raise ValueError(f"{function}: box {bad} of image {name!r} has no area inside it: {item.boxes[bad]}")
+        crops += [pixels[t:b, a:z] for a, t, z, b in zip(left, top, right, bottom, strict=True)]
+        shares = boxes / limits
+        area = (shares[:, 2] - shares[:, 0]) * (shares[:, 3] - shares[:, 1])
+        places.append(np.concatenate([shares, area[:, None]], 1))
+        counts.append(len(boxes))
+        kept.append(i)
+    if errors and (on_error == "raise" or not kept):
+        raise UnreadableInputError(errors, len(items))
+    result = encode_items(
+        function, encoder, crops, cache=options.cache, batch_size=options.batch_size, progress=options.progress
+    )
+    names = [item_name(items[i].image, i) for i in kept]
+    of = np.repeat(np.arange(len(kept)), counts)
+    check_finite(function, "image", result.features, [names[i] for i in of])
+    values = np.concatenate([result.features, np.concatenate(places)], 1)
+    return Encoded(_steps(values, counts, options), names, np.array(kept, np.int64), errors, {})
+
+
+def encode_words(function: str, encoder: Any, texts: Sequence[str], options: Options) -> Encoded:
+    """Texts as their word pieces' vectors, by the encoder's `encode_tokens`."""
+    check_texts(function, texts)
+    if not len(texts):
+        raise ValueError(f"{function}: texts is empty")
+    if not hasattr(encoder, "encode_tokens"):
+        raise TypeError(f"{function}: text_encoder {encoder.name!r} has no encode_tokens(); MiniLM has")
+    vectors = encoder.encode_tokens(texts, batch_size=options.batch_size, progress=options.progress)
+    values = np.concatenate(vectors)
+    check_finite(function, "text", values, [text for text, rows in zip(texts, vectors, strict=True) for _ in rows])
+    steps = _steps(values, [len(rows) for rows in vectors], options)
+    return Encoded(steps, list(texts), np.arange(len(texts), dtype=np.int64), [], {})
+
+
+def _steps(values: npt.NDArray[Any], counts: Sequence[int], options: Options) -> Steps:
+    cu_seqlens = torch.tensor([0, *counts]).cumsum(0)
+    return Steps(
+        torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(options.device),
+        cu_seqlens.to(options.device),
+        torch.ones(len(counts), dtype=torch.bool, device=options.device),
+    )

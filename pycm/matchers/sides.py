@@ -1,0 +1,293 @@
+"""The sides of a trained matcher: how items of one kind become network inputs, and what is saved of that."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .._rows import normalize_rows
+from ..encoders import Encoder, FeatureCache, get_encoder
+from ..encoders.base import Modality, check_items, check_texts
+from ..encoders.descriptor import TextDescriptor
+from ..encoders.images import UnreadableInputError, item_name
+from ..streams import ClipFeatures, encode_clips, get_streams
+from .features import OnError, check_finite, encode_items
+from .inputs import Features, Inputs, Rows, Steps, Streams
+
+WORDS = "words"
+_TOKEN = re.compile(r"\w+")
+
+
+class Encoded(NamedTuple):
+    """Items as inputs. `kept`: which of the items given; `errors`: (name, reason) of the others."""
+
+    features: Features
+    names: list[str]
+    kept: npt.NDArray[np.int64]
+    errors: list[tuple[str, str]]
+    seconds: Mapping[str, float]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Encoded:
+        """The items of these rows."""
+        index = torch.from_numpy(rows).to(Inputs(self.features).device)
+        names = [self.names[i] for i in rows]
+        return self._replace(features=self.features.take(index), names=names, kept=self.kept[rows])
+
+
+class Options(NamedTuple):
+    """What all sides encode with."""
+
+    cache: FeatureCache | None
+    workers: int | None
+    batch_size: int
+    progress: bool | None
+    device: torch.device
+
+
+class ClipSide:
+    """Clips as the streams of their features."""
+
+    kind = "clip"
+
+    def __init__(self, function: str, streams: Sequence[Any], sampling: Any, start: Sequence[str] | None) -> None:
+        if isinstance(streams, str) or not len(streams):
+            raise ValueError(f"{function}: streams must be a sequence of at least one stream, got {streams!r}")
+        self.given = tuple(streams)
+        self.names = tuple(s if isinstance(s, str) else str(s.name) for s in self.given)  # a spec is its stream's name
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise ValueError(f"{function}: streams must have different names, {twice[0]!r} comes twice")
+        self.start = self.names[:1] if start is None else tuple(start)
+        unknown = [name for name in self.start if name not in self.names]
+        if unknown or not self.start:
+            raise ValueError(f"{function}: space_streams must be among {', '.join(self.names)}, got {start!r}")
+        self.sampling = sampling
+        self._made: tuple[Any, ...] | None = None
+        self._expected: tuple[Mapping[str, str | None], str] = {}, ""
+
+    def expect(self, fingerprints: Mapping[str, str | None], message: str) -> None:
+        """Refuse streams of other fingerprints, with `message`; those of specs when they are made."""
+        self._expected = fingerprints, message
+        self._check([stream for stream in self.given if not isinstance(stream, str)])
+
+    def _check(self, streams: Sequence[Any]) -> None:
+        expected, message = self._expected
+        for stream in streams:
+            if expected.get(stream.name) not in (None, stream.fingerprint):
+                raise ValueError(message.format(f"stream {stream.name!r}"))
+
+    def made(self, device: torch.device) -> tuple[Any, ...]:
+        """The streams; those given as specs are made when first needed."""
+        if self._made is None:
+            made = tuple(get_streams(self.given, device=device))
+            self._check(made)
+            self._made = made
+        return self._made
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Name, spec and fingerprint of each stream; no fingerprint where it was never made."""
+        made = self._made or (None,) * len(self.given)
+        return [
+            {
+                "name": name,
+                "spec": given if isinstance(given, str) else None,
+                "fingerprint": None if stream is None else stream.fingerprint,
+            }
+            for name, given, stream in zip(self.names, self.given, made, strict=True)
+        ]
+
+    def encode(self, function: str, clips: Any, options: Options, on_error: OnError = "raise") -> Encoded:
+        """Raises ValueError for no clips, a ClipFeatures without one of the streams, NaN (the clip is named)."""
+        if not isinstance(clips, ClipFeatures):
+            check_items(function, clips)
+        if not len(clips):
+            raise ValueError(f"{function}: clips is empty")
+        if isinstance(clips, ClipFeatures):
+            found = clips
+            missing = [name for name in self.names if name not in found.streams]
+            if missing:
+                raise ValueError(f"{function}: clips has no stream {missing[0]!r}, it has: {', '.join(found.streams)}")
+        else:
+            found = encode_clips(
+                self.made(options.device), clips, sampling=self.sampling, cache=options.cache, workers=options.workers,
+                batch_size=options.batch_size, progress=options.progress, on_error=on_error,
+            )  # fmt: skip
+        parts = {}
+        for name in self.names:
+            given = found.streams[name]
+            values = np.ascontiguousarray(given.values, np.float32)
+            finite = np.isfinite(values).all(axis=1)
+            if not finite.all():
+                step = int(np.argmin(finite))
+                clip = found.names[int(np.searchsorted(given.cu_seqlens, step, side="right")) - 1]
+                raise ValueError(f"{function}: the {name!r} features of clip {clip!r} hold NaN or infinity")
+            parts[name] = Steps(
+                torch.from_numpy(values).to(options.device),
+                torch.from_numpy(np.array(given.cu_seqlens, np.int64)).to(options.device),
+                torch.from_numpy(np.array(given.present, bool)).to(options.device),
+            )
+        # A ClipFeatures is what it is: its rows are the clips given.
+        kept = np.arange(len(found), dtype=np.int64) if found is clips else np.asarray(found.kept, np.int64)
+        errors = [] if found is clips else list(found.errors)
+        return Encoded(
+            Streams(parts), list(found.names), kept, errors, dict(found.seconds) if found is not clips else {}
+        )
+
+    def start_rows(self, features: Features) -> npt.NDArray[np.float64]:
+        """What the linear start reads: the mean step of each of `start`; several at unit length, side by side."""
+        assert isinstance(features, Streams)
+        means = [features.parts[name].means().cpu().numpy() for name in self.start]
+        return means[0] if len(means) == 1 else np.concatenate([normalize_rows(m, "l2") for m in means], 1)
+
+    def tower(self, features: Features) -> dict[str, Any]:
+        """Kind and sizes of the tower that reads these features, as plain values."""
+        assert isinstance(features, Streams)
+        return {"kind": "sequence", "dims": {name: features.parts[name].values.shape[1] for name in self.names}}
+
+
+class RowSide:
+    """Images or texts as one row each."""
+
+    def __init__(self, function: str, modality: Modality, given: Encoder | str) -> None:
+        self.kind = modality
+        self.spec = given if isinstance(given, str) else None
+        self._encoder = None if isinstance(given, str) else given
+        self._function, self._fits = function, True
+        if self._encoder is not None:
+            # Not isinstance(encoder, Encoder): it would compute the dimension and the fingerprint.
+            if not callable(getattr(given, "encode", None)) or not hasattr(given, "modality"):
+                raise TypeError(
+                    f"{function}: {modality}_encoder must be an encoder or the spec of one, got {type(given).__name__}"
+                )
+            if self._encoder.modality != modality:
+                raise ValueError(
+                    f"{function}: {modality}_encoder must encode {modality}s, but {self._encoder.name!r} encodes "
+                    f"{self._encoder.modality}s"
+                )
+            # One that was fitted before it came here is not this matcher's to fit.
+            self._fits = not getattr(given, "fitted", True)
+
+    def encoder(self, device: torch.device) -> Encoder:
+        """The encoder; one given as a spec is made when first needed."""
+        if self._encoder is None:
+            assert self.spec is not None
+            self._encoder = get_encoder(self.spec, self.kind, device=device)
+        return self._encoder
+
+    def fit(self, texts: Sequence[str], options: Options) -> None:
+        """Fit a text descriptor that has to be (TF-IDF, bag of words)."""
+        encoder = self.encoder(options.device)
+        if isinstance(encoder, TextDescriptor) and self._fits:
+            encoder.fit(texts)
+
+    def encode(self, function: str, items: Sequence[Any], options: Options, on_error: OnError = "raise") -> Encoded:
+        """Raises ValueError for no items, NaN; TypeError for a lone item; UnreadableInputError."""
+        check_items(function, items)
+        if not len(items):
+            raise ValueError(f"{function}: {self.kind}s is empty")
+        result = encode_items(
+            function, self.encoder(options.device), items, cache=options.cache, batch_size=options.batch_size,
+            progress=options.progress, on_error=on_error,
+        )  # fmt: skip
+        if self.kind == "text":
+            names = [str(items[i]) for i in result.kept]
+        else:
+            names = [item_name(items[i], int(i)) for i in result.kept]
+        check_finite(function, self.kind, result.features, names)
+        values = torch.from_numpy(np.ascontiguousarray(result.features, np.float32)).to(options.device)
+        return Encoded(Rows(values), names, result.kept, result.errors, {})
+
+    def start_rows(self, features: Features) -> npt.NDArray[np.float64]:
+        """What the linear start reads: the rows."""
+        assert isinstance(features, Rows)
+        return features.values.double().cpu().numpy()
+
+    def tower(self, features: Features) -> dict[str, Any]:
+        """Kind and sizes of the tower that reads these features, as plain values."""
+        assert isinstance(features, Rows)
+        return {"kind": "rows", "inputs": features.values.shape[1]}
+
+
+class ImageSide(RowSide):
+    """Images as sequences for an LSTM: an item is one image, or several of the same thing in their order."""
+
+    def __init__(self, function: str, given: Encoder | str) -> None:
+        super().__init__(function, "image", given)
+
+    def encode(self, function: str, items: Sequence[Any], options: Options, on_error: OnError = "raise") -> Encoded:
+        """As `RowSide.encode`; an item is left out with any of its images."""
+        check_items(function, items)
+        groups = [list(item) if isinstance(item, (list, tuple)) else [item] for item in items]
+        empty = next((i for i, group in enumerate(groups) if not group), None)
+        if empty is not None:
+            raise ValueError(f"{function}: images[{empty}] is an empty list")
+        flat = super().encode(function, [image for group in groups for image in group], options, on_error)
+        lengths = np.array([len(group) for group in groups])
+        owner = np.repeat(np.arange(len(groups)), lengths)
+        kept = np.flatnonzero(np.bincount(owner[flat.kept], minlength=len(groups)) == lengths)
+        if not len(kept):
+            raise UnreadableInputError(flat.errors, len(items))
+        assert isinstance(flat.features, Rows)
+        used = np.isin(owner[flat.kept], kept)
+        values = flat.features.values[torch.from_numpy(np.flatnonzero(used)).to(options.device)]
+        ends = torch.from_numpy(np.cumsum([0, *lengths[kept]])).to(options.device)
+        steps = Steps(values, ends, torch.ones(len(kept), dtype=torch.bool, device=options.device))
+        first = dict(zip(owner[flat.kept][::-1], flat.names[::-1], strict=True))  # an item's name is its first image's
+        return Encoded(Streams({"image": steps}), [first[i] for i in kept], kept, flat.errors, {})
+
+    def start_rows(self, features: Features) -> npt.NDArray[np.float64]:
+        """What the linear start reads: the mean of an item's rows."""
+        assert isinstance(features, Streams)
+        return features.parts["image"].means().cpu().numpy()
+
+    def tower(self, features: Features) -> dict[str, Any]:
+        """Kind and sizes of the tower that reads these features, as plain values."""
+        assert isinstance(features, Streams)
+        dims = {"image": features.parts["image"].values.shape[1]}
+        return {"kind": "sequence", "dims": dims, "cell": "lstm", "pool": "last", "bidirectional": False}
+
+
+class WordSide:
+    """Texts as sequences of words: lower case, those of the training texts; 0 stands for any other."""
+
+    kind: Modality = "text"
+
+    def __init__(self) -> None:
+        self.vocabulary: list[str] = []
+        self._ids: dict[str, int] = {}
+
+    def set_vocabulary(self, words: Sequence[str]) -> None:
+        self.vocabulary = list(words)
+        self._ids = {word: i for i, word in enumerate(self.vocabulary, start=1)}
+
+    def fit(self, texts: Sequence[str], options: Options) -> None:
+        """Learn the vocabulary."""
+        words = sorted({word for text in texts for word in _TOKEN.findall(text.lower())})
+        if not words:
+            raise ValueError(f"words: none of the {len(texts)} training texts has a word")
+        self.set_vocabulary(words)
+
+    def encode(self, function: str, items: Sequence[Any], options: Options, on_error: OnError = "raise") -> Encoded:
+        """A text without a word counts as one unknown word."""
+        check_texts(function, items)
+        if not len(items):
+            raise ValueError(f"{function}: texts is empty")
+        ids = [[self._ids.get(word, 0) for word in _TOKEN.findall(text.lower())] or [0] for text in items]
+        lengths = torch.tensor([0, *map(len, ids)])
+        values = torch.tensor([i for row in ids for i in row])
+        steps = Steps(values, lengths.cumsum(0), torch.ones(len(items), dtype=torch.bool))
+        moved = Steps(*(x.to(options.device) for x in (steps.values, steps.cu_seqlens, steps.present)))
+        return Encoded(moved, list(items), np.arange(len(items), dtype=np.int64), [], {})
+
+    def start_rows(self, features: Features) -> npt.NDArray[np.float64]:
+        raise ValueError('a linear start needs rows of both sides: space must be None with text_encoder="words"')
+
+    def tower(self, features: Features) -> dict[str, Any]:
+        """Kind and sizes of the tower that reads these features, as plain values."""
+        return {"kind": "words", "words": len(self.vocabulary) + 1}

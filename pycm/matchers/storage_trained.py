@@ -1,0 +1,154 @@
+"""Saved matchers with a network: config.json, and in its parts network.safetensors, space/ and text_encoder/."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from .._files import atomic_write
+from .._optional import require
+from ..encoders.descriptor import TextDescriptor
+from ..spaces import Ridge
+from ..text import load_text_encoder  # from there, so that every descriptor is known
+from .networks import load_weights, make_network, weights_of
+from .sides import ClipSide, RowSide, WordSide
+from .storage import CONFIG, SPACE, TEXT_ENCODER, is_parts, write_folder
+
+if TYPE_CHECKING:
+    from .trained import TrainedMatcher
+
+_FORMAT = 1
+_NETWORK = "network.safetensors"
+# What depends on the machine, and what config.json has in a form of its own.
+_NOT_SAVED = {"cache", "workers", "batch_size", "device", "progress", "space", "streams"}
+
+
+def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
+    """See `TrainedMatcher.save`."""
+    dump = require("safetensors.torch", "text", f"{type(matcher).__name__}.save").save
+    params = matcher.get_params()
+    encoders, vocabulary = {}, None
+    fitted: TextDescriptor | None = None
+    for side in matcher._sides:
+        if isinstance(side, RowSide) and not (matcher.head == "labels" and side.kind == "text"):
+            encoder = side.encoder(matcher._options().device)
+            if isinstance(encoder, TextDescriptor):
+                fitted = encoder
+            encoders[f"{side.kind}_encoder"] = {
+                "name": encoder.name,
+                "spec": side.spec,
+                "saved": encoder is fitted,
+                "fingerprint": encoder.fingerprint,
+            }
+        elif isinstance(side, WordSide):
+            vocabulary = side.vocabulary
+    given = {f"{side.kind}_encoder": side.spec for side in matcher._sides if isinstance(side, RowSide)}
+    plain = {name: value for name, value in params.items() if name not in _NOT_SAVED}
+    if not isinstance(matcher.loss, str):  # a module of one's own: only a later fit would need it
+        del plain["loss"]
+    document = {
+        "class": type(matcher).__name__,
+        "format": _FORMAT,
+        "params": {name: _plain(given.get(name, value)) for name, value in plain.items()},
+        "streams": next(side for side in matcher._sides if isinstance(side, ClipSide)).describe(),
+        "encoders": encoders,
+        "vocabulary": vocabulary,
+        "space": matcher.space_ is not None,
+        "labels": matcher.labels_,
+        "network": matcher._about,
+    }
+    data: bytes = dump(weights_of(matcher.network))
+
+    def write(parts: Path) -> None:
+        with atomic_write(parts / _NETWORK, "wb") as file:
+            file.write(data)
+        if matcher.space_ is not None:
+            matcher.space_.save(parts / SPACE)
+        if fitted is not None:
+            fitted.save(parts / TEXT_ENCODER)
+
+    write_folder(Path(folder), document, write)
+
+
+def load(
+    kind: type[TrainedMatcher], folder: str | os.PathLike[str], options: dict[str, Any], *, strict: bool
+) -> TrainedMatcher:
+    """See `TrainedMatcher.load`."""
+    function = f"{kind.__name__}.load"
+    read = require("safetensors.torch", "text", function).load
+    path = Path(folder) / CONFIG
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["class"] != kind.__name__:
+            raise ValueError(f"{function}: {path} is not a saved {kind.__name__}, but {document['class']!r}")
+        version, parts = document["format"], document["parts"]
+        params, streams, encoders = document["params"], document["streams"], document["encoders"]
+        about, vocabulary, labels = document["network"], document["vocabulary"], document["labels"]
+        has_space = document["space"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{function}: {path} is not a saved matcher: {error!r}") from error
+    if version != _FORMAT:
+        raise ValueError(f"{function}: {path} has format {version!r}, this version reads {_FORMAT}")
+    if not is_parts(parts):
+        raise ValueError(f"{function}: {path} does not name the folder of its parts, got {parts!r}")
+    known = inspect.signature(kind.__init__).parameters
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{function}: unknown argument {name!r}; there are: {', '.join(list(known)[1:])}")
+    arguments = {**params, "streams": [stream["spec"] for stream in streams]}
+    for name, encoder in encoders.items():
+        if encoder["saved"]:
+            arguments[name] = load_text_encoder(path.parent / parts / TEXT_ENCODER)
+    arguments |= options
+    lost = {"streams": next((s["name"] for s in streams if s["spec"] is None), None)}
+    lost |= {name: encoder["name"] for name, encoder in encoders.items() if arguments[name] is None}
+    for name, what in lost.items():
+        if what is not None and name not in options:
+            raise ValueError(
+                f"{function}: {what!r} in {path} was not made from a spec and is not saved; make it again and pass it: "
+                f"load(folder, {name}=...)"
+            )
+    for name in [name for name in arguments if name.endswith("_encoder") and arguments[name] is None]:
+        del arguments[name]  # a classifier of labels has none
+    space = Ridge.load(path.parent / parts / SPACE) if has_space else None
+    matcher = kind(**{**arguments, "space": None if space is None else Ridge(**space.get_params())})
+    matcher.space_ = space
+    device = matcher._options().device
+    for side in matcher._sides:
+        if isinstance(side, WordSide):
+            side.set_vocabulary(vocabulary)
+        elif isinstance(side, RowSide) and f"{side.kind}_encoder" in encoders:
+            saved = encoders[f"{side.kind}_encoder"]
+            encoder = side.encoder(device)
+            if strict and encoder.fingerprint != saved["fingerprint"]:
+                raise ValueError(_differs(function, f"{side.kind}_encoder {encoder.name!r}", path))
+        elif isinstance(side, ClipSide):
+            side.expect(
+                {s["name"]: s["fingerprint"] for s in streams} if strict else {}, _differs(function, "{}", path)
+            )
+    network = make_network(about, nn.Identity())  # the loss is not needed any more
+    load_weights(network, read((path.parent / parts / _NETWORK).read_bytes()))
+    matcher._network, matcher._about, matcher.labels_ = network.to(device).eval(), about, labels
+    return matcher
+
+
+def _differs(function: str, what: str, path: Path) -> str:
+    return (
+        f"{function}: {what} is not the one that {path} was saved with (its fingerprint differs); strict=False uses it "
+        "nevertheless"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A constructor's argument as JSON has it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else str(value)

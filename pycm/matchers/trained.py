@@ -1,0 +1,310 @@
+"""`TrainedMatcher`: what the matchers with a network share, from inputs to fitted weights and scores."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from .._temporal_layers import CELLS, POOLS, STATE_POOLS
+from ..encoders.base import check_batch_size
+from ..evaluate import RetrievalMetrics
+from ..functional import DISTANCES, METRICS, Matches, similarity, topk
+from ..spaces import Ridge
+from . import storage_trained
+from .base import Head, Matcher
+from .features import CacheOption, as_cache
+from .heads import LOSSES, LabelClassifier
+from .inputs import Features, Inputs, Streams
+from .learning import Labels, Pairs, Recipe, learn
+from .linear_start import fit_start, start_rows
+from .networks import device_of
+from .scoring import PairScorer, both_ways, by_blocks, pair_matches, pair_matrix
+from .sides import ClipSide, Encoded, Options
+from .training import Record, Training
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class TrainedMatcher(Matcher):
+    """Base of the matchers that learn a network; a subclass names its sides and its public methods."""
+
+    head: Head
+    space: Ridge | None
+    _sides: tuple[Any, Any]
+
+    def _set_options(
+        self, *, cell: Any, pool: Any, hidden: int, dim: int, bidirectional: bool, dropout: float, head: Any,
+        metric: Any, loss: Any, space: Any, candidates: int | None, cache: CacheOption, workers: int | None,
+        batch_size: int, seed: int, device: Any, progress: bool | None,
+    ) -> None:  # fmt: skip
+        """Check and keep the options that all have."""
+        name = type(self).__name__
+        pools = POOLS if cell is not None else STATE_POOLS
+        for argument, value, known in (
+            ("cell", cell, (*CELLS, None)), ("pool", pool, [p for p in pools if p != "none"]),
+            ("head", head, ("ranking", "pairs", "labels")), ("metric", metric, METRICS),
+            *([] if isinstance(loss, nn.Module) else [("loss", loss, LOSSES)]),
+        ):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"{name}: {argument} must be one of {', '.join(map(str, known))}, got {value!r}")
+        for argument, value in (("hidden", hidden), ("dim", dim), ("candidates", candidates)):
+            if argument == "candidates" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name}: {argument} must be a positive int, got {value!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"{name}: dropout must be in [0, 1), got {dropout!r}")
+        if space is not None and not isinstance(space, Ridge):
+            raise TypeError(f"{name}: space must be a Ridge or None, got {type(space).__name__}")
+        if space is not None and head == "labels":
+            raise ValueError(f"{name}: space must be None for head='labels', got {space!r}")
+        check_batch_size(name, batch_size)
+        self.cell, self.pool, self.hidden, self.dim = cell, pool, int(hidden), int(dim)
+        self.bidirectional, self.dropout, self.head = bool(bidirectional), float(dropout), head
+        self.metric, self.loss, self.space, self.candidates = metric, loss, space, candidates
+        self.cache, self.workers, self.batch_size = cache, workers, batch_size
+        self._cache = as_cache(cache)
+        self.seed, self.device, self.progress = seed, device, progress
+        self._network: nn.Module | None = None
+        self._about: dict[str, Any] = {}
+        self.space_: Ridge | None = None
+        self.labels_: list[Any] = []
+        self.history_: list[Record] = []
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments by name, as scikit-learn's `clone` takes them."""
+        return {
+            name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
+        }
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `fit` has ended, or the matcher was loaded."""
+        return self._network is not None
+
+    @property
+    def network(self) -> nn.Module:
+        """The fitted network, in evaluation mode. RuntimeError before `fit`."""
+        self._check_fitted("network")
+        assert self._network is not None
+        return self._network
+
+    def _options(self) -> Options:
+        return Options(self._cache, self.workers, self.batch_size, self.progress, device_of(self.device))
+
+    def _check_fitted(self, method: str, *heads: Head) -> None:
+        name = f"{type(self).__name__}.{method}"
+        if heads and self.head not in heads:
+            raise ValueError(f"{name}: needs head={' or '.join(map(repr, heads))}, this matcher has {self.head!r}")
+        if self._network is None:
+            raise RuntimeError(f"{name}: not fitted, call fit first")
+
+    # -- learning --
+
+    def _learn(
+        self, function: str, first: Features, second: Features, pairs: npt.NDArray[np.int64], validation: Any,
+        training: Training, *, extra: int = 0, **files: Any,
+    ) -> None:  # fmt: skip
+        """Fit the linear start and the network to pairs [P, 2] of rows of both sides.
+
+        extra: the last so many first rows are never held out.
+        """
+        sides, device = self._sides, device_of(self.device)
+        start: tuple[Tensor | None, Tensor | None] = (None, None)
+        dim = self.dim
+        self.space_ = None if self.space is None else Ridge(**self.space.get_params())
+        if self.space_ is not None:
+            rows = sides[0].start_rows(first), sides[1].start_rows(second)
+            outside = fit_start(self.space_, *rows, pairs, self.seed)
+            inside = self.space_.transform_texts(rows[1])
+            dim = inside.shape[1]
+            left, right = (torch.from_numpy(start_rows(x, self.metric)).to(device) for x in (outside, inside))
+            start = left, right
+        if isinstance(validation, tuple):
+            a, b, between = validation
+            begin = self._start(a, b)
+            validation = Pairs.of(Inputs(a, begin[0]), Inputs(b, begin[1]), between)
+        problem = Pairs.of(Inputs(first, start[0]), Inputs(second, start[1]), pairs, extra)
+        about = {
+            "head": self.head,
+            "dim": dim,
+            "first": sides[0].tower(first),
+            "second": sides[1].tower(second),
+            "linear": self.space is not None,
+            "unit": self.metric in DISTANCES,
+            "options": self._network_options(),
+        }
+        self._network, self.history_ = learn(function, self._recipe(), about, problem, validation, training, files)
+        self._about = about
+
+    def _learn_labels(
+        self, function: str, features: Features, labels: npt.NDArray[np.int64], validation: Any, training: Training,
+        **files: Any,
+    ) -> None:  # fmt: skip
+        """Fit the classifier of labels [N] of the first side's items, rows of `labels_`."""
+        if isinstance(validation, tuple):
+            validation = Labels(Inputs(validation[0]), validation[1])
+        about = {
+            "head": "labels",
+            "dim": self.dim,
+            "first": self._sides[0].tower(features),
+            "labels": len(self.labels_),
+            "linear": False,
+            "options": self._network_options(),
+        }
+        problem = Labels(Inputs(features), labels)
+        self._network, self.history_ = learn(function, self._recipe(), about, problem, validation, training, files)
+        self._about = about
+
+    def _recipe(self) -> Recipe:
+        device = device_of(self.device)
+        return Recipe(self.loss, self.metric, self.candidates, self.seed, device, self.progress)
+
+    def _network_options(self) -> dict[str, Any]:
+        names = ("cell", "pool", "hidden", "bidirectional", "dropout")
+        return {name: getattr(self, name) for name in names}
+
+    # -- using what was learned --
+
+    def _start(self, first: Features | None, second: Features | None) -> list[Tensor | None]:
+        """The linear start of each side's items; None where there is no space."""
+        out: list[Tensor | None] = [None, None]
+        if self.space_ is not None:
+            maps = self.space_.transform_images, self.space_.transform_texts
+            for i, (side, features) in enumerate(zip(self._sides, (first, second), strict=True)):
+                if features is not None:
+                    rows = start_rows(maps[i](side.start_rows(features)), self.metric)
+                    out[i] = torch.from_numpy(rows).to(device_of(self.device))
+        return out
+
+    def _inputs(self, function: str, which: int, encoded: Encoded) -> Inputs:
+        """Inputs of the fitted network. ValueError for features of other sizes than the fitted ones."""
+        side, features = self._sides[which], encoded.features
+        found, expected = side.tower(features), self._about[("first", "second")[which]]
+        if found != expected:
+            raise ValueError(f"{function}: fitted to {side.kind} features {expected}, got {found}")
+        return Inputs(features, self._start(*((features, None) if which == 0 else (None, features)))[which])
+
+    def _inputs_of(self, function: str, first: Encoded, second: Encoded) -> tuple[Inputs, Inputs]:
+        return self._inputs(function, 0, first), self._inputs(function, 1, second)
+
+    def _rows(self, which: int, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """The embeddings [N, dim]."""
+        network: Any = self._network
+        return by_blocks((network.first, network.second)[which], inputs)
+
+    def _ranked(self, function: str, first: Encoded, second: Encoded, ks: tuple[int, int]) -> tuple[Matches, Matches]:
+        """The best of both ways."""
+        inputs = self._inputs_of(function, first, second)
+        a, b = self._rows(0, inputs[0]), self._rows(1, inputs[1])
+        if self.head == "pairs":
+            return pair_matches(self._network, *inputs, a, b, ks, self.metric, self.candidates)
+        return topk(a, b, ks[0], self.metric), topk(b, a, ks[1], self.metric)
+
+    def _score_matrix(self, first: Inputs, second: Inputs) -> npt.NDArray[np.float32]:
+        a, b = self._rows(0, first), self._rows(1, second)
+        if self.head == "pairs":
+            return pair_matrix(self._network, first, second, a, b)
+        return similarity(a, b, self.metric)
+
+    def _pair_scores(self, function: str, first: Encoded, second: Encoded) -> npt.NDArray[np.float32]:
+        """The classifier's probability [N] of pair (i, i)."""
+        inputs = self._inputs_of(function, first, second)
+        score = PairScorer(self._network, *inputs, self._rows(0, inputs[0]), self._rows(1, inputs[1]))
+        rows = np.arange(len(inputs[0]))
+        return torch.sigmoid(torch.from_numpy(score(rows, rows))).numpy()
+
+    def _recalls(
+        self, first: Inputs, second: Inputs, owner: npt.NDArray[np.int64], ks: Sequence[int]
+    ) -> tuple[RetrievalMetrics, RetrievalMetrics]:
+        """Metrics both ways, where second row j belongs to first row owner[j]."""
+        of = [np.flatnonzero(owner == row) for row in range(len(first))]
+        return both_ways(self._network, first, second, of, owner, ks, self.metric, self.candidates)
+
+    def _exchanged(
+        self, function: str, first: Encoded, second: Encoded, owner: npt.NDArray[np.int64], k: int
+    ) -> dict[str, float]:
+        """How much recall at k falls when a stream's rows change clips, for each stream."""
+        inputs = list(self._inputs_of(function, first, second))
+        which = next(i for i, side in enumerate(self._sides) if isinstance(side, ClipSide))
+        features = inputs[which].features
+        assert isinstance(features, Streams)
+
+        def recall() -> float:
+            there, back = self._recalls(inputs[0], inputs[1], owner, (k,))
+            return (there.recall_at_k[k] + back.recall_at_k[k]) / 2
+
+        whole, out = recall(), {}
+        order = np.random.default_rng(self.seed).permutation(len(features))
+        other = np.empty_like(order)
+        other[order] = np.roll(order, 1)  # one cycle: no clip keeps its own
+        for name in features.parts:
+            changed = features.exchanged(name, torch.from_numpy(other).to(inputs[which].device))
+            given = (changed, None) if which == 0 else (None, changed)
+            inputs[which] = Inputs(changed, self._start(*given)[which])
+            out[name] = whole - recall()
+        return out
+
+    def _label_scores(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Probabilities [N, labels]."""
+        network = self._network
+        assert isinstance(network, LabelClassifier)
+        return by_blocks(lambda part: torch.softmax(network.logits(part), 1), inputs)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the matcher to `folder`, made if missing: config.json, and parts-*/ with network.safetensors, space/
+        and text_encoder/.
+
+        Streams and encoders given as specs are saved by them, fitted text encoders as they are; others are named only,
+        and `load` asks for them. What the folder held before stays whole until the new matcher is.
+
+        Raises:
+            OSError: untouched.
+            RuntimeError: not fitted.
+        """
+        self._check_fitted("save")
+        storage_trained.save(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, strict: bool = True, **options: Any) -> Self:
+        """The matcher that `save` wrote.
+
+        Args:
+            folder: given to `save`.
+            strict: refuse streams and encoders whose fingerprints are not those of the saved ones.
+            **options: of the constructor, in place of the saved ones: `streams` and `text_encoder` where these
+                were objects; `cache`, `workers`, `batch_size`, `device`, `progress`.
+
+        Raises:
+            OSError: a file is missing.
+            ValueError: not a saved matcher, an encoder that has to be passed, or one that differs.
+            TypeError: an option that does not exist.
+        """
+        return storage_trained.load(cls, folder, options, strict=strict)  # type: ignore[return-value]
+
+
+def check_folder(function: str, **paths: str | os.PathLike[str] | None) -> None:
+    """Raise TypeError for a path that is none, before any long work."""
+    for name, path in paths.items():
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"{function}: {name} must be a path or None, got {type(path).__name__}")
+
+
+def check_once(function: str, what: str, items: Encoded) -> None:
+    """Raise ValueError for an item that is given twice: its second row would be a wrong answer to its own match."""
+    seen: dict[str, int] = {}
+    for row, name in zip(items.kept, items.names, strict=True):
+        if name in seen:
+            advice = ", with a list of its texts" if what == "clips" else ""
+            raise ValueError(
+                f"{function}: {what}[{seen[name]}] and {what}[{row}] are both {name!r}; give each once{advice}"
+            )
+        seen[name] = int(row)

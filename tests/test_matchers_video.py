@@ -1,0 +1,440 @@
+"""`VideoTextMatcher`: what only the order of steps tells, linear start, heads, saving, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from clip_cases import WORDS, LetterEncoder, clip_features, ramps, sequences
+
+from pycm import VideoTextMatcher, evaluate, losses, matchers
+from pycm.matchers.learning import Pairs
+from pycm.spaces import Ridge
+from pycm.streams import ClipFeatures, Sequences
+
+TRAIN, KINDS = ramps(240, 0)
+TEST, TRUTH = ramps(100, 1)
+TEXTS = [WORDS[kind] for kind in KINDS]
+FIT: dict[str, Any] = {"epochs": 25, "lr": 5e-3, "batch_size": 32}
+SHORT: dict[str, Any] = {"epochs": 2, "lr": 5e-3, "batch_size": 32}
+
+
+def make(**options: Any) -> VideoTextMatcher:
+    given = {"text_encoder": "words", "pool": "last", "hidden": 32, "dim": 32, "progress": False}
+    return VideoTextMatcher(["ramp"], **(given | options))
+
+
+def accuracy(matcher: VideoTextMatcher) -> float:
+    found = matcher.match(TEST, WORDS, k=1).video_to_text.indices[:, 0]
+    return float((found == TRUTH).mean())
+
+
+@pytest.fixture(scope="module")
+def fitted() -> VideoTextMatcher:
+    return make().fit(TRAIN, TEXTS, **FIT)
+
+
+class TestOrder:
+    def test_a_recurrent_matcher_learns_it(self, fitted: VideoTextMatcher) -> None:
+        assert accuracy(fitted) >= 0.9
+        assert [record["epoch"] for record in fitted.history_] == list(range(len(fitted.history_)))
+
+    @pytest.mark.parametrize("loss", ["info_nce", losses.SigmoidLoss()])
+    def test_with_other_losses_and_cells(self, loss: Any) -> None:
+        assert accuracy(make(loss=loss, cell="lstm").fit(TRAIN, TEXTS, **FIT)) >= 0.9
+
+    @pytest.mark.parametrize("pool", ["mean", "attention", "gpo"])
+    def test_without_a_cell_it_is_at_chance(self, pool: str) -> None:
+        assert accuracy(make(cell=None, pool=pool).fit(TRAIN, TEXTS, **(FIT | {"epochs": 8}))) < 0.45
+
+    def test_distances_rank_as_well(self) -> None:
+        matcher = make(metric="euclidean").fit(TRAIN, TEXTS, **FIT)
+        assert accuracy(matcher) >= 0.9
+        np.testing.assert_allclose(np.linalg.norm(matcher.embed_clips(TEST), axis=1), 1, rtol=1e-5)
+
+
+def letter_clips(count: int = 60, seed: int = 4, noise: float = 1.5) -> tuple[ClipFeatures, list[str]]:
+    """Clips whose mean step says, through a linear map, which letters their text has."""
+    draw = np.random.default_rng(seed)
+    texts = ["".join(draw.choice(list("eilmnorstv"), 12)) for _ in range(count)]
+    mix = np.random.default_rng(9).normal(size=(10, 16))
+    clips = [row @ mix + draw.normal(0, noise, (5, 16)) for row in LetterEncoder().encode(texts)]
+    return clip_features({"ramp": sequences(clips)}), texts
+
+
+class TestLinearStart:
+    def test_it_begins_where_ridge_on_the_mean_step_is(self) -> None:
+        clips, texts = letter_clips()
+        train, test = np.arange(40), np.arange(40, 60)
+        matcher = make(text_encoder=LetterEncoder(), space=Ridge())
+        matcher.fit(clips.take(train), [texts[i] for i in train], epochs=0)
+        means = np.stack([np.mean(values, axis=0) for values in np.split(clips.streams["ramp"].values, 60)])
+        ridge = Ridge().fit(means[train], LetterEncoder().encode([texts[i] for i in train]))
+        rows = ridge.transform_images(means[test]), ridge.transform_texts(LetterEncoder().encode(texts[40:]))
+        expected = evaluate.retrieval_metrics((*rows, "cosine"), np.arange(20))
+        found = matcher.evaluate(clips.take(test), texts[40:])
+        np.testing.assert_array_equal(found.video_to_text.ranks, expected.ranks)
+        assert expected.recall_at_k[5] > 0.5  # there is something to begin with
+
+    def test_the_network_learns_from_what_the_map_says_of_clips_it_was_not_fitted_to(self) -> None:
+        from pycm.matchers.linear_start import fit_start
+
+        clips, texts = letter_clips()
+        x = clips.streams["ramp"].means().astype(np.float64)
+        y = LetterEncoder().encode(texts).astype(np.float64)
+        pairs = np.stack([np.arange(60)] * 2, 1)
+        space = Ridge(alpha=1.0)
+        outside = fit_start(space, x, y, pairs, seed=0)
+        fold = np.random.default_rng(0).permutation(60) % 10
+        held = fold == 3
+        other = Ridge(alpha=1.0, center=False).fit(x[~held], y[~held])
+        mean = (y / np.linalg.norm(y, axis=1, keepdims=True)).mean(axis=0)
+        np.testing.assert_allclose(outside[held], other.transform_images(x[held]) - mean, atol=1e-5)
+
+    def test_the_network_adds_what_order_tells(self) -> None:
+        matcher = make(text_encoder=LetterEncoder(), space=Ridge()).fit(TRAIN, TEXTS, **FIT)
+        assert matcher.history_[0]["recall@1"] < 0.5  # the mean step tells nothing
+        assert accuracy(matcher) >= 0.9
+
+
+class TestFolds:
+    def test_they_choose_the_number_of_epochs_for_all_of_the_data(self, tmp_path: Path) -> None:
+        clips, texts = letter_clips(40)
+        options = {"text_encoder": LetterEncoder(), "space": Ridge()}
+        fit: dict[str, Any] = {"epochs": 3, "lr": 2e-2, "batch_size": 16}
+        matcher = make(**options).fit(clips, texts, validation=4, checkpoint=tmp_path, log=tmp_path / "log.csv", **fit)
+        fold_of = np.random.default_rng([0, 1]).permutation(40) % 4
+        curves = []
+        for fold in range(4):
+            mine, theirs = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+            held = (clips.take(theirs), [texts[i] for i in theirs])
+            one = make(**options).fit(clips.take(mine), [texts[i] for i in mine], validation=held, patience=None, **fit)
+            curves.append([record["mrr"] for record in one.history_])
+        mean = [record["mrr"] for record in matcher.history_]
+        assert len(mean) == 4
+        assert abs(mean[0] - np.mean(curves, axis=0)[0]) < 0.1
+        best = int(np.argmax(mean))
+        whole = make(**options).fit(clips, texts, validation=None, **(fit | {"epochs": 3}))
+        same = np.array_equal(whole.embed_clips(clips), matcher.embed_clips(clips))
+        assert same == (best == 3)
+        assert sorted(path.name for path in tmp_path.glob("**/training.pt")) == ["training.pt"] * 5
+        assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
+        again = make(**options).fit(clips, texts, validation=4, checkpoint=tmp_path, **fit)
+        np.testing.assert_array_equal(again.embed_clips(clips), matcher.embed_clips(clips))
+
+    @pytest.mark.parametrize("folds", [1, 21])
+    def test_their_number(self, folds: int) -> None:
+        clips, texts = letter_clips(40)
+        with pytest.raises(ValueError, match=rf"fit: validation must be in \[2, 20\] folds for 40 items, got {folds}"):
+            make().fit(clips, texts, validation=folds)
+
+    def test_labels(self) -> None:
+        matcher = make(head="labels").fit(TRAIN.take(range(40)), KINDS[:40], validation=2, **SHORT)
+        assert [record["epoch"] for record in matcher.history_] == [0, 1, 2]
+
+
+class TestLearningWithLess:
+    def mrr(self, matcher: VideoTextMatcher, clips: ClipFeatures, texts: list[str]) -> float:
+        return matcher.evaluate(clips, texts).video_to_text.mrr
+
+    def test_pairs_that_nobody_labelled(self) -> None:
+        clips, texts = letter_clips(200, noise=4.0)
+        known, rest, test = np.arange(15), np.arange(15, 140), np.arange(140, 200)
+        wanted = clips.take(test), [texts[i] for i in test]
+        fit: dict[str, Any] = {"epochs": 0, "validation": None}
+        alone = make(text_encoder=LetterEncoder(), space=Ridge()).fit(clips.take(known), texts[:15], **fit)
+        shuffled = [texts[i] for i in np.random.default_rng(0).permutation(rest)]
+        both = make(text_encoder=LetterEncoder(), space=Ridge())
+        both.fit(clips.take(known), texts[:15], unlabelled=(clips.take(rest), shuffled), threshold=0.5, **fit)
+        assert self.mrr(both, *wanted) > self.mrr(alone, *wanted) + 0.05
+        none = make(text_encoder=LetterEncoder(), space=Ridge())
+        none.fit(clips.take(known), texts[:15], unlabelled=(clips.take(rest), shuffled), threshold=1.0, **fit)
+        np.testing.assert_array_equal(none.embed_clips(wanted[0]), alone.embed_clips(wanted[0]))
+
+    def test_they_are_not_validated_on(self) -> None:
+        from pycm.matchers.inputs import Inputs, Rows
+
+        rows = pytest.importorskip("torch").arange(10.0)[:, None]
+        pairs = np.repeat(np.arange(10)[:, None], 2, 1)
+        problem = Pairs.of(Inputs(Rows(rows)), Inputs(Rows(rows)), pairs, extra=4)
+        assert problem.items == 6
+        assert problem.learned(np.array([0, 2])).first.features.values[:, 0].tolist() == [0, 2, 6, 7, 8, 9]
+        assert problem.take(np.array([0, 2])).first.features.values[:, 0].tolist() == [0, 2]
+
+    def test_another_domain(self) -> None:
+        clips, texts = letter_clips(160, noise=0.6)
+        draw = np.random.default_rng(1)
+        ramp = clips.streams["ramp"]
+        other = ramp.values @ (np.eye(16) + draw.normal(0, 0.25, (16, 16))).astype(np.float32) + 3
+        source = clip_features({"ramp": Sequences(other, ramp.cu_seqlens, ramp.times, ramp.present)})
+        train, test = np.arange(80), np.arange(80, 160)
+        wanted = clips.take(test), [texts[i] for i in test]
+        fit: dict[str, Any] = {"epochs": 0, "validation": None}
+        plain = make(text_encoder=LetterEncoder(), space=Ridge()).fit(source.take(train), texts[:80], **fit)
+        moved = make(text_encoder=LetterEncoder(), space=Ridge())
+        moved.fit(source.take(train), texts[:80], target_clips=clips.take(test), **fit)
+        assert self.mrr(moved, *wanted) > self.mrr(plain, *wanted) + 0.1
+
+    def test_what_does_not_go_together(self) -> None:
+        with pytest.raises(ValueError, match="unlabelled and threshold go together"):
+            make().fit(TRAIN, TEXTS, threshold=0.5)
+        with pytest.raises(ValueError, match="unlabelled must be None with head='labels'"):
+            make(head="labels").fit(TRAIN, KINDS, unlabelled=(TEST, WORDS), threshold=0.5)
+
+
+class TestHeads:
+    def test_pairs(self) -> None:
+        matcher = make(head="pairs").fit(TRAIN, TEXTS, **FIT)
+        right = [WORDS[kind] for kind in TRUTH]
+        wrong = [WORDS[(kind + 1) % 4] for kind in TRUTH]
+        assert matcher.predict(TEST, right).mean() >= 0.85
+        assert matcher.predict(TEST, wrong).mean() <= 0.15
+        assert accuracy(matcher) >= 0.9
+        scores = matcher.scores(TEST, WORDS)
+        found = matcher.match(TEST, WORDS, k=2)
+        assert found.metric == "logit"
+        np.testing.assert_array_equal(found.video_to_text.indices, np.argsort(-scores, axis=1, kind="stable")[:, :2])
+        np.testing.assert_array_equal(found.text_to_video.scores, -np.sort(-scores.T, axis=1)[:, :2])
+        probabilities = matcher.predict_proba(TEST, right)
+        np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-scores[np.arange(100), TRUTH])), rtol=1e-4)
+        # Of two proposed by the embeddings, the classifier's order.
+        matcher.candidates = 2
+        rows, texts = matcher.embed_clips(TEST), matcher.embed_texts(WORDS)
+        cosine = (rows / np.linalg.norm(rows, axis=1)[:, None]) @ (texts / np.linalg.norm(texts, axis=1)[:, None]).T
+        near = np.argsort(-cosine, axis=1, kind="stable")[:, :2]
+        best = np.take_along_axis(near, np.take_along_axis(scores, near, 1).argmax(1)[:, None], 1)
+        np.testing.assert_array_equal(matcher.match(TEST, WORDS, k=1).video_to_text.indices, best)
+
+    def test_labels(self, tmp_path: Path) -> None:
+        names = np.array(["left", "right", "grow", "shrink"])
+        matcher = make(head="labels").fit(TRAIN, names[KINDS], **FIT)
+        assert matcher.score(TEST, names[TRUTH]) >= 0.9
+        assert matcher.labels_ == sorted(names)
+        probabilities = matcher.predict_proba(TEST)
+        assert probabilities.shape == (100, 4)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+        matcher.save(tmp_path)
+        np.testing.assert_array_equal(matchers.load(tmp_path, progress=False).predict(TEST), matcher.predict(TEST))
+        with pytest.raises(ValueError, match=r"match: needs head='ranking' or 'pairs', this matcher has 'labels'"):
+            matcher.match(TEST, WORDS)
+        with pytest.raises(ValueError, match="label 'up' is not among the training labels"):
+            make(head="labels").fit(TRAIN, names[KINDS], validation=(TEST, ["up"] * 100), **SHORT)
+
+
+class TestUse:
+    def test_match_is_the_best_of_scores(self, fitted: VideoTextMatcher) -> None:
+        scores = fitted.scores(TEST, WORDS)
+        found = fitted.match(TEST, WORDS, k=(2, 7))
+        np.testing.assert_array_equal(found.video_to_text.indices, np.argsort(-scores, 1, kind="stable")[:, :2])
+        np.testing.assert_array_equal(found.text_to_video.indices, np.argsort(-scores.T, 1, kind="stable")[:, :7])
+        assert found.clips == TEST.names
+        assert found.texts == WORDS
+        assert found.metric == "cosine"
+        assert set(found.seconds) == {"encode texts", "score"}
+
+    def test_evaluate_is_retrieval_metrics_of_scores(self, fitted: VideoTextMatcher) -> None:
+        some = TEST.take([0, 1, 2])
+        texts = [["it grows", "it moves left"], "it shrinks", ["it moves right"]]
+        scores = fitted.scores(some, ["it grows", "it moves left", "it shrinks", "it moves right"])
+        found = fitted.evaluate(some, texts, ks=(1, 2))
+        there = evaluate.retrieval_metrics(scores, [[0, 1], [2], [3]], (1, 2))
+        back = evaluate.retrieval_metrics(scores.T.copy(), [0, 0, 1, 2], (1, 2))
+        np.testing.assert_array_equal(found.video_to_text.ranks, there.ranks)
+        np.testing.assert_array_equal(found.text_to_video.ranks, back.ranks)
+
+    def test_a_clip_s_row_does_not_depend_on_the_others(self, fitted: VideoTextMatcher) -> None:
+        np.testing.assert_allclose(
+            fitted.embed_clips(TEST.take([7])), fitted.embed_clips(TEST)[7:8], rtol=1e-4, atol=1e-6
+        )
+
+    def test_contributions_name_the_stream_that_matters(self) -> None:
+        draw = np.random.default_rng(0)
+        noise = [sequences([draw.normal(size=(4, 3)) for _ in range(n)]) for n in (240, 100)]
+        train = clip_features({**TRAIN.streams, "noise": noise[0]})
+        test = clip_features({**TEST.streams, "noise": noise[1]})
+        matcher = make()
+        matcher = VideoTextMatcher(
+            ["noise", "ramp"], **{k: v for k, v in matcher.get_params().items() if k != "streams"}
+        )
+        found = matcher.fit(train, TEXTS, **FIT).contributions(
+            test.take(range(20)), [WORDS[k] for k in TRUTH[:20]], k=5
+        )
+        assert found["ramp"] > 0.2
+        assert abs(found["noise"]) < found["ramp"] / 2
+
+    def test_a_stream_that_a_clip_lacks_counts_for_nothing(self) -> None:
+        given = TRAIN.streams["ramp"]
+        present = np.arange(240) % 3 > 0
+        values = [
+            np.where(there, x, 99.0)
+            for x, there in zip(np.split(given.values, given.cu_seqlens[1:-1]), present, strict=True)
+        ]
+        marked = sequences(values)
+        features = []
+        for filler in (1.0, 99.0):
+            filled = np.where(np.repeat(present, np.diff(marked.cu_seqlens))[:, None], marked.values, filler)
+            part = Sequences(filled.astype(np.float32), marked.cu_seqlens, marked.times, present)
+            features.append(clip_features({"ramp": given, "part": part}))
+        options = {k: v for k, v in make().get_params().items() if k != "streams"}
+        rows = [VideoTextMatcher(["ramp", "part"], **options).fit(f, TEXTS, **SHORT).embed_clips(f) for f in features]
+        np.testing.assert_array_equal(*rows)
+
+    def test_captions_of_one_clip_and_equal_captions_are_no_negatives(self) -> None:
+        from pycm.matchers.learning import groups_of
+
+        # clips 0, 1 share text 0; clip 2 has 1 and 2; clip 3 has 3
+        groups = groups_of(np.array([[0, 0], [1, 0], [2, 1], [2, 2], [3, 3]]), 4, 4)
+        clips, texts = groups[:4], groups[4:]
+        assert clips[0] == clips[1] == texts[0]
+        assert clips[2] == texts[1] == texts[2]
+        assert len({clips[0], clips[2], clips[3]}) == 3
+
+    def test_an_encoder_that_has_to_be_fitted_is(self, tmp_path: Path) -> None:
+        pytest.importorskip("sklearn")
+        matcher = make(text_encoder="tfidf").fit(TRAIN, TEXTS, **SHORT)
+        matcher.save(tmp_path)
+        loaded = VideoTextMatcher.load(tmp_path)
+        np.testing.assert_array_equal(loaded.scores(TEST, WORDS), matcher.scores(TEST, WORDS))
+
+    def test_given_validation_clips_are_used(self) -> None:
+        matcher = make().fit(TRAIN, TEXTS, validation=(TEST, [WORDS[k] for k in TRUTH]), **SHORT)
+        metrics = matcher.history_[-1]
+        assert metrics["recall@5"] >= metrics["recall@1"]
+        none = make().fit(TRAIN, TEXTS, validation=None, **SHORT)
+        assert list(none.history_[0]) == ["epoch", "loss", "lr"]
+
+
+class TestSaving:
+    def test_it_comes_back_bit_for_bit(self, fitted: VideoTextMatcher, tmp_path: Path) -> None:
+        fitted.save(tmp_path / "saved")
+        loaded = matchers.load(tmp_path / "saved", progress=False)
+        assert isinstance(loaded, VideoTextMatcher)
+        np.testing.assert_array_equal(loaded.scores(TEST, WORDS), fitted.scores(TEST, WORDS))
+        loaded.save(tmp_path / "again")
+        documents = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("saved", "again")]
+        folders = [
+            tmp_path / name / document.pop("parts")
+            for name, document in zip(("saved", "again"), documents, strict=True)
+        ]
+        assert documents[0] == documents[1]
+        assert len({(folder / "network.safetensors").read_bytes() for folder in folders}) == 1
+        with pytest.raises(ValueError, match="not a saved matcher"):
+            matchers.ImageTextMatcher.load(tmp_path / "saved")
+
+    def test_with_a_linear_start_and_an_encoder_of_one_s_own(self, tmp_path: Path) -> None:
+        matcher = make(text_encoder=LetterEncoder(), space=Ridge(), space_streams=["ramp"])
+        matcher.fit(TRAIN, TEXTS, **SHORT).save(tmp_path)
+        with pytest.raises(ValueError, match=r"'letters' in .* pass it: load\(folder, text_encoder=\.\.\.\)"):
+            VideoTextMatcher.load(tmp_path)
+        loaded = VideoTextMatcher.load(tmp_path, text_encoder=LetterEncoder())
+        np.testing.assert_array_equal(loaded.scores(TEST, WORDS), matcher.scores(TEST, WORDS))
+        other = LetterEncoder()
+        other.fingerprint = "letters-2"
+        with pytest.raises(ValueError, match="text_encoder 'letters' is not the one"):
+            VideoTextMatcher.load(tmp_path, text_encoder=other)
+        VideoTextMatcher.load(tmp_path, text_encoder=other, strict=False)
+        with pytest.raises(TypeError, match="unknown argument 'text_model'"):
+            VideoTextMatcher.load(tmp_path, text_model="x")
+
+    def test_what_is_not_fitted_or_saved_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError, match=r"VideoTextMatcher\.save: not fitted"):
+            make().save(tmp_path)
+        with pytest.raises(RuntimeError, match=r"VideoTextMatcher\.match: not fitted"):
+            make().match(TEST, WORDS)
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "config.json").write_text('{"class": "Ridge"}')
+        with pytest.raises(ValueError, match="names an unknown matcher 'Ridge'"):
+            matchers.load(tmp_path)
+
+    def test_an_interrupted_fit_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = make().fit(TRAIN, TEXTS, **(FIT | {"epochs": 5}))
+        epochs: list[int] = []
+        original = Pairs.validate
+
+        def validate(self: Any, *arguments: Any) -> Any:
+            epochs.append(len(epochs))
+            if len(epochs) == 3:
+                signal.raise_signal(signal.SIGINT)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Pairs, "validate", validate)
+        matcher = make()
+        with pytest.raises(KeyboardInterrupt):
+            matcher.fit(TRAIN, TEXTS, checkpoint=tmp_path, **(FIT | {"epochs": 5}))
+        assert not matcher.fitted
+        assert len(epochs) == 3
+        matcher.fit(TRAIN, TEXTS, checkpoint=tmp_path, **(FIT | {"epochs": 5}))
+        assert len(epochs) == 6
+        np.testing.assert_array_equal(matcher.scores(TEST, WORDS), whole.scores(TEST, WORDS))
+        with pytest.raises(ValueError, match="of a training on other data or with other options"):
+            make(seed=1).fit(TRAIN, TEXTS, checkpoint=tmp_path, **(FIT | {"epochs": 5}))
+        with pytest.raises(ValueError, match="of a training on other data or with other options"):
+            make().fit(TRAIN, TEXTS[::-1], checkpoint=tmp_path, **(FIT | {"epochs": 5}))
+
+
+def nan_clips() -> ClipFeatures:
+    ramp = TRAIN.streams["ramp"]
+    values = ramp.values.copy()
+    values[ramp.cu_seqlens[17] + 2, 1] = np.nan
+    return clip_features({"ramp": Sequences(values, ramp.cu_seqlens, ramp.times, ramp.present)})
+
+
+@pytest.mark.parametrize(
+    ("clips", "texts", "message"),
+    [
+        (TRAIN, TEXTS[:-1], r"fit: texts must have one entry for each of 240 clips, got 239"),
+        (TRAIN.take(range(3)), ["a", [], "b"], r"fit: texts\[1\] is empty: clip 'clip1' has no text"),
+        (TRAIN.take([0, 4, 4]), ["a", "b", "c"], r"fit: clips\[1\] and clips\[2\] are both 'clip4'"),
+        (nan_clips(), TEXTS, r"fit: the 'ramp' features of clip 'clip17' hold NaN or infinity"),
+        (clip_features({"other": TRAIN.streams["ramp"]}), TEXTS, r"fit: clips has no stream 'ramp', it has: other"),
+        (TRAIN.take(range(3)), ["a", "b", "c"], r"fit: validation=0\.1 of 3 items leaves fewer than 2 to learn from"),
+        (TRAIN.take([]), [], r"fit: clips is empty"),
+        (TRAIN.take([0, 1, 2, 3]), ["?", "!", ".", ","], r"none of the 4 training texts has a word"),
+    ],
+)
+def test_data_that_cannot_be_learned_from(clips: ClipFeatures, texts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make().fit(clips, texts, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"cell": "rnn"}, ValueError, r"cell must be one of lstm, gru, None, got 'rnn'"),
+        ({"pool": "none"}, ValueError, r"pool must be one of .*, got 'none'"),
+        ({"pool": "last", "cell": None}, ValueError, r"pool must be one of mean, .*, got 'last'"),
+        ({"loss": "hinge"}, ValueError, r"loss must be one of max_hinge, info_nce, sigmoid, triplet, got 'hinge'"),
+        ({"hidden": 0}, ValueError, r"hidden must be a positive int, got 0"),
+        ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\), got 1\.0"),
+        ({"space": "ridge"}, TypeError, r"space must be a Ridge or None, got str"),
+        ({"space": Ridge()}, ValueError, r'space must be None for text_encoder="words"'),
+        ({"space_streams": ["sound"]}, ValueError, r"space_streams must be among ramp, got \['sound'\]"),
+        ({"text_encoder": 3}, TypeError, r"text_encoder must be an encoder or the spec of one, got int"),
+    ],
+)
+def test_options_that_do_not_fit(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(**given)
+
+
+def test_unknown_and_wrong_arguments_of_fit() -> None:
+    with pytest.raises(TypeError, match=r"fit: unknown argument 'epoch'; of the training there are: epochs, lr"):
+        make().fit(TRAIN, TEXTS, epoch=3)
+    with pytest.raises(TypeError, match=r"fit: checkpoint must be a path or None, got int"):
+        make().fit(TRAIN, TEXTS, checkpoint=3)
+    with pytest.raises(ValueError, match=r"fit: validation must be a share in \(0, 1\)"):
+        make().fit(TRAIN, TEXTS, validation=2.0, **SHORT)
+
+
+def test_features_of_another_size_are_refused(fitted: VideoTextMatcher) -> None:
+    wide, _ = ramps(5, 2, noise=3)
+    with pytest.raises(ValueError, match=r"match: fitted to clip features .*4.*, got .*5"):
+        fitted.match(wide, WORDS)
