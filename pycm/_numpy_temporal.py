@@ -9,18 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pycm import _C
-from pycm._temporal_arguments import (
-    check_choices,
-    check_extras,
-    check_pool,
-    check_pool_parameters,
-    check_sequences,
-    layers_of,
-)
-from pycm._temporal_layers import STATE_POOLS, Problem, Weights, padded, pool_only, run, width
+from pycm._temporal_arguments import check_lengths, check_sequences, evaluate, evaluate_pool, starts_of
+from pycm._temporal_layers import Direction, Options, Sequences, padded, width
 from pycm.functional import _as_numpy, _int64, _like
-
-_POOL = "temporal_pool"
 
 
 class _NumPy:
@@ -28,18 +19,8 @@ class _NumPy:
 
     xp: Any = np
 
-    def cell(
-        self,
-        x: Any,
-        cu_seqlens: Any,
-        w: Weights,
-        cell: str,
-        reverse: bool,
-        pool: str,
-        pool_weights: Any,
-        h0: Any,
-        c0: Any,
-    ) -> tuple[Any, Any, Any, Any]:
+    def cell(self, direction: Direction) -> tuple[Any, Any, Any, Any]:
+        x, cu_seqlens, w, cell, reverse, pool, pool_weights, h0, c0 = direction
         packed = _C.TemporalCell(cell, *(None if part is None else np.ascontiguousarray(part) for part in w))  # type: ignore[arg-type]
         batch, steps, dtype = len(cu_seqlens) - 1, int(cu_seqlens[-1]), _work_dtype(w.weight_ih)
         most = x.shape[0] if x.ndim == 2 else x.shape[0] * x.shape[1]
@@ -77,7 +58,7 @@ class _NumPy:
         return np.ascontiguousarray(array, _work_dtype(array))
 
     def cast(self, array: Any, like: Any) -> Any:
-        return array.astype(like.dtype)
+        return array.astype(like.dtype, copy=False)
 
     def double(self, array: Any) -> Any:
         return array.astype(np.float64)
@@ -93,6 +74,10 @@ class _NumPy:
         return np.unique(lengths, return_inverse=True)
 
 
+_BACKEND = _NumPy()
+_POOL = "temporal_pool"
+
+
 def _cut(pool_weights: Any, pool: str, steps: int) -> Any:
     return pool_weights[:steps] if pool == "gpo" else pool_weights
 
@@ -105,85 +90,50 @@ def _unit_stride(x: Any) -> Any:
     return x if x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
 
 
-def temporal_pool(
-    x: Any, lengths: Any, weights: Any, cell: str, pool: str, *, cu_seqlens: Any, combine: str, h0: Any, c0: Any,
-    attention: Any, gpo: Any, residual: bool, normalize_states: bool, normalize: bool, dropout: float,
-    legacy_padding: bool, batch_first: bool, return_state: bool,
-) -> Any:  # fmt: skip
-    original = x
-    x = _as_numpy(_POOL, "x", x)
-    check_choices(_POOL, cell, pool, combine, attention, gpo, residual or normalize_states, dropout)
-    check_sequences(_POOL, x, lengths, cu_seqlens, legacy_padding)
-    if x.ndim == 3 and not batch_first:
-        x = x.swapaxes(0, 1)
-    single = x.ndim == 2 and lengths is None and cu_seqlens is None
-    layers = layers_of(_POOL, _arrays(_POOL, "weights", weights), cell, x)
-    gpo = None if gpo is None else _arrays(_POOL, "gpo", gpo)
+def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: Options) -> Any:
+    def like(result: Any) -> Any:
+        return tuple(map(like, result)) if isinstance(result, tuple) else _like(result, x)
+
+    array = _as_numpy(_POOL, "x", x)
+    check_sequences(_POOL, array, lengths, cu_seqlens, options.legacy_padding)
+    if array.ndim == 3 and not options.batch_first:
+        array = array.swapaxes(0, 1)
     h0, c0, attention = (
-        None if array is None else _as_numpy(_POOL, name, array)
-        for name, array in (("h0", h0), ("c0", c0), ("attention", attention))
+        None if state is None else _as_numpy(_POOL, name, state)
+        for name, state in (("h0", options.h0), ("c0", options.c0), ("attention", options.attention))
     )
-    if single:
-        h0, c0 = (None if state is None else state[:, None] for state in (h0, c0))
-    starts = _cu_seqlens(_POOL, x, lengths, cu_seqlens)
-    features = check_extras(_POOL, layers, cell, combine, x, len(starts) - 1, h0, c0, residual)
-    check_pool_parameters(_POOL, features, attention, gpo)
-    backend = _NumPy()
-    problem = Problem(
-        x=x,
-        cu_seqlens=starts,
-        steps=_steps(x, starts),
-        layers=layers,
-        cell=cell,
-        pool=pool,
-        combine=combine,
-        h0=None if h0 is None else backend.work(h0),
-        c0=None if c0 is None else backend.work(c0),
-        attention=attention,
-        gpo=gpo,
-        residual=residual,
-        normalize_states=normalize_states,
-        normalize=normalize,
-        dropout=dropout,
-        run_seqlens=x.shape[1] * np.arange(x.shape[0] + 1, dtype=np.int64) if legacy_padding else None,
-    )
-    pooled, h_n, c_n = run(backend, problem)
-    if pool == "none" and x.ndim == 3:
-        full = pooled.reshape(*x.shape[:2], -1) if legacy_padding else padded(backend, pooled, starts, x.shape[1])
-        pooled = full if batch_first else full.swapaxes(0, 1)
-    elif pool != "none" and single:
-        pooled = pooled[0]
-    pooled, h_n, c_n = (
-        None if part is None else _like(part.astype(x.dtype, copy=False), original) for part in (pooled, h_n, c_n)
-    )
-    if not return_state:
-        return pooled
-    if single:
-        h_n, c_n = (None if state is None else state[:, 0] for state in (h_n, c_n))
-    return pooled, h_n if c_n is None else (h_n, c_n)
+    options = options._replace(h0=h0, c0=c0, attention=attention, gpo=_arrays(_POOL, "gpo", options.gpo))
+    sequences = _sequences(_POOL, array, lengths, cu_seqlens, options.batch_first, options.legacy_padding)
+    return like(evaluate(_POOL, _BACKEND, sequences, _arrays(_POOL, "weights", weights), options))
 
 
-def pool_states(x: Any, lengths: Any, pool: str, *, cu_seqlens: Any, attention: Any, gpo: Any) -> Any:
+def pool_states(x: Any, lengths: Any, cu_seqlens: Any, pool: str, attention: Any, gpo: Any) -> Any:
     function = "pool_states"
     array = _as_numpy(function, "x", x)
-    check_pool(function, pool, attention, gpo, STATE_POOLS)
     check_sequences(function, array, lengths, cu_seqlens, legacy_padding=False)
     attention = None if attention is None else _as_numpy(function, "attention", attention)
-    gpo = None if gpo is None else _arrays(function, "gpo", gpo)
-    check_pool_parameters(function, array.shape[-1], attention, gpo)
-    starts = _cu_seqlens(function, array, lengths, cu_seqlens)
-    pooled = pool_only(_NumPy(), array, starts, _steps(array, starts), pool, attention, gpo).astype(array.dtype)
-    return _like(pooled[0] if lengths is None and cu_seqlens is None else pooled, x)
+    sequences = _sequences(function, array, lengths, cu_seqlens, batch_first=True, legacy_padding=False)
+    return _like(evaluate_pool(function, _BACKEND, sequences, pool, attention, _arrays(function, "gpo", gpo)), x)
 
 
-def _steps(x: Any, cu_seqlens: Any) -> int:
-    """Of the longest sequence, or a bound of it; at least 1."""
-    return max(1, x.shape[1] if x.ndim == 3 else int(np.diff(cu_seqlens).max(initial=1)))
+def _sequences(
+    function: str, x: Any, lengths: Any, cu_seqlens: Any, batch_first: bool, legacy_padding: bool
+) -> Sequences:
+    starts = _cu_seqlens(function, x, lengths, cu_seqlens)
+    if x.ndim == 2:
+        steps = max(1, int(np.diff(starts).max(initial=1)))
+        return Sequences(x, starts, steps, lambda states: states, single=lengths is None and cu_seqlens is None)
+
+    def restore(states: Any) -> Any:
+        full = states.reshape(*x.shape[:2], -1) if legacy_padding else padded(_BACKEND, states, starts, x.shape[1])
+        return full if batch_first else full.swapaxes(0, 1)
+
+    return Sequences(x, starts, max(1, x.shape[1]), restore)
 
 
 def _arrays(function: str, name: str, mapping: Any) -> Any:
     if not isinstance(mapping, Mapping):
-        return mapping  # an error of the check that follows
+        return mapping  # None, or an error of the check that follows
     return {key: _as_numpy(function, f"{name}[{key!r}]", array) for key, array in mapping.items()}
 
 
@@ -204,10 +154,7 @@ def _cu_seqlens(function: str, x: npt.NDArray[Any], lengths: Any, cu_seqlens: An
         rows = f"[{len(x)}]" if x.ndim == 3 else "[B]"
         raise ValueError(f"{function}: lengths must have shape {rows}, got {list(counts.shape)}")
     most = x.shape[1] if x.ndim == 3 else len(x)
-    wrong = (counts < 0) | (counts > most)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ValueError(f"{function}: lengths must be in [0, {most}], got {counts[row]} in row {row}")
+    check_lengths(function, counts, most)
     if x.ndim == 2 and counts.sum() != len(x):
         raise ValueError(f"{function}: lengths must sum to the {len(x)} steps of x, got {counts.sum()}")
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return starts_of(counts)

@@ -1,11 +1,27 @@
-"""What temporal pooling takes: checks that need no values, the same for NumPy arrays and torch tensors."""
+"""What temporal pooling takes and returns: checks that need no values, the same for NumPy arrays and torch tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pycm._temporal_layers import CELLS, COMBINES, GATES, OWN_STEP, POOLS, Weights
+import numpy as np
+import numpy.typing as npt
+
+from pycm._temporal_layers import (
+    CELLS,
+    COMBINES,
+    GATES,
+    OWN_STEP,
+    POOLS,
+    Backend,
+    Options,
+    Problem,
+    Sequences,
+    Weights,
+    pool_only,
+    run,
+)
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
@@ -19,26 +35,50 @@ def dtype_name(array: Any) -> str:
     return str(array.dtype).removeprefix("torch.")
 
 
-def check_choices(
-    function: str,
-    cell: str,
-    pool: str,
-    combine: str,
-    attention: Any,
-    gpo: Any,
-    steps_pooled: bool,
-    dropout: float,
-) -> None:
-    """The words. `steps_pooled`: whether each step is changed before the pool sees it."""
+def evaluate(function: str, backend: Backend, sequences: Sequences, weights: Any, options: Options) -> Any:
+    """What `pycm.temporal_pool` returns; the options' words are checked (`check_choices`), all else here."""
+    x, starts, steps, restore, single = sequences
+    layers = layers_of(function, weights, options.cell, x)
+    h0, c0 = options.h0, options.c0
+    if single:
+        h0, c0 = (state if state is None else state[..., None, :] for state in (h0, c0))
+    options = options._replace(h0=h0, c0=c0)
+    features = check_extras(function, layers, options, x, starts.shape[0] - 1)
+    check_pool_parameters(function, features, options.attention, options.gpo)
+    h0, c0 = (None if state is None else backend.work(state) for state in (h0, c0))
+    every = x.shape[1] * backend.arange(x.shape[0] + 1, x) if options.legacy_padding else None
+    pooled, hidden, memory = run(backend, Problem(x, starts, steps, layers, options._replace(h0=h0, c0=c0), every))
+    pooled = backend.cast(pooled, x)
+    if options.pool == "none":
+        pooled = restore(pooled)
+    elif single:
+        pooled = pooled[0]
+    if not options.return_state:
+        return pooled
+    states = [backend.xp.stack(state) for state in ((hidden,) if options.cell == "gru" else (hidden, memory))]
+    final = [backend.cast(state[:, 0] if single else state, x) for state in states]
+    return pooled, final[0] if len(final) == 1 else tuple(final)
+
+
+def evaluate_pool(function: str, backend: Backend, sequences: Sequences, pool: str, attention: Any, gpo: Any) -> Any:
+    """What `pycm.pool_states` returns; the pool's name is checked."""
+    check_pool_parameters(function, sequences.x.shape[-1], attention, gpo)
+    pooled = backend.cast(pool_only(backend, sequences, pool, attention, gpo), sequences.x)
+    return pooled[0] if sequences.single else pooled
+
+
+def check_choices(function: str, options: Options) -> None:
+    """The words."""
+    cell, pool, combine = options[:3]
     for name, value, known in (("cell", cell, CELLS), ("pool", pool, POOLS), ("combine", combine, COMBINES)):
         _check_word(function, name, value, known)
-    check_pool(function, pool, attention, gpo)
-    if steps_pooled and pool in OWN_STEP:
+    check_pool(function, pool, options.attention, options.gpo)
+    if (options.residual or options.normalize_states) and pool in OWN_STEP:
         raise ValueError(
             f"{function}: residual and normalize_states need a pool over the steps, such as mean, got pool={pool!r}"
         )
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"{function}: dropout must be in [0, 1], got {dropout}")
+    if not 0 <= options.dropout <= 1:
+        raise ValueError(f"{function}: dropout must be in [0, 1], got {options.dropout}")
 
 
 def _check_word(function: str, name: str, value: str, known: tuple[str, ...]) -> None:
@@ -75,6 +115,19 @@ def check_sequences(function: str, x: Any, lengths: Any, cu_seqlens: Any, legacy
         raise ValueError(f"{function}: lengths must be given row by row with ragged x [S, I], got {lengths}")
     if legacy_padding and x.ndim != 3:
         raise ValueError(f"{function}: legacy_padding needs padded x [B, T, I], got shape {list(x.shape)}")
+
+
+def check_lengths(function: str, lengths: npt.NDArray[np.int64], most: int) -> None:
+    if lengths.size and (lengths.min() < 0 or lengths.max() > most):
+        row = int(np.argmax((lengths < 0) | (lengths > most)))
+        raise ValueError(f"{function}: lengths must be in [0, {most}], got {lengths[row]} in row {row}")
+
+
+def starts_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """cu_seqlens [B + 1]."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    lengths.cumsum(out=starts[1:])
+    return starts
 
 
 def layers_of(function: str, weights: Any, cell: str, x: Any) -> list[list[Weights]]:
@@ -149,11 +202,9 @@ def check_shape(function: str, name: str, array: Any, shape: tuple[Any, ...]) ->
     )
 
 
-def check_extras(
-    function: str, layers: list[list[Weights]], cell: str, combine: str, x: Any, batch: Any, h0: Any, c0: Any,
-    residual: bool,
-) -> Any:  # fmt: skip
+def check_extras(function: str, layers: list[list[Weights]], options: Options, x: Any, batch: Any) -> Any:
     """Initial states, and what a residual needs. Returns F."""
+    cell, _, combine, h0, c0 = options[:5]
     directions, w = len(layers[0]), layers[0][0]
     state, hidden = w.weight_hh.shape[1], w.weight_hh.shape[0] // GATES[cell]
     features = state * (directions if combine == "concat" else 1)
@@ -162,7 +213,7 @@ def check_extras(
     for name, array, size in (("h0", h0, state), ("c0", c0, hidden)):
         if array is not None:
             check_shape(function, name, array, (len(layers) * directions, batch, size))
-    if residual:
+    if options.residual:
         require(
             x.shape[-1] == features,
             lambda: f"{function}: residual needs states of x's {x.shape[-1]} features, got {features}",

@@ -6,7 +6,7 @@ may be more rows than steps, so that shapes depend on shapes alone: what lies be
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 Cell: TypeAlias = Literal["lstm", "gru"]
@@ -43,16 +43,12 @@ class Weights(NamedTuple):
     weight_hr: Any = None
 
 
-class Problem(NamedTuple):
-    """What is asked for, checked. `x` is [S, I] or [B, T, I], `steps` no less than the longest sequence."""
+class Options(NamedTuple):
+    """What is asked for, as `pycm.temporal_pool` takes it."""
 
-    x: Any
-    cu_seqlens: Any
-    steps: int
-    layers: list[list[Weights]]
     cell: str
     pool: str
-    combine: str
+    combine: str = "concat"
     h0: Any = None
     c0: Any = None
     attention: Any = None
@@ -61,7 +57,44 @@ class Problem(NamedTuple):
     normalize_states: bool = False
     normalize: bool = False
     dropout: float = 0.0
+    legacy_padding: bool = False
+    batch_first: bool = True
+    return_state: bool = False
+
+
+class Sequences(NamedTuple):
+    """x as the kernels take it, and how to give ragged states its form again."""
+
+    x: Any  # [S, I] or [B, T, I]
+    cu_seqlens: Any
+    steps: int  # of the longest sequence, or a bound of it; at least 1
+    restore: Callable[[Any], Any]  # ragged states [≥ S, F]
+    single: bool = False
+
+
+class Problem(NamedTuple):
+    """Sequences, weights and options, checked; the options' h0 and c0 in the working dtype."""
+
+    x: Any
+    cu_seqlens: Any
+    steps: int
+    layers: list[list[Weights]]
+    options: Options
     run_seqlens: Any = None  # where the cell runs further than the pool reads
+
+
+class Direction(NamedTuple):
+    """One direction of one layer: what a kernel runs."""
+
+    x: Any
+    cu_seqlens: Any
+    weights: Weights
+    cell: str
+    reverse: bool
+    pool: str = "none"
+    pool_weights: Any = None
+    h0: Any = None
+    c0: Any = None
 
 
 class Backend(Protocol):
@@ -69,18 +102,7 @@ class Backend(Protocol):
 
     xp: Any
 
-    def cell(
-        self,
-        x: Any,
-        cu_seqlens: Any,
-        w: Weights,
-        cell: str,
-        reverse: bool,
-        pool: str,
-        pool_weights: Any,
-        h0: Any,
-        c0: Any,
-    ) -> tuple[Any, Any, Any, Any]:
+    def cell(self, direction: Direction) -> tuple[Any, Any, Any, Any]:
         """Pooled [B, W·P], ragged states [≥ S, P] (for the pool "none"), h_n [B, P], c_n [B, H] (None for a GRU)."""
 
     def pool(self, x: Any, cu_seqlens: Any, pool: str, pool_weights: Any) -> Any:
@@ -100,52 +122,54 @@ class Backend(Protocol):
         """Lengths without repetition, and where each of `lengths` stands among them."""
 
 
-def run(backend: Backend, problem: Problem) -> tuple[Any, Any, Any]:
-    """Pooled [B, F], or ragged states [≥ S, F] for the pool "none"; h_n and c_n, [layers · directions, B, ...]."""
-    p, xp = problem, backend.xp
+def run(backend: Backend, problem: Problem) -> tuple[Any, list[Any], list[Any]]:
+    """Pooled [B, F], or ragged states [≥ S, F] for the pool "none"; h_n and c_n (None for a GRU) of each direction."""
+    p, o, xp = problem, problem.options, backend.xp
     run_seqlens = p.cu_seqlens if p.run_seqlens is None else p.run_seqlens
-    two = len(p.layers[0]) == 2
-    pool_weights = _pool_weights(backend, p.x, p.cu_seqlens, p.steps, p.pool, p.attention, p.gpo)
-    fused = _fused(p, two)
+    pool_weights = _pool_weights(backend, p.x, p.cu_seqlens, p.steps, o.pool, o.attention, o.gpo)
+    fused = _fused(p)
     out, hidden, memory = p.x, [], []
     for depth, directions in enumerate(p.layers):
         last = depth + 1 == len(p.layers)
-        pool = p.pool if last and fused else "none"
-        if depth and p.dropout:
-            out = backend.dropout(out, p.dropout)
+        pool = o.pool if last and fused else "none"
+        if depth and o.dropout:
+            out = backend.dropout(out, o.dropout)
         parts = []
         for reverse, w in enumerate(directions):
             index = depth * len(directions) + reverse
-            h0, c0 = (None if state is None else state[index] for state in (p.h0, p.c0))
+            h0, c0 = (None if state is None else state[index] for state in (o.h0, o.c0))
+            own_weights = pool_weights if pool == o.pool else None
             pooled, states, h_n, c_n = backend.cell(
-                out, run_seqlens, w, p.cell, bool(reverse), pool, pool_weights if pool == p.pool else None, h0, c0
+                Direction(out, run_seqlens, w, o.cell, bool(reverse), pool, own_weights, h0, c0)
             )
             parts.append(states if pool == "none" else pooled)
             hidden.append(h_n)
             memory.append(c_n)
-        out = _join(xp, parts, p.combine, pool) if last else _join(xp, parts, "concat", "none")
+        out = _join(xp, parts, o.combine, pool) if last else _join(xp, parts, "concat", "none")
     if not fused:
-        final = _join(xp, hidden[-len(p.layers[0]) :], p.combine, "last")
+        final = _join(xp, hidden[-len(p.layers[0]) :], o.combine, "last")
         out = _pool_states(backend, p, out, final, run_seqlens, pool_weights)
-    if p.normalize:
+    if o.normalize:
         out = unit(xp, out)
-    return out, xp.stack(hidden), None if p.cell == "gru" else xp.stack(memory)
+    return out, hidden, memory
 
 
-def _fused(p: Problem, two: bool) -> bool:
+def _fused(problem: Problem) -> bool:
     """Whether each direction's kernel can pool by itself, as it goes."""
-    if p.residual or p.normalize_states:
+    o = problem.options
+    if o.residual or o.normalize_states:
         return False
-    if p.run_seqlens is not None:
-        return p.pool in ("last", "first", "none")
-    if not two or p.pool == "none":
+    if problem.run_seqlens is not None:
+        return o.pool in ("last", "first", "none")
+    if len(problem.layers[0]) == 1 or o.pool == "none":
         return True
     # Two directions share the softmax, and are joined before what is not linear.
-    return p.pool != "attention" if p.combine == "concat" else p.pool in ("last", "first", "mean", "lastmean")
+    return o.pool != "attention" if o.combine == "concat" else o.pool in ("last", "first", "mean", "lastmean")
 
 
-def pool_only(backend: Backend, x: Any, cu_seqlens: Any, steps: int, pool: str, attention: Any, gpo: Any) -> Any:
+def pool_only(backend: Backend, sequences: Sequences, pool: str, attention: Any, gpo: Any) -> Any:
     """Ragged or padded vectors to [B, F], without a cell."""
+    x, cu_seqlens, steps = sequences[:3]
     weights = _pool_weights(backend, x, cu_seqlens, steps, pool, attention, gpo)
     count = x.shape[0] if x.ndim == 2 else x.shape[0] * x.shape[1]
     return backend.pool(backend.work(_ragged(backend, x, cu_seqlens, count)), cu_seqlens, pool, weights)
@@ -179,19 +203,19 @@ def _join(xp: Any, parts: Sequence[Any], combine: str, pool: str) -> Any:
 
 def _pool_states(backend: Backend, p: Problem, states: Any, final: Any, run_seqlens: Any, pool_weights: Any) -> Any:
     """What the kernels of the directions cannot pool by themselves."""
-    xp, count = backend.xp, states.shape[0]
+    o, xp, count = p.options, backend.xp, states.shape[0]
     states = _known(backend, states, run_seqlens)
-    if p.residual:
+    if o.residual:
         states = states + backend.work(_ragged(backend, p.x, run_seqlens, count))
-    if p.normalize_states:
+    if o.normalize_states:
         states = unit(xp, states)
-    if p.pool == "none":
+    if o.pool == "none":
         return states
     if p.run_seqlens is not None:
         states = _ragged(backend, states.reshape(*p.x.shape[:2], -1), p.cu_seqlens, count)
-    if p.pool == "lastmean":
+    if o.pool == "lastmean":
         return xp.concatenate([final, backend.pool(states, p.cu_seqlens, "mean", None)], -1)
-    return backend.pool(states, p.cu_seqlens, p.pool, pool_weights)
+    return backend.pool(states, p.cu_seqlens, o.pool, pool_weights)
 
 
 def _known(backend: Backend, states: Any, cu_seqlens: Any) -> Any:
@@ -238,7 +262,7 @@ def gpo_coefficients(backend: Backend, gpo: Mapping[str, Any], cu_seqlens: Any, 
     total: Any = 0
     for end in ("", "_reverse"):
         direction = Weights(*(w[f"{kind}_l0{end}"] for kind in Weights._fields[:4]))
-        total = total + backend.cell(x, starts, direction, "gru", end != "", "none", None, None, None)[1]
+        total = total + backend.cell(Direction(x, starts, direction, "gru", end != ""))[1]
     total = _known(backend, total, starts)
     # Added up in turn: a sum or a product would round by the number of rows and by the longest of them.
     scores = (total * w["linear.weight"][0]).cumsum(-1)[..., -1] / (2 * GPO_TEMPERATURE)

@@ -61,12 +61,15 @@ def topk(
     exclude_offsets: Tensor | None,
     precision: str,
     screen: str = "auto",
+    encoded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """`encoded`: what `encode` made of these gallery rows and this metric."""
     filters = {"mask": mask, "exclude": exclude, "exclude_offsets": exclude_offsets}
-    _check_devices("topk", queries=queries, gallery=gallery, **filters)
+    _check_devices("topk", queries=queries, gallery=gallery, encoded=encoded, **filters)
     _check_tangents("topk", queries=queries, gallery=gallery)
     exclude, exclude_offsets = _contiguous(exclude), _contiguous(exclude_offsets)
-    arguments = (_plain(queries), _plain(gallery), k, metric, precision, mask, exclude, exclude_offsets, screen)
+    rows = _plain(queries), _plain(gallery)
+    arguments = (*rows, k, metric, precision, mask, exclude, exclude_offsets, screen, encoded)
     with _on(queries.device):
         workspace = _workspace(queries, _kernels.cuda_topk_workspace_bytes(*arguments))
         _assert_compressed("topk: exclude", exclude, exclude_offsets, -1, gallery.shape[0])
@@ -87,14 +90,17 @@ def rank(
     exclude: Tensor | None,
     exclude_offsets: Tensor | None,
     screen: str = "auto",
+    encoded: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`encoded`: as in `topk`."""
     filters = {"mask": mask, "exclude": exclude, "exclude_offsets": exclude_offsets}
     _check_devices("rank", queries=queries, gallery=gallery, positives=positives, offsets=offsets, **filters)
+    _check_devices("rank", queries=queries, encoded=encoded)
     _check_tangents("rank", queries=queries, gallery=gallery)
     positives, offsets = positives.contiguous(), offsets.contiguous()
     exclude, exclude_offsets = _contiguous(exclude), _contiguous(exclude_offsets)
     rows = _plain(queries), _plain(gallery), positives, offsets
-    arguments = (*rows, metric, mask, exclude, exclude_offsets, screen)
+    arguments = (*rows, metric, mask, exclude, exclude_offsets, screen, encoded)
     with _on(queries.device):
         workspace = _workspace(queries, _kernels.cuda_rank_workspace_bytes(*arguments))
         _assert_compressed("rank: positives", positives, offsets, 0, gallery.shape[0])
@@ -119,7 +125,25 @@ def _assert_compressed(what: str, indices: Tensor | None, offsets: Tensor | None
     torch._assert_async(inside & rising, f"{what} must be compressed rows of indices in [0, {rows})")
 
 
-def workspace_bytes(queries: int, gallery: int, dim: int, k: int, device: torch.device) -> int:
-    """Bytes of scratch that `topk` takes on the device for dense rows of these sizes, whatever metric and dtype."""
+def encode(gallery: Tensor, metric: str) -> Tensor:
+    """Codes and bounds of gallery rows [M, D], which `topk` and `rank` otherwise compute in every call; uint8."""
+    _check_devices("encode", gallery=gallery)
+    with _on(gallery.device):
+        encoded = _workspace(gallery, _kernels.cuda_encoded_bytes(*gallery.shape))
+        _kernels.cuda_encode(_plain(gallery), metric, encoded, _stream())
+    return encoded
+
+
+def workspace_bytes(queries: int, gallery: int, dim: int, k: int, device: torch.device, encoded: bool = False) -> int:
+    """Bytes of scratch that `topk` takes on the device for dense rows of these sizes, whatever metric and dtype.
+
+    `encoded`: for a gallery that was encoded before the call.
+    """
     with _on(device):
-        return int(_kernels.cuda_topk_bytes_of_sizes(queries, gallery, dim, k))
+        return int(_kernels.cuda_topk_bytes_of_sizes(queries, gallery, dim, k, encoded))
+
+
+def wait_for(tensor: Tensor) -> None:
+    """Until all that was queued on the current stream of the tensor's device is done."""
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pycm._temporal_arguments import (
-    check_choices,
-    check_extras,
-    check_pool,
-    check_pool_parameters,
-    check_sequences,
-    layers_of,
-    require,
-)
-from pycm._temporal_layers import STATE_POOLS, Problem, Weights, padded, pool_only, run
+from pycm._temporal_arguments import check_lengths, check_sequences, evaluate, evaluate_pool, require, starts_of
+from pycm._temporal_layers import Direction, Options, Sequences, padded
 from pycm._torch_arguments import _check_devices, _check_tangents, _integers
 from pycm._torch_gradients import full_precision
 from pycm._torch_temporal import work_dtype
@@ -30,23 +23,11 @@ class _Torch:
 
     xp: Any = torch
 
-    def cell(
-        self,
-        x: Any,
-        cu_seqlens: Any,
-        w: Weights,
-        cell: str,
-        reverse: bool,
-        pool: str,
-        pool_weights: Any,
-        h0: Any,
-        c0: Any,
-    ) -> tuple[Any, Any, Any, Any]:
-        tensors = (x, *w, pool_weights, h0, c0)
-        trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        keep_states = pool == "none" or trained
+    def cell(self, direction: Direction) -> tuple[Any, Any, Any, Any]:
+        x, cu_seqlens, weights, cell, reverse, pool, *others = direction
+        trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights, *others))
         return torch.ops.pycm.temporal_pool(  # type: ignore[no-any-return]
-            x, cu_seqlens, *w, pool_weights, h0, c0, cell, pool, reverse, keep_states
+            x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained
         )
 
     def pool(self, x: Any, cu_seqlens: Any, pool: str, pool_weights: Any) -> Any:
@@ -83,78 +64,24 @@ _BACKEND = _Torch()
 _POOL = "temporal_pool"
 
 
-class _Sequences(NamedTuple):
-    """x as the kernels take it, and how to give states its form again."""
-
-    x: Tensor  # [S, I] or [B, T, I]
-    cu_seqlens: Tensor
-    restore: Callable[[Tensor], Any]  # ragged states [≥ S, F]
-    single: bool = False
-
-
-def temporal_pool(
-    x: Any, lengths: Any, weights: Mapping[str, Any], cell: str, pool: str, *, cu_seqlens: Any, combine: str,
-    h0: Tensor | None, c0: Tensor | None, attention: Tensor | None, gpo: Mapping[str, Any] | None, residual: bool,
-    normalize_states: bool, normalize: bool, dropout: float, legacy_padding: bool, batch_first: bool,
-    return_state: bool,
-) -> Any:  # fmt: skip
-    check_choices(_POOL, cell, pool, combine, attention, gpo, residual or normalize_states, dropout)
+def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: Options) -> Any:
     values = x.data if isinstance(x, PackedSequence) else x
-    _check_tensors(_POOL, values, weights, gpo, h0=h0, c0=c0, attention=attention)
+    states = {"h0": options.h0, "c0": options.c0, "attention": options.attention}
+    _check_tensors(_POOL, values, weights, options.gpo, **states)
     if (dtype := _autocast_dtype(values)) is not None:
         x = x.to(dtype)
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    kind = x.data.dtype if isinstance(x, PackedSequence) else x.dtype
-    sequences = _sequences(_POOL, x, lengths, cu_seqlens, batch_first, legacy_padding)
-    x, starts = sequences.x, sequences.cu_seqlens
-    layers = layers_of(_POOL, weights, cell, x)
-    if sequences.single:
-        h0, c0 = (None if state is None else state.unsqueeze(-2) for state in (h0, c0))
-    features = check_extras(_POOL, layers, cell, combine, x, starts.shape[0] - 1, h0, c0, residual)
-    check_pool_parameters(_POOL, features, attention, gpo)
-    problem = Problem(
-        x=x,
-        cu_seqlens=starts,
-        steps=_steps(x, starts),
-        layers=layers,
-        cell=cell,
-        pool=pool,
-        combine=combine,
-        h0=None if h0 is None else _BACKEND.work(h0),
-        c0=None if c0 is None else _BACKEND.work(c0),
-        attention=attention,
-        gpo=gpo,
-        residual=residual,
-        normalize_states=normalize_states,
-        normalize=normalize,
-        dropout=dropout,
-        run_seqlens=x.shape[1] * torch.arange(x.shape[0] + 1, device=x.device) if legacy_padding else None,
-    )
-    with full_precision(x):  # the kernels' dtype is that of x and the weights
-        pooled, h_n, c_n = run(_BACKEND, problem)
-    h_n, c_n = h_n.to(kind), None if c_n is None else c_n.to(kind)
-    pooled = pooled.to(kind)
-    if pool == "none":
-        pooled = sequences.restore(pooled)
-    elif sequences.single:
-        pooled = pooled[0]
-    if not return_state:
-        return pooled
-    if sequences.single:
-        h_n, c_n = h_n[:, 0], None if c_n is None else c_n[:, 0]
-    return pooled, h_n if c_n is None else (h_n, c_n)
+    sequences = _sequences(_POOL, x, lengths, cu_seqlens, options.batch_first, options.legacy_padding)
+    with full_precision(sequences.x):  # the kernels' dtype is that of x and the weights
+        return evaluate(_POOL, _BACKEND, sequences, weights, options)
 
 
-def pool_states(x: Any, lengths: Any, pool: str, *, cu_seqlens: Any, attention: Any, gpo: Any) -> Tensor:
+def pool_states(x: Any, lengths: Any, cu_seqlens: Any, pool: str, attention: Any, gpo: Any) -> Tensor:
     function = "pool_states"
-    check_pool(function, pool, attention, gpo, STATE_POOLS)
     _check_tensors(function, x.data if isinstance(x, PackedSequence) else x, None, gpo, attention=attention)
     sequences = _sequences(function, x, lengths, cu_seqlens, batch_first=True, legacy_padding=False)
-    x, starts = sequences.x, sequences.cu_seqlens
-    check_pool_parameters(function, x.shape[-1], attention, gpo)
-    with full_precision(x):
-        pooled = cast(Tensor, pool_only(_BACKEND, x, starts, _steps(x, starts), pool, attention, gpo).to(x.dtype))
-    return pooled[0] if sequences.single else pooled
+    with full_precision(sequences.x):
+        return cast(Tensor, evaluate_pool(function, _BACKEND, sequences, pool, attention, gpo))
 
 
 # ---- arguments ----
@@ -192,12 +119,10 @@ def _has_values(tensor: Tensor) -> bool:
 
 
 def _steps(x: Tensor, cu_seqlens: Tensor) -> int:
-    """Of the longest sequence, or a bound of it; at least 1."""
-    if x.ndim == 3:
-        return max(1, x.shape[1])
+    """Of the longest ragged sequence, or a bound of it; at least 1."""
     if not _has_values(cu_seqlens) or cu_seqlens.shape[0] < 2:
         return max(1, x.shape[0])
-    return max(1, int(cu_seqlens.diff().max()))
+    return max(1, int(np.diff(cu_seqlens.numpy()).max()))
 
 
 def _lengths(function: str, lengths: Any, like: Tensor) -> Tensor:
@@ -211,13 +136,15 @@ def _lengths(function: str, lengths: Any, like: Tensor) -> Tensor:
 
 
 def _starts(lengths: Tensor) -> Tensor:
+    if _has_values(lengths):  # a few NumPy calls take a tenth of the time of torch's
+        return torch.from_numpy(starts_of(lengths.numpy()))
     starts: Tensor = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     return starts
 
 
 def _sequences(
     function: str, x: Any, lengths: Any, cu_seqlens: Any, batch_first: bool, legacy_padding: bool
-) -> _Sequences:
+) -> Sequences:
     if isinstance(x, PackedSequence) or x.is_nested:
         given = next(
             (name for name, value in (("lengths", lengths), ("cu_seqlens", cu_seqlens)) if value is not None), ""
@@ -232,7 +159,7 @@ def _sequences(
         return _padded(function, x if batch_first else x.transpose(0, 1), lengths, batch_first, legacy_padding)
     if lengths is None and cu_seqlens is None:
         starts = torch.arange(2, device=x.device) * x.shape[0]
-        return _Sequences(x, starts, lambda states: states, single=True)
+        return Sequences(x, starts, _steps(x, starts), lambda states: states, single=True)
     if cu_seqlens is None:
         starts = _starts(_lengths(function, lengths, x))
     else:
@@ -242,10 +169,10 @@ def _sequences(
     if _has_values(starts) and int(starts[-1]) != x.shape[0]:
         name = "lengths must sum to" if cu_seqlens is None else "cu_seqlens must end at"
         raise ValueError(f"{function}: {name} the {x.shape[0]} steps of x, got {int(starts[-1])}")
-    return _Sequences(x, starts, lambda states: states)
+    return Sequences(x, starts, _steps(x, starts), lambda states: states)
 
 
-def _padded(function: str, x: Tensor, lengths: Any, batch_first: bool, legacy_padding: bool) -> _Sequences:
+def _padded(function: str, x: Tensor, lengths: Any, batch_first: bool, legacy_padding: bool) -> Sequences:
     if isinstance(lengths, bool):
         raise TypeError(f"{function}: lengths must be integers, got bool")
     if isinstance(lengths, (numbers.Integral, torch.SymInt)):
@@ -258,10 +185,7 @@ def _padded(function: str, x: Tensor, lengths: Any, batch_first: bool, legacy_pa
         lambda: f"{function}: lengths must have shape [{x.shape[0]}], got {list(lengths.shape)}",
     )
     if _has_values(lengths):
-        wrong = (lengths < 0) | (lengths > x.shape[1])
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(f"{function}: lengths must be in [0, {x.shape[1]}], got {int(lengths[row])} in row {row}")
+        check_lengths(function, lengths.numpy(), x.shape[1])
     starts = _starts(lengths)
 
     def restore(states: Tensor) -> Tensor:
@@ -271,10 +195,10 @@ def _padded(function: str, x: Tensor, lengths: Any, batch_first: bool, legacy_pa
             full = padded(_BACKEND, states, starts, x.shape[1])
         return full if batch_first else full.transpose(0, 1)
 
-    return _Sequences(x, starts, restore)
+    return Sequences(x, starts, max(1, x.shape[1]), restore)
 
 
-def _packed(x: PackedSequence) -> _Sequences:
+def _packed(x: PackedSequence) -> Sequences:
     sizes, device = x.batch_sizes, x.data.device
     count = int(sizes[0])
     lengths = (sizes > torch.arange(count)[:, None]).sum(1).to(device)
@@ -293,10 +217,10 @@ def _packed(x: PackedSequence) -> _Sequences:
         data = states.index_select(0, ragged_step)
         return PackedSequence(data, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
 
-    return _Sequences(x.data.index_select(0, packed_step), starts, restore)
+    return Sequences(x.data.index_select(0, packed_step), starts, len(sizes), restore)
 
 
-def _nested(function: str, x: Any) -> _Sequences:
+def _nested(function: str, x: Any) -> Sequences:
     if x.dim() != 3:
         raise ValueError(f"{function}: x must be nested [B, *, I], got {x.dim()} dimensions")
     if x.layout == torch.jagged:
@@ -306,10 +230,11 @@ def _nested(function: str, x: Any) -> _Sequences:
         def restore(states: Tensor) -> Any:
             return torch.nested.nested_tensor_from_jagged(states, x.offsets())
 
-        return _Sequences(values, starts, restore)
+        return Sequences(values, starts, _steps(values, starts), restore)
     parts = x.unbind()
     counts = [part.shape[0] for part in parts]
     starts = _starts(torch.tensor(counts, device=x.device))
-    return _Sequences(
-        torch.cat(parts), starts, lambda states: torch.nested.as_nested_tensor(list(torch.split(states, counts)))
+    steps = max([1, *counts])
+    return Sequences(
+        torch.cat(parts), starts, steps, lambda states: torch.nested.as_nested_tensor(list(states.split(counts)))
     )

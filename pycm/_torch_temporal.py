@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pycm import _C
+from pycm import _C, _torch_temporal_cuda
 from pycm import _torch_temporal_plain as plain
 from pycm._temporal_layers import GATES, width
 from pycm._torch_arguments import _check_tangents
@@ -64,7 +64,13 @@ class _Packed:
 
     def __init__(self, cell: str, weights: Sequence[Optional]) -> None:
         self.cell = cell
-        self.known = [(weakref.ref(w), w._version, w.data_ptr(), _sample(w).clone()) for w in weights if w is not None]
+        self.known = []
+        for w in weights:
+            if w is not None:
+                sample = _sample(w)
+                # A view of the parameter is read again as it is; of what is not contiguous the sample is a copy.
+                view = sample if w.is_contiguous() else None
+                self.known.append((weakref.ref(w), w._version, w.data_ptr(), view, sample.clone()))
         self.value = _cell(cell, weights)
 
     def holds(self, cell: str, weights: Sequence[Optional]) -> bool:
@@ -73,8 +79,11 @@ class _Packed:
             self.cell == cell
             and len(given) == len(self.known)
             and all(
-                ref() is w and version == w._version and pointer == w.data_ptr() and torch.equal(_sample(w), sample)
-                for w, (ref, version, pointer, sample) in zip(given, self.known, strict=True)
+                ref() is w
+                and version == w._version
+                and pointer == w.data_ptr()
+                and torch.equal(_sample(w) if view is None else view, sample)
+                for w, (ref, version, pointer, view, sample) in zip(given, self.known, strict=True)
             )
         )
 
@@ -122,24 +131,10 @@ def _dense(tensor: Optional) -> Optional:
 
 
 @torch.library.impl("pycm::temporal_pool", "CPU")
-def _temporal_pool_cpu(
-    x: Tensor,
-    cu_seqlens: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional,
-    bias_hh: Optional,
-    weight_hr: Optional,
-    pool_weights: Optional,
-    h0: Optional,
-    c0: Optional,
-    cell: str,
-    pool: str,
-    reverse: bool,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _temporal_pool_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, cu_seqlens, *weights, pool_weights, h0, c0, cell, pool, reverse, keep_states = args
+    weight_ih, weight_hh, _, _, weight_hr = weights
     _check_tangents("temporal_pool", x=x, weight_ih=weight_ih, weight_hh=weight_hh)
-    weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     packed = _pack(cell, weights)
     pooled, states, h_n, c_n = _results(x, cu_seqlens, weight_hh, weight_hr, cell, pool, keep_states)
     steps = int(cu_seqlens[-1])
@@ -182,45 +177,26 @@ def _results(
 
 
 @torch.library.impl("pycm::temporal_pool_backward", "CPU")
-def _temporal_pool_backward_cpu(
-    x: Tensor,
-    cu_seqlens: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional,
-    bias_hh: Optional,
-    weight_hr: Optional,
-    pool_weights: Optional,
-    h0: Optional,
-    c0: Optional,
-    states: Tensor,
-    grad_pooled: Optional,
-    grad_states: Optional,
-    grad_h_n: Optional,
-    grad_c_n: Optional,
-    cell: str,
-    pool: str,
-    reverse: bool,
-    needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
+def _temporal_pool_backward_cpu(*args: Any) -> tuple[Tensor, ...]:
+    x, cu_seqlens, *weights, pool_weights, h0, c0, states = args[:11]
+    *incoming, cell, pool, reverse, needs = args[11:]
     steps = int(cu_seqlens[-1])
-    inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, h0, c0, pool_weights)
+    inputs = (x, *weights, h0, c0, pool_weights)
     grads = tuple(_grad_like(tensor, x.dtype, need) for tensor, need in zip(inputs, needs, strict=True))
     wanted: list[Optional] = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
     if needs[0] and x.ndim == 2:
         wanted[0] = grads[0][:steps]
     if needs[8] and pool == "gpo":
         wanted[8] = grads[8][:steps]
-    weights = [_dense(w) for w in (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)]
-    grad_states = None if grad_states is None else grad_states[:steps]
-    incoming = [_dense(grad) for grad in (grad_pooled, grad_states, grad_h_n, grad_c_n)]
+    if incoming[1] is not None:  # of the states
+        incoming[1] = incoming[1][:steps]
     arguments: list[Any] = [
-        *(cell, _strided(x, cu_seqlens), cu_seqlens.contiguous(), *weights, reverse, pool),
+        *(cell, _strided(x, cu_seqlens), cu_seqlens.contiguous(), *map(_dense, weights), reverse, pool),
         *(_coefficients(pool_weights, pool, steps), _dense(h0), _dense(c0), states[:steps]),
-        *incoming,
+        *map(_dense, incoming),
         *wanted,
         torch.get_num_threads(),
-        _pack(cell, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)),
+        _pack(cell, weights),
     ]
     _C.temporal_pool_backward(*arguments)
     return grads
@@ -260,6 +236,10 @@ def _pool_states_backward_cpu(
         torch.get_num_threads(),
     )
     return grad_x, grad_weights
+
+
+for _op in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_states_backward"):
+    torch.library.impl(f"pycm::{_op}", "CUDA", getattr(_torch_temporal_cuda, _op))
 
 
 # ---- shapes without values ----

@@ -8,7 +8,7 @@ from typing import Any
 
 from pycm._optional import require
 from pycm._temporal_arguments import check_choices
-from pycm._temporal_layers import GATES, Cell, Combine, Pool
+from pycm._temporal_layers import GATES, Cell, Combine, Options, Pool
 from pycm.temporal import pool_states, temporal_pool
 
 require("torch", "torch", "pycm.nn")
@@ -127,9 +127,13 @@ class TemporalPool(nn.Module):
     ) -> None:
         super().__init__()
         absent: Any = object()
+        attention, gpo = (absent if pool == name else None for name in ("attention", "gpo"))
         check_choices(
-            "TemporalPool", cell, pool, combine, absent if pool == "attention" else None,
-            absent if pool == "gpo" else None, residual or normalize_states, dropout,
+            "TemporalPool",
+            Options(
+                cell, pool, combine, attention=attention, gpo=gpo, residual=residual,
+                normalize_states=normalize_states, dropout=dropout,
+            ),
         )  # fmt: skip
         for name, value, least in (
             ("input_size", input_size, 1), ("hidden_size", hidden_size, 1), ("num_layers", num_layers, 1),

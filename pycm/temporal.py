@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from pycm._temporal_layers import CELLS, COMBINES, POOLS, STATE_POOLS, Cell, Combine, Pool
+from pycm._temporal_arguments import check_choices, check_pool
+from pycm._temporal_layers import CELLS, COMBINES, POOLS, STATE_POOLS, Cell, Combine, Options, Pool
 
 __all__ = ["CELLS", "COMBINES", "POOLS", "STATE_POOLS", "Cell", "Combine", "Pool", "pool_states", "temporal_pool"]
 
@@ -84,26 +85,12 @@ def temporal_pool(
     backward pass keeps the states and computes the gates again. O(S·G·H·(I + P)) operations; without a gradient O(B·H)
     memory beside the product with x, and S·P where several layers, joined directions or a pool by rank need all states.
     """
-    return _implementation(x).temporal_pool(
-        x,
-        lengths,
-        weights,
-        cell,
-        pool,
-        cu_seqlens=cu_seqlens,
-        combine=combine,
-        h0=h0,
-        c0=c0,
-        attention=attention,
-        gpo=gpo,
-        residual=residual,
-        normalize_states=normalize_states,
-        normalize=normalize,
-        dropout=dropout,
-        legacy_padding=legacy_padding,
-        batch_first=batch_first,
-        return_state=return_state,
-    )
+    options = Options(
+        cell, pool, combine, h0, c0, attention, gpo, residual, normalize_states, normalize, dropout, legacy_padding,
+        batch_first, return_state,
+    )  # fmt: skip
+    check_choices("temporal_pool", options)
+    return _implementation(x).temporal_pool(x, lengths, cu_seqlens, weights, options)
 
 
 def pool_states(
@@ -126,7 +113,8 @@ def pool_states(
 
     Differentiable for torch tensors. O(S·F) operations, times log T for ``gpo``.
     """
-    return _implementation(x).pool_states(x, lengths, pool, cu_seqlens=cu_seqlens, attention=attention, gpo=gpo)
+    check_pool("pool_states", pool, attention, gpo, STATE_POOLS)
+    return _implementation(x).pool_states(x, lengths, cu_seqlens, pool, attention, gpo)
 
 
 def _implementation(x: Any) -> Any:

@@ -61,7 +61,7 @@ class VectorImages:
 
 
 def shown(count: int, seed: int) -> tuple[list[np.ndarray], ClipFeatures]:
-    """Images and clips of the same things: a clip's first step has three of an image's features, its last the others."""
+    """Images and clips of the same things: a clip's first step has three features of the image, its last the others."""
     draw = np.random.default_rng(seed)
     images = [draw.integers(0, 256, (1, 6), dtype=np.uint8) for _ in range(count)]
     clips = []

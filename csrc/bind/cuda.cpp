@@ -3,6 +3,7 @@
 #include "bind/device_call.h"
 #include "bind/ops.h"
 #include "bind/search_args.h"
+#include "ops/encode.h"
 
 namespace pycm::bind {
 namespace {
@@ -32,35 +33,70 @@ void cuda_similarity(nb::handle x, nb::handle y, nb::handle metric, nb::handle o
       {&call.x, &call.y}, {&out});
 }
 
+// ---- encode ----
+
+void cuda_encode(nb::handle gallery_object, nb::handle metric, nb::handle encoded, uintptr_t stream) {
+  constexpr const char* kName = "encode";
+  const DeviceArg gallery(kName, "gallery", gallery_object);
+  check(gallery.array().ndim == 2 && gallery.size(0) > 0 && gallery.size(1) > 0, kName,
+        ": gallery must have shape [M, D], M and D at least 1, got ", gallery.shape());
+  const EncodeArgs args{rows_of(gallery.array()), parse_metric(kName, string_arg(kName, "metric", metric))};
+  run(kName, &cuda::encode, args, cuda::encoded_bytes(args.gallery.rows, args.gallery.dim), encoded, stream, {&gallery},
+      {}, "encoded");
+}
+
+// What cuda_encode wrote for this gallery, or None.
+class EncodedArg {
+ public:
+  EncodedArg(const char* function, nb::handle object, const Rows& gallery) {
+    if (object.is_none()) return;
+    arg_.emplace(function, "encoded", object, Content::kBytes);
+    const int64_t bytes = cuda::encoded_bytes(gallery.rows, gallery.dim);
+    check(arg_->array().ndim == 1 && arg_->size(0) == bytes, function, ": encoded must have shape [", bytes, "], got ",
+          arg_->shape());
+  }
+  void* data() const { return arg_ ? arg_->array().data : nullptr; }
+  void add_to(Arrays& arrays) const {
+    if (arg_) arrays.push_back(&*arg_);
+  }
+
+ private:
+  std::optional<DeviceArg> arg_;
+};
+
 // ---- topk ----
 
 struct TopKCall {
   static constexpr const char* kName = "topk";
   TopKCall(nb::handle queries_object, nb::handle gallery_object, nb::handle k, nb::handle metric, nb::handle precision,
-           nb::handle mask, nb::handle exclude, nb::handle offsets, nb::handle screen)
+           nb::handle mask, nb::handle exclude, nb::handle offsets, nb::handle screen, nb::handle encoded_object)
       : queries(kName, "queries", queries_object), gallery(kName, "gallery", gallery_object) {
     check_pair(kName, queries, gallery);
+    encoded.emplace(kName, encoded_object, rows_of(gallery.array()));
     filter.emplace(kName, mask, exclude, offsets, queries.size(0), gallery.size(0), Memory::kDevice);
     args = topk_args(rows_of(queries.array()), rows_of(gallery.array()), k,
                      parse_metric(kName, string_arg(kName, "metric", metric)), precision,
                      parse_screen(kName, string_arg(kName, "screen", screen)), *filter);
+    args.encoded = encoded->data();
   }
 
   Arrays inputs() const {
     Arrays all = filter->arrays();
     all.insert(all.end(), {&queries, &gallery});
+    encoded->add_to(all);
     return all;
   }
 
   DeviceArg queries, gallery;
+  std::optional<EncodedArg> encoded;
   std::optional<FilterArgs> filter;
   TopKArgs args;
 };
 
 void cuda_topk(nb::handle queries, nb::handle gallery, nb::handle k, nb::handle metric, nb::handle precision,
-               nb::handle mask, nb::handle exclude, nb::handle offsets, nb::handle screen, nb::handle scores_object,
-               nb::handle indices_object, nb::handle workspace, uintptr_t stream) {
-  TopKCall call(queries, gallery, k, metric, precision, mask, exclude, offsets, screen);
+               nb::handle mask, nb::handle exclude, nb::handle offsets, nb::handle screen, nb::handle encoded,
+               nb::handle scores_object, nb::handle indices_object, nb::handle workspace, uintptr_t stream) {
+  TopKCall call(queries, gallery, k, metric, precision, mask, exclude, offsets, screen, encoded);
   const int64_t shape[] = {call.args.queries.rows, call.args.k};
   const DeviceArg scores(call.kName, "scores", scores_object);
   const DeviceArg indices(call.kName, "indices", indices_object, Content::kInt64);
@@ -78,35 +114,39 @@ struct RankCall {
   static constexpr const char* kName = "rank";
   RankCall(nb::handle queries_object, nb::handle gallery_object, nb::handle positives_object,
            nb::handle positive_offsets, nb::handle metric, nb::handle mask, nb::handle exclude, nb::handle offsets,
-           nb::handle screen)
+           nb::handle screen, nb::handle encoded_object)
       : queries(kName, "queries", queries_object),
         gallery(kName, "gallery", gallery_object),
         positives(kName, "positives", positives_object, Content::kInt64),
         starts(kName, "positives' offsets", positive_offsets, Content::kInt64) {
     check_pair(kName, queries, gallery);
+    encoded.emplace(kName, encoded_object, rows_of(gallery.array()));
     check_compressed(kName, "positives", positives, starts, queries.size(0), 0, gallery.size(0), Memory::kDevice);
     filter.emplace(kName, mask, exclude, offsets, queries.size(0), gallery.size(0), Memory::kDevice);
     args = rank_args(rows_of(queries.array()), rows_of(gallery.array()), positives, starts,
                      parse_metric(kName, string_arg(kName, "metric", metric)),
                      parse_screen(kName, string_arg(kName, "screen", screen)), *filter);
+    args.encoded = encoded->data();
   }
 
   Arrays inputs() const {
     Arrays all = filter->arrays();
     all.insert(all.end(), {&queries, &gallery, &positives, &starts});
+    encoded->add_to(all);
     return all;
   }
 
   DeviceArg queries, gallery, positives, starts;
+  std::optional<EncodedArg> encoded;
   std::optional<FilterArgs> filter;
   RankArgs args;
 };
 
 void cuda_rank(nb::handle queries, nb::handle gallery, nb::handle positives, nb::handle positive_offsets,
                nb::handle metric, nb::handle mask, nb::handle exclude, nb::handle offsets, nb::handle screen,
-               nb::handle greater_object, nb::handle equal_object, nb::handle scores_object, nb::handle workspace,
-               uintptr_t stream) {
-  RankCall call(queries, gallery, positives, positive_offsets, metric, mask, exclude, offsets, screen);
+               nb::handle encoded, nb::handle greater_object, nb::handle equal_object, nb::handle scores_object,
+               nb::handle workspace, uintptr_t stream) {
+  RankCall call(queries, gallery, positives, positive_offsets, metric, mask, exclude, offsets, screen, encoded);
   const int64_t shape[] = {call.args.num_positives};
   const DeviceArg greater(call.kName, "greater", greater_object, Content::kInt64);
   const DeviceArg equal(call.kName, "equal", equal_object, Content::kInt64);
@@ -145,30 +185,37 @@ void bind_cuda(nb::module_& module) {
       },
       nb::sig("def cuda_similarity_workspace_bytes(x: typing.Any, y: typing.Any, metric: str) -> int"));
 
+  module.def("cuda_encode", &cuda_encode,
+             nb::sig("def cuda_encode(gallery: typing.Any, metric: str, encoded: typing.Any, stream: int) -> None"));
+  module.def("cuda_encoded_bytes", &cuda::encoded_bytes, nb::arg("rows"), nb::arg("dim"));
+
   module.def("cuda_topk", &cuda_topk,
              nb::sig("def cuda_topk(queries: typing.Any, gallery: typing.Any, k: int, metric: str, precision: str, "
                      "mask: typing.Any, exclude: typing.Any, exclude_offsets: typing.Any, screen: str, "
-                     "scores: typing.Any, indices: typing.Any, workspace: typing.Any, stream: int) -> None"),
+                     "encoded: typing.Any, scores: typing.Any, indices: typing.Any, workspace: typing.Any, "
+                     "stream: int) -> None"),
              nb::arg("queries"), nb::arg("gallery"), nb::arg("k"), nb::arg("metric"), nb::arg("precision"),
              nb::arg("mask").none(), nb::arg("exclude").none(), nb::arg("exclude_offsets").none(), nb::arg("screen"),
-             nb::arg("scores"), nb::arg("indices"), nb::arg("workspace"), nb::arg("stream"));
+             nb::arg("encoded").none(), nb::arg("scores"), nb::arg("indices"), nb::arg("workspace"), nb::arg("stream"));
   module.def(
       "cuda_topk_workspace_bytes",
       [](nb::handle queries, nb::handle gallery, nb::handle k, nb::handle metric, nb::handle precision, nb::handle mask,
-         nb::handle exclude, nb::handle offsets, nb::handle screen) {
+         nb::handle exclude, nb::handle offsets, nb::handle screen, nb::handle encoded) {
         return cuda::topk_workspace_bytes(
-            TopKCall(queries, gallery, k, metric, precision, mask, exclude, offsets, screen).args);
+            TopKCall(queries, gallery, k, metric, precision, mask, exclude, offsets, screen, encoded).args);
       },
-      nb::sig(
-          "def cuda_topk_workspace_bytes(queries: typing.Any, gallery: typing.Any, k: int, metric: str, "
-          "precision: str, mask: typing.Any, exclude: typing.Any, exclude_offsets: typing.Any, screen: str) -> int"),
+      nb::sig("def cuda_topk_workspace_bytes(queries: typing.Any, gallery: typing.Any, k: int, metric: str, "
+              "precision: str, mask: typing.Any, exclude: typing.Any, exclude_offsets: typing.Any, screen: str, "
+              "encoded: typing.Any) -> int"),
       nb::arg("queries"), nb::arg("gallery"), nb::arg("k"), nb::arg("metric"), nb::arg("precision"),
-      nb::arg("mask").none(), nb::arg("exclude").none(), nb::arg("exclude_offsets").none(), nb::arg("screen"));
+      nb::arg("mask").none(), nb::arg("exclude").none(), nb::arg("exclude_offsets").none(), nb::arg("screen"),
+      nb::arg("encoded").none());
   // The most of any metric and dtype, before there are tensors.
   module.def(
       "cuda_topk_bytes_of_sizes",
-      [](int64_t queries, int64_t gallery, int64_t dim, int64_t k) {
+      [](int64_t queries, int64_t gallery, int64_t dim, int64_t k, bool encoded) {
         int64_t most = 0;
+        char some = 0;  // that there is an encoding is all that counts
         for (DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat64})
           for (Metric metric : kMetrics) {
             TopKArgs args;
@@ -176,32 +223,37 @@ void bind_cuda(nb::module_& module) {
             args.gallery = dense_rows(gallery, dim, dtype);
             args.k = k;
             args.metric = metric;
+            args.precision = Precision::kFast;  // which takes no less
+            args.encoded = encoded ? &some : nullptr;
             most = std::max(most, cuda::topk_workspace_bytes(args));
           }
         return most;
       },
-      nb::arg("queries"), nb::arg("gallery"), nb::arg("dim"), nb::arg("k"));
+      nb::arg("queries"), nb::arg("gallery"), nb::arg("dim"), nb::arg("k"), nb::arg("encoded"));
 
   module.def("cuda_rank", &cuda_rank,
              nb::sig("def cuda_rank(queries: typing.Any, gallery: typing.Any, positives: typing.Any, "
                      "offsets: typing.Any, metric: str, mask: typing.Any, exclude: typing.Any, "
-                     "exclude_offsets: typing.Any, screen: str, greater: typing.Any, equal: typing.Any, "
-                     "scores: typing.Any, workspace: typing.Any, stream: int) -> None"),
+                     "exclude_offsets: typing.Any, screen: str, encoded: typing.Any, greater: typing.Any, "
+                     "equal: typing.Any, scores: typing.Any, workspace: typing.Any, stream: int) -> None"),
              nb::arg("queries"), nb::arg("gallery"), nb::arg("positives"), nb::arg("offsets"), nb::arg("metric"),
              nb::arg("mask").none(), nb::arg("exclude").none(), nb::arg("exclude_offsets").none(), nb::arg("screen"),
-             nb::arg("greater"), nb::arg("equal"), nb::arg("scores"), nb::arg("workspace"), nb::arg("stream"));
+             nb::arg("encoded").none(), nb::arg("greater"), nb::arg("equal"), nb::arg("scores"), nb::arg("workspace"),
+             nb::arg("stream"));
   module.def(
       "cuda_rank_workspace_bytes",
       [](nb::handle queries, nb::handle gallery, nb::handle positives, nb::handle positive_offsets, nb::handle metric,
-         nb::handle mask, nb::handle exclude, nb::handle offsets, nb::handle screen) {
+         nb::handle mask, nb::handle exclude, nb::handle offsets, nb::handle screen, nb::handle encoded) {
         return cuda::rank_workspace_bytes(
-            RankCall(queries, gallery, positives, positive_offsets, metric, mask, exclude, offsets, screen).args);
+            RankCall(queries, gallery, positives, positive_offsets, metric, mask, exclude, offsets, screen, encoded)
+                .args);
       },
       nb::sig("def cuda_rank_workspace_bytes(queries: typing.Any, gallery: typing.Any, positives: typing.Any, "
               "offsets: typing.Any, metric: str, mask: typing.Any, exclude: typing.Any, exclude_offsets: typing.Any, "
-              "screen: str) -> int"),
+              "screen: str, encoded: typing.Any) -> int"),
       nb::arg("queries"), nb::arg("gallery"), nb::arg("positives"), nb::arg("offsets"), nb::arg("metric"),
-      nb::arg("mask").none(), nb::arg("exclude").none(), nb::arg("exclude_offsets").none(), nb::arg("screen"));
+      nb::arg("mask").none(), nb::arg("exclude").none(), nb::arg("exclude_offsets").none(), nb::arg("screen"),
+      nb::arg("encoded").none());
 }
 
 }  // namespace pycm::bind

@@ -20,13 +20,13 @@ inline DType score_dtype(DType input) { return input == DType::kFloat64 ? DType:
 
 using Arrays = std::vector<const ArrayArg*>;
 
-// Queues the operation on `stream`, a cudaStream_t as torch gives it.
+// Queues the operation on `stream`, a cudaStream_t as torch gives it. `scratch`: what the caller calls the workspace.
 template <class Args>
 void run(const char* function, void (*operation)(const Args&, const CudaContext&), const Args& args, int64_t bytes,
          nb::handle workspace_object, uintptr_t stream, [[maybe_unused]] const Arrays& inputs,
-         [[maybe_unused]] const Arrays& results) {
-  const DeviceArg workspace(function, "workspace", workspace_object, Content::kBytes);
-  check(workspace.array().ndim == 1 && workspace.size(0) >= bytes, function, ": workspace must have shape [", bytes,
+         [[maybe_unused]] const Arrays& results, const char* scratch = "workspace") {
+  const DeviceArg workspace(function, scratch, workspace_object, Content::kBytes);
+  check(workspace.array().ndim == 1 && workspace.size(0) >= bytes, function, ": ", scratch, " must have shape [", bytes,
         "], got ", workspace.shape());
   const CudaContext context{reinterpret_cast<void*>(stream), workspace.array().data, workspace.size(0)};
 #if defined(PYCM_SIMT)

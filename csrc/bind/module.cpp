@@ -17,6 +17,7 @@ NB_MODULE(_C, module) {
   pycm::bind::bind_gallery(module);
   pycm::bind::bind_cuda(module);
   pycm::bind::bind_cuda_sets(module);
+  pycm::bind::bind_cuda_temporal(module);
   pycm::bind::bind_system(module);
   pycm::bind::bind_pool_states(module);
   pycm::bind::bind_temporal_pool(module);

@@ -16,6 +16,7 @@ void bind_gallery(nanobind::module_& module);
 void bind_xattn(nanobind::module_& module);
 void bind_cuda(nanobind::module_& module);
 void bind_cuda_sets(nanobind::module_& module);
+void bind_cuda_temporal(nanobind::module_& module);
 void bind_system(nanobind::module_& module);
 void bind_pool_states(nanobind::module_& module);
 void bind_temporal_pool(nanobind::module_& module);

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "core/check.h"
+#include "core/host_device.h"
 
 namespace pycm {
 
@@ -21,11 +22,11 @@ struct Lstm {
   static constexpr int kGates = 4, kParts = 4;
   static constexpr bool kHasMemory = true;  // c
   static constexpr int kFirstHidden = 0;
-  static constexpr int input_gate(int p) { return p; }
-  static constexpr int hidden_gate(int p) { return p; }
+  PYCM_HOST_DEVICE static constexpr int input_gate(int p) { return p; }
+  PYCM_HOST_DEVICE static constexpr int hidden_gate(int p) { return p; }
 
   template <class F>
-  static F step(const F (&part)[4], F, F& c) {
+  PYCM_HOST_DEVICE static F step(const F (&part)[4], F, F& c) {
     c = sigmoid(part[1]) * c + sigmoid(part[0]) * tanh(part[2]);
     return sigmoid(part[3]) * tanh(c);
   }
@@ -33,7 +34,7 @@ struct Lstm {
   // From the gradients of h and of c (as the next step sees it) to those of the parts, of c one step earlier, and of h one
   // step earlier so far as it does not pass through the products.
   template <class F>
-  static void backward(F (&part)[4], F, F c_before, F c, F grad_h, F& grad_c, F& grad_h_before) {
+  PYCM_HOST_DEVICE static void backward(F (&part)[4], F, F c_before, F c, F grad_h, F& grad_c, F& grad_h_before) {
     const F one = F::set(1);
     const F i = sigmoid(part[0]), f = sigmoid(part[1]), g = tanh(part[2]), o = sigmoid(part[3]), t = tanh(c);
     grad_c = grad_c + grad_h * o * (one - t * t);
@@ -52,18 +53,18 @@ struct Gru {
   static constexpr int kGates = 3, kParts = 4;
   static constexpr bool kHasMemory = false;
   static constexpr int kFirstHidden = 1;  // parts: n of the input, r, z, n of the recurrence
-  static constexpr int input_gate(int p) { return (p + 2) % 3; }
-  static constexpr int hidden_gate(int p) { return p; }
+  PYCM_HOST_DEVICE static constexpr int input_gate(int p) { return (p + 2) % 3; }
+  PYCM_HOST_DEVICE static constexpr int hidden_gate(int p) { return p; }
 
   template <class F>
-  static F step(const F (&part)[4], F h, F&) {
+  PYCM_HOST_DEVICE static F step(const F (&part)[4], F h, F&) {
     const F z = sigmoid(part[2]);
     const F n = tanh(part[0] + sigmoid(part[1]) * part[3]);
     return n + z * (h - n);
   }
 
   template <class F>
-  static void backward(F (&part)[4], F h_before, F, F, F grad_h, F&, F& grad_h_before) {
+  PYCM_HOST_DEVICE static void backward(F (&part)[4], F h_before, F, F, F grad_h, F&, F& grad_h_before) {
     const F one = F::set(1);
     const F r = sigmoid(part[1]), z = sigmoid(part[2]), n = tanh(part[0] + r * part[3]);
     const F grad_n = grad_h * (one - z) * (one - n * n);

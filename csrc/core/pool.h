@@ -11,6 +11,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/host_device.h"
 
 namespace pycm {
 
@@ -25,7 +26,7 @@ struct LastPool {
   static constexpr int kWidth = 1;
   static constexpr bool kStreams = true, kMean[] = {false};
   template <class F>
-  static F add(int, F, F h) {
+  PYCM_HOST_DEVICE static F add(int, F, F h) {
     return h;
   }
 };
@@ -35,7 +36,7 @@ struct FirstPool {
   static constexpr int kWidth = 1;
   static constexpr bool kStreams = true, kMean[] = {false};
   template <class F>
-  static F add(int, F value, F) {
+  PYCM_HOST_DEVICE static F add(int, F value, F) {
     return value;
   }
 };
@@ -45,15 +46,18 @@ struct MeanPool {
   static constexpr int kWidth = 1;
   static constexpr bool kStreams = true, kMean[] = {true};
   template <class F>
-  static F add(int, F value, F h) {
+  PYCM_HOST_DEVICE static F add(int, F value, F h) {
     return value + h;
   }
 };
 
+template <class T>
+constexpr T kMost = std::numeric_limits<T>::max();
+
 // The greater one; NaN where either is. (max(a, b) is a where either is NaN.)
 template <class F>
-F greatest(F h, F value) {
-  const F limit = F::set(std::numeric_limits<typename F::T>::max());
+PYCM_HOST_DEVICE F greatest(F h, F value) {
+  const F limit = F::set(kMost<typename F::T>);
   const F finite = least(max(value, F::zero() - limit), limit);
   return max(h, value) + (finite - finite);
 }
@@ -63,7 +67,7 @@ struct MaxPool {
   static constexpr int kWidth = 1;
   static constexpr bool kStreams = true, kMean[] = {false};
   template <class F>
-  static F add(int, F value, F h) {
+  PYCM_HOST_DEVICE static F add(int, F value, F h) {
     return greatest(h, value);
   }
 };
@@ -73,7 +77,7 @@ struct MeanMaxPool {
   static constexpr int kWidth = 2;
   static constexpr bool kStreams = true, kMean[] = {true, false};
   template <class F>
-  static F add(int p, F value, F h) {
+  PYCM_HOST_DEVICE static F add(int p, F value, F h) {
     return p == 0 ? value + h : greatest(h, value);
   }
 };
@@ -83,7 +87,7 @@ struct LastMeanPool {
   static constexpr int kWidth = 2;
   static constexpr bool kStreams = true, kMean[] = {false, true};
   template <class F>
-  static F add(int p, F value, F h) {
+  PYCM_HOST_DEVICE static F add(int p, F value, F h) {
     return p == 0 ? h : value + h;
   }
 };

@@ -99,6 +99,25 @@ struct RowTile {
   T* values = nullptr;  // [count][columns of the level]
 };
 
+// The same maxima by way of bf16: `words` are `rows` rounded, two elements each, `panel` the vectors rounded.
+struct MaximaTile {
+  const uint32_t* words = nullptr;
+  int64_t word_stride = 0, word_count = 0;
+  const float* rows = nullptr;
+  int64_t row_stride = 0, count = 0, dim = 0;
+  const float* scale = nullptr;     // null for 1
+  const uint32_t* panel = nullptr;  // [word][kPanelColumns]
+  const float* vectors = nullptr;   // [columns][dim]
+  // [kPanelColumns]: rows whose value is below the largest by more than this cannot have it. NaN: any may.
+  const float* margin = nullptr;
+  int columns = 0;
+  float* best = nullptr;           // [columns]
+  float* values = nullptr;         // scratch, [count][kPanelColumns]
+  uint32_t* candidates = nullptr;  // scratch, [count * kPanelColumns + 16]
+  const char* ahead = nullptr;     // what to fetch meanwhile
+  int64_t ahead_bytes = 0;
+};
+
 // fp64 sums over a row in the fixed order: lane l adds the terms of d = l, l + 32, l + 64, ... from zero; then lane l
 // adds lane l + 16, l + 8, ... l + 1. `q` is null for the sums over one row.
 enum ExactSum { kSumProduct, kSumShiftedProduct, kSumSquaredDifference, kSumElements, kSumShiftedSquare, kExactSums };
@@ -132,6 +151,11 @@ struct Kernels {
 
   void (*rows_f32)(const RowTile<float>& tile);
   void (*rows_f64)(const RowTile<double>& tile);
+  // Null where the level has no quick products of bf16.
+  void (*maxima_bf16)(const MaximaTile& tile);
+  // Rounds a row to bf16, two elements a word, and fills up with zeros to a multiple of 16 words. Returns the sum of its
+  // squares in fp32.
+  float (*round_bf16)(const float* row, int64_t dim, uint32_t* out);
 
   // out[d * width + r] = rows[r][d] for r < count, 0 for the rest up to width.
   void (*pack_f32)(const float* rows, int64_t row_stride, int count, int64_t dim, int width, float* out);

@@ -1,5 +1,5 @@
 #define PYCM_LEVEL_AVX512
-#include "cpu/kernels_words.h"
+#include "cpu/kernels_maxima.h"
 
 namespace pycm::cpu {
 namespace {
@@ -12,6 +12,8 @@ void use_bf16(Kernels& kernels) {
   kernels.quick[kAt] = true;
   kernels.screen[kAt] = screen_native;
   kernels.pack_queries[kAt] = pack_whole;
+  kernels.maxima_bf16 = maxima_bf16;
+  kernels.round_bf16 = round_bf16;
   kernels.query_words[kAt] = NativeBf16Word::kQueryWords;
 }
 }  // namespace pycm::cpu

@@ -361,6 +361,8 @@ constexpr Kernels table(const char* level) {
       store<VecD>,
       row_products<VecF>,
       row_products<VecD>,
+      nullptr,
+      nullptr,
       pack_f32,
       pack_f64,
       affine_f32,

@@ -1,5 +1,6 @@
-// maxsim on the CPU: one pass for each direction (maxsim_pass.h), in fp32, or fp64 for fp64 inputs. Pairs with a product
-// that is no finite number there are evaluated again in fp64, the rare overflow as well as the NaN (maxsim_pair.h).
+// maxsim on the CPU: one pass for each direction (maxsim_pass.h), in fp32, or fp64 for fp64 inputs; fp32 by a screen in
+// bf16 where the processor has one. Pairs with a product that is no finite number there are evaluated again in fp64, the
+// rare overflow as well as the NaN (maxsim_pair.h).
 #include "ops/maxsim.h"
 
 #include <memory>

@@ -1,7 +1,8 @@
 // One direction of maxsim: the vectors of x items, packed once, against the vectors of y items where they lie.
 //
 //   chunk of x   its vectors side by side in panels [D][columns], a few hundred kilobytes, the cache's
-//   block of y   items in turn; every panel meets an item's rows and leaves a maximum per vector      kernels_rows.h
+//   block of y   items in turn; every panel meets an item's rows and leaves a maximum per vector      kernels_rows.h,
+//                                                                                         or by screen: maxsim_screen.h
 //   sums         of an x item's maxima, in fp64 in the fixed order                                     -> one score
 //
 // Work: 2 D flops for every pair of vectors. Memory: x once, y once per chunk of x, and the scores. Threads take blocks of y.
@@ -9,138 +10,9 @@
 // neighbours change a bit of its scores.
 #pragma once
 
-#include <algorithm>
-#include <tuple>
-#include <vector>
-
-#include "cpu/rows.h"
-#include "ops/maxsim.h"
+#include "cpu/maxsim_screen.h"
 
 namespace pycm::cpu {
-
-// Items [begin, begin + count).
-inline VectorSets slice(const VectorSets& sets, int64_t begin, int64_t count) {
-  VectorSets part = sets;
-  part.items = count;
-  if (sets.ragged()) part.offsets += begin;
-  else part.data = static_cast<const char*>(sets.data) + begin * sets.item_stride * item_size(sets.dtype);
-  if (sets.lengths != nullptr) part.lengths += begin;
-  return part;
-}
-
-// The factor by which a row is read: 1, or what normalises it. NaN, hence a NaN score, where fp64 squares leave their range.
-inline double row_factor(Metric metric, double norm) {
-  if (metric == Metric::kDot) return 1;
-  if (!std::isfinite(normalised_norm(norm))) return std::numeric_limits<double>::quiet_NaN();
-  return norm == 0 ? 0 : 1 / norm;
-}
-template <class T>
-double row_norm(const T* row, int64_t dim) {
-  return std::sqrt(exact_sum<T>(kSumShiftedSquare, nullptr, row, 0, dim));
-}
-
-template <class T>
-void row_products(const RowTile<T>& tile) {
-  if constexpr (std::is_same_v<T, float>) kernels().rows_f32(tile);
-  else kernels().rows_f64(tile);
-}
-
-// The vectors of some items, packed side by side.
-template <class T>
-struct PackedItems {
-  int64_t items = 0, vectors = 0, dim = 0;
-  int columns = 0;
-  std::vector<int64_t> first;  // [items + 1]
-  Buffer<T> panels;
-  Buffer<double> norm;  // of each vector, where wanted
-
-  int64_t panel_count() const { return (vectors + columns - 1) / columns; }
-  const T* panel(int64_t p) const { return panels.get() + p * columns * dim; }
-  int used(int64_t p) const { return static_cast<int>(std::min<int64_t>(columns, vectors - p * columns)); }
-
-  void pack_items(const VectorSets& x, Metric metric, bool norms, int threads) {
-    items = x.items;
-    dim = x.dim;
-    columns = tile_columns<T>();
-    first.assign(1, 0);
-    for (int64_t i = 0; i < items; ++i) first.push_back(first.back() + x.length(i));
-    vectors = first.back();
-    panels.reserve(round_up(vectors, columns) * dim);
-    norm.reserve(vectors);
-    parallel_for(panel_count(), vectors * dim > (1 << 16) ? threads : 1, [&](int64_t p, int) {
-      Buffer<T> rows(columns * dim), source(dim);
-      int64_t item = std::upper_bound(first.begin(), first.end(), p * columns) - first.begin() - 1;
-      for (int r = 0; r < used(p); ++r) {
-        const int64_t at = p * columns + r;
-        while (at >= first[item + 1]) ++item;
-        const T* row = RowReader<T>(x.item(item)).read(at - first[item], source.get());
-        T* out = rows.get() + r * dim;
-        if (norms || metric != Metric::kDot) norm[at] = row_norm(row, dim);
-        if (metric == Metric::kDot) std::copy_n(row, dim, out);
-        else affine<T, T>(row, 0, row_factor(metric, norm[at]), nullptr, dim, out);
-      }
-      pack<T>(rows.get(), dim, used(p), dim, columns, panels.get() + p * columns * dim);
-    });
-  }
-};
-
-// The vectors of one item as contiguous rows, in place where they lie so, and their scales (null for 1).
-template <class T>
-struct ItemRows {
-  const T* rows = nullptr;
-  int64_t stride = 0, count = 0;
-  const T* scale = nullptr;
-  double largest = 0;  // of the norms
-
-  // `norms`: whether `largest` is wanted of rows that are not normalised.
-  void read(const Rows& item, Metric metric, bool norms, Buffer<T>& source, Buffer<T>& scales) {
-    count = item.rows;
-    source.reserve(count * item.dim);
-    std::tie(rows, stride) = RowReader<T>(item).read(0, count, source.get());
-    scale = nullptr;
-    largest = 0;
-    if (metric == Metric::kDot && !norms) return;
-    scales.reserve(count);
-    bool copy = false;
-    for (int64_t r = 0; r < count; ++r) {
-      const double norm = row_norm(rows + r * stride, item.dim);
-      scales[r] = static_cast<T>(row_factor(metric, norm));
-      largest = std::max(largest, norm);
-      copy |= metric != Metric::kDot && !representable<T>(norm);
-    }
-    if (metric == Metric::kDot) return;
-    scale = scales.get();
-    if (copy) normalise(item.dim, source);
-  }
-
- private:
-  // Where a row's scale would lose its precision all are scaled themselves.
-  void normalise(int64_t dim, Buffer<T>& source) {
-    Buffer<T> scaled(count * dim);
-    for (int64_t r = 0; r < count; ++r) {
-      const T* row = rows + r * stride;
-      affine<T, T>(row, 0, row_factor(Metric::kCosine, row_norm(row, dim)), nullptr, dim, scaled.get() + r * dim);
-    }
-    source = std::move(scaled);
-    rows = source.get();
-    stride = dim;
-    scale = nullptr;
-  }
-};
-
-// An item against panel p; what is kept of the products is left to say.
-template <class T>
-RowTile<T> row_tile(const PackedItems<T>& packed, int64_t p, const ItemRows<T>& item) {
-  RowTile<T> tile;
-  tile.rows = item.rows;
-  tile.row_stride = item.stride;
-  tile.count = item.count;
-  tile.dim = packed.dim;
-  tile.scale = item.scale;
-  tile.panel = packed.panel(p);
-  tile.columns = packed.used(p);
-  return tile;
-}
 
 // Where a pass leaves its scores: that of x item i with y item j at out[i * x_stride + j * y_stride].
 template <class O>
@@ -167,16 +39,17 @@ class Pass {
       : x_(x), y_(y), metric_(metric), reduce_(reduce), threads_(threads), output_(output) {}
 
   void run() {
+    for (int64_t j = 0; j < y_.items; ++j) (is_screened(y_.length(j)) ? screened_ : tiled_) = true;
     const std::vector<int64_t> chunks = cut(x_, kChunkBytes, 1, kMaxVectors, x_.items);
-    const std::vector<int64_t> blocks = cut(y_, kBlockBytes, 4 * threads_, kMaxVectors, kBlockItems);
+    const std::vector<int64_t> blocks =
+        cut(y_, screened_ ? kScreenBytes : kBlockBytes, 4 * threads_, screened_ ? y_.total : kMaxVectors, kBlockItems);
     const int64_t chunk_count = static_cast<int64_t>(chunks.size()) - 1;
     const int64_t block_count = static_cast<int64_t>(blocks.size()) - 1;
     std::vector<Scratch> slots(threads_);
     // Few blocks: whole chunks to a thread.
     const bool by_chunk = block_count < 2 * threads_ && chunk_count > 1;
-    const auto work = [&](int64_t c, PackedItems<T>& packed, int threads, auto&& scratch) {
-      packed.pack_items(slice(x_, chunks[c], chunks[c + 1] - chunks[c]), metric_, output_.x_norms != nullptr, threads);
-      collect_norms(packed, chunks[c]);
+    const auto work = [&](int64_t c, Packed& packed, int threads, auto&& scratch) {
+      pack(packed, chunks[c], chunks[c + 1] - chunks[c], threads);
       parallel_for(block_count, threads,
                    [&](int64_t b, int slot) { meet(packed, chunks[c], blocks[b], blocks[b + 1], scratch(slot)); });
     };
@@ -192,13 +65,41 @@ class Pass {
 
  private:
   static constexpr int64_t kChunkBytes = 512 << 10, kBlockBytes = 96 << 10, kMaxVectors = 1024, kBlockItems = 32;
+  // Items are screened one after another, each fetching the next.
+  static constexpr int64_t kScreenBytes = 1 << 20;
 
+  // A chunk of x.
+  struct Packed {
+    PackedItems<T> tiled;
+    ScreenedItems screened;
+    const ItemBorders* borders = nullptr;
+  };
   struct Scratch {
-    PackedItems<T> packed;
+    Packed packed;
+    ItemMaxima maxima;
     std::vector<ItemRows<T>> items;
     std::vector<Buffer<T>> sources, scales;
     Buffer<T> best;
   };
+
+  bool is_screened(int64_t length) const {
+    return std::is_same_v<T, float> && length >= kScreenRows && can_screen_maxima(x_.dim);
+  }
+
+  void pack(Packed& packed, int64_t begin, int64_t count, int threads) const {
+    const VectorSets part = slice(x_, begin, count);
+    const bool norms = output_.x_norms != nullptr;
+    if (screened_) {
+      const bool exact = metric_ == Metric::kDot && x_.dtype == DType::kBFloat16 && y_.dtype == DType::kBFloat16;
+      packed.screened.pack_items(part, metric_, norms, exact, threads);
+      packed.borders = &packed.screened;
+    }
+    if (tiled_ || !screened_) {
+      packed.tiled.pack_items(part, metric_, norms, threads);
+      packed.borders = &packed.tiled;
+    }
+    if (norms) collect_norms(*packed.borders, begin);
+  }
 
   // Borders of runs of items whose vectors take up to so much, `least` runs at least, of at least one item each.
   static std::vector<int64_t> cut(const VectorSets& sets, int64_t bytes, int64_t least, int64_t vectors,
@@ -219,8 +120,7 @@ class Pass {
     return borders;
   }
 
-  void collect_norms(const PackedItems<T>& packed, int64_t begin) const {
-    if (output_.x_norms == nullptr) return;
+  void collect_norms(const ItemBorders& packed, int64_t begin) const {
     for (int64_t i = 0; i < packed.items; ++i) {
       double sum = 0;
       for (int64_t t = packed.first[i]; t < packed.first[i + 1]; ++t)
@@ -230,31 +130,38 @@ class Pass {
   }
 
   // y items [first, last) with all of a chunk.
-  void meet(const PackedItems<T>& packed, int64_t begin, int64_t first, int64_t last, Scratch& scratch) const {
-    const int64_t count = last - first, width = packed.panel_count() * packed.columns;
+  void meet(const Packed& packed, int64_t begin, int64_t first, int64_t last, Scratch& scratch) const {
+    const ItemBorders& x = *packed.borders;
+    const int64_t count = last - first, width = round_up(x.vectors, kMaxTileColumns);
     scratch.items.resize(count);
-    scratch.sources.resize(std::max<size_t>(scratch.sources.size(), count));
+    scratch.sources.resize(std::max<size_t>(scratch.sources.size(), count + 1));
     scratch.scales.resize(scratch.sources.size());
     scratch.best.reserve(count * width);
     const bool norms = output_.y_norms != nullptr && begin == 0;
     for (int64_t b = 0; b < count; ++b) {
+      const bool screened = is_screened(y_.length(first + b));
+      const int64_t at = screened ? count : b;  // those of the tiles are needed together
       ItemRows<T>& item = scratch.items[b];
-      item.read(y_.item(first + b), metric_, norms, scratch.sources[b], scratch.scales[b]);
+      item.read(y_.item(first + b), metric_, norms, scratch.sources[at], scratch.scales[at]);
       if (norms) output_.y_norms[first + b] = metric_ == Metric::kDot ? item.largest : 1;
+      if constexpr (std::is_same_v<T, float>) {
+        const Rows next = b + 1 < count ? y_.item(first + b + 1) : Rows{};
+        if (screened) scratch.maxima.run(packed.screened, item, next, scratch.best.get() + b * width);
+      }
     }
-    for (int64_t p = 0; p < packed.panel_count(); ++p)
+    for (int64_t p = 0; tiled_ && p < packed.tiled.panel_count(); ++p)
       for (int64_t b = 0; b < count; ++b) {
-        if (scratch.items[b].count == 0) continue;
-        RowTile<T> tile = row_tile(packed, p, scratch.items[b]);
-        tile.best = scratch.best.get() + b * width + p * packed.columns;
+        if (scratch.items[b].count == 0 || is_screened(scratch.items[b].count)) continue;
+        RowTile<T> tile = row_tile(packed.tiled, p, scratch.items[b]);
+        tile.best = scratch.best.get() + b * width + p * packed.tiled.columns;
         row_products(tile);
       }
     for (int64_t b = 0; b < count; ++b)
-      for (int64_t i = 0; i < packed.items; ++i) {
-        const int64_t vectors = packed.first[i + 1] - packed.first[i];
+      for (int64_t i = 0; i < x.items; ++i) {
+        const int64_t vectors = x.first[i + 1] - x.first[i];
         double score = 0;
         if (vectors > 0 && scratch.items[b].count > 0) {
-          score = exact_sum<T>(kSumElements, nullptr, scratch.best.get() + b * width + packed.first[i], 0, vectors);
+          score = exact_sum<T>(kSumElements, nullptr, scratch.best.get() + b * width + x.first[i], 0, vectors);
           if (reduce_ == Reduce::kMean) score /= static_cast<double>(vectors);
         }
         output_.write(begin + i, first + b, score);
@@ -266,6 +173,7 @@ class Pass {
   Reduce reduce_;
   int threads_;
   PassOutput<O> output_;
+  bool screened_ = false, tiled_ = false;  // whether any item is
 };
 
 // All of maxsim but the pairs that need another evaluation, which are NaN: scores of N items with M at out[i * M + j].

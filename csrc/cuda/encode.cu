@@ -7,7 +7,7 @@
 // so that one bound holds for all queries.
 // Bytes: rows of D elements are read once from memory (again from the cache), 2 D' written, D' = D rounded up to 64.
 // Operations: about 10 D in fp64.
-#include <algorithm>
+#include "ops/encode.h"
 
 #include "core/check.h"
 #include "cuda/screen.cuh"
@@ -17,16 +17,6 @@ namespace {
 
 constexpr int kWarps = 8, kCentreThreads = 128;
 constexpr int64_t kCentreRows = 64;
-// Bytes of a batch's codes and candidates: about kBudget or this share of the inputs, more for kMinBatch queries, but not beyond
-// kMaxBudget; and of a run of the gallery's codes, which is to stay in the second-level cache until it has been screened.
-// Small on the host executor, so that small tests take more than one batch and run.
-#if defined(PYCM_SIMT)
-constexpr int64_t kBudget = int64_t{256} << 10, kMaxBudget = int64_t{8} << 20, kCodeBudget = int64_t{256} << 10;
-constexpr int64_t kMinBatch = 2 * kTileQueries, kInputShare = 40;
-#else
-constexpr int64_t kBudget = int64_t{64} << 20, kMaxBudget = int64_t{512} << 20, kCodeBudget = int64_t{32} << 20;
-constexpr int64_t kMinBatch = 1024, kInputShare = 40;
-#endif
 constexpr double kMaxNorm = 0x1p62, kMaxDistanceNorm = 0x1p30, kTinyElement = 0x1p-60, kTinyDistance = 0x1p-52;
 
 // Of the products of codes: all sums of tensor cores together, relative to |q||g|, with their own square in it.
@@ -77,9 +67,18 @@ __device__ Extent extent_of(const Centred<Element>& y, int64_t dim) {
           __any_sync(kAllLanes, nan) != 0};
 }
 
+// The code of one row: steps of kCodeStep halves, `stride` apart.
+struct Code {
+  uint16_t* data;
+  int64_t stride;
+  __device__ void write(int64_t d, uint32_t pair) const {
+    *reinterpret_cast<uint32_t*>(data + d / kCodeStep * stride + d % kCodeStep) = pair;
+  }
+};
+
 // Writes fp16(y * factor) and zeros up to `padded`; returns the squared length of what that lost.
 template <typename Element>
-__device__ double write_code(const Centred<Element>& y, double factor, int64_t dim, int64_t padded, uint16_t* code) {
+__device__ double write_code(const Centred<Element>& y, double factor, int64_t dim, int64_t padded, Code code) {
   double loss = 0;
   for (int64_t d = 2 * lane_index(); d < padded; d += 2 * kWarp) {
     uint32_t pair = 0;
@@ -92,12 +91,12 @@ __device__ double write_code(const Centred<Element>& y, double factor, int64_t d
       loss += rest * rest;
       pair |= uint32_t{half} << 16 * i;
     }
-    *reinterpret_cast<uint32_t*>(code + d) = pair;
+    code.write(d, pair);
   }
   return warp_reduce(loss, [](double a, double b) { return a + b; });
 }
-__device__ void clear_code(int64_t padded, uint16_t* code) {
-  for (int64_t d = 2 * lane_index(); d < padded; d += 2 * kWarp) *reinterpret_cast<uint32_t*>(code + d) = 0;
+__device__ void clear_code(int64_t padded, Code code) {
+  for (int64_t d = 2 * lane_index(); d < padded; d += 2 * kWarp) code.write(d, 0);
 }
 
 // Norms of normalised rows whose squares stay in the range of fp64.
@@ -105,7 +104,7 @@ __device__ bool representable(double norm) { return norm > 1e-140 && norm < 1e14
 
 template <typename Element>
 __device__ void encode_query(const Rows& queries, int64_t i, int64_t local, MetricTraits metric, bool exact,
-                             const double* centre, int64_t padded, uint16_t* code, QueryState& out, uint32_t* direct) {
+                             const double* centre, int64_t padded, Code code, QueryState& out, uint32_t* direct) {
   const int64_t dim = queries.dim;
   const Row<Element> row(queries, i);
   const RowStats stats = row_stats(row, dim, metric);
@@ -145,7 +144,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
                           const double* centre, uint16_t* codes, QueryState* states, uint32_t* direct) {
   const int64_t local = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (local >= round_up(count, kTileQueries)) return;
-  uint16_t* code = codes + local * padded;
+  const Code code{codes + local * padded, kCodeStep};
   if (local >= count) {  // fills the last tile up
     clear_code(padded, code);
     if (lane_index() == 0) {
@@ -183,7 +182,7 @@ __device__ void write_column(const Column& column, int64_t dim, int64_t padded, 
 
 template <typename Element>
 __device__ Column encode_column(const Row<Element>& row, int64_t dim, MetricTraits metric, const double* centre,
-                                int64_t padded, uint16_t* code) {
+                                int64_t padded, Code code) {
   const RowStats stats = row_stats(row, dim, metric);
   const Centred<Element> y{row, stats.mean, metric.distance ? centre : nullptr};
   const Extent extent = extent_of(y, dim);
@@ -205,8 +204,7 @@ __device__ Column encode_column(const Row<Element>& row, int64_t dim, MetricTrai
 
 // The same for dot and cosine where rows are no wider than fp32, without fp64: twice over the row.
 template <typename Element>
-__device__ Column encode_column_fp32(const Row<Element>& row, int64_t dim, bool normalise, int64_t padded,
-                                     uint16_t* code) {
+__device__ Column encode_column_fp32(const Row<Element>& row, int64_t dim, bool normalise, int64_t padded, Code code) {
   float largest = 0;
   bool nan = false;
 #pragma unroll 4
@@ -235,7 +233,7 @@ __device__ Column encode_column_fp32(const Row<Element>& row, int64_t dim, bool 
     for (int i = 0; i < 2; ++i)
       if (d + i < dim) value[i] = static_cast<float>(row[d + i]) * first * second;
     const uint32_t pair = pack_half2(value[0], value[1]);
-    *reinterpret_cast<uint32_t*>(code + d) = pair;
+    code.write(d, pair);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float rest = value[i] - half_to_float(static_cast<uint16_t>(pair >> 16 * i));  // exact
@@ -253,16 +251,15 @@ __device__ Column encode_column_fp32(const Row<Element>& row, int64_t dim, bool 
 
 __global__ void __launch_bounds__(kWarps* kWarp)
     encode_gallery_kernel(Rows gallery, Shuffle shuffle, int64_t begin, int64_t count, int64_t padded,
-                          MetricTraits metric, bool exact, const double* centre, uint16_t* codes,
-                          ScreenColumns columns) {
+                          MetricTraits metric, bool exact, Encoding to) {
   const int64_t local = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (local >= round_up(count, kTileColumns)) return;
-  uint16_t* code = codes + local * padded;
+  const Code code{to.codes + local * kCodeStep, to.stride};
   if (local >= count) {  // fills the last tile up; never a hit
     clear_code(padded, code);
     if (lane_index() != 0) return;
-    columns.scale_error[local] = {0, -INFINITY};
-    columns.bias[local] = 0;
+    to.columns.scale_error[local] = {0, -INFINITY};
+    to.columns.bias[local] = 0;
     return;
   }
   visit_elements(gallery.dtype, [&](auto element) {
@@ -270,16 +267,18 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     const Row<Element> row(gallery, shuffle(begin + local));
     const bool narrow = !std::is_same_v<Element, Float64Element> && !metric.centre && !metric.distance;
     const Column column = narrow ? encode_column_fp32(row, gallery.dim, metric.normalise, padded, code)
-                                 : encode_column(row, gallery.dim, metric, centre, padded, code);
+                                 : encode_column(row, gallery.dim, metric, to.centre, padded, code);
     if (lane_index() == 0)
-      write_column(column, gallery.dim, padded, metric.distance, exact, columns.scale_error[local],
-                   columns.bias[local]);
+      write_column(column, gallery.dim, padded, metric.distance, exact, to.columns.scale_error[local],
+                   to.columns.bias[local]);
   });
 }
 
 Grid warps_grid(int64_t warps, void* stream) {
   return {dim3(static_cast<unsigned>((warps + kWarps - 1) / kWarps)), dim3(kWarps * kWarp), 1, 0, stream};
 }
+
+}  // namespace
 
 Shuffle shuffle_of(int64_t rows) {
   const auto gcd = [](uint64_t a, uint64_t b) {
@@ -297,89 +296,48 @@ Shuffle shuffle_of(int64_t rows) {
   return {count, multiplier};
 }
 
-}  // namespace
-
-int64_t power_of_two(int64_t value) {
-  int64_t power = 1;
-  while (power < value) power *= 2;
-  return power;
+Encoding lay_out_encoding(int64_t rows, int64_t dim, Workspace& workspace) {
+  const int64_t padded = round_up(rows, kTileColumns);
+  return {workspace.take<uint16_t>(padded * round_up(dim, kCodeStep)),
+          padded * kCodeStep,
+          {workspace.take<float2>(padded), workspace.take<float>(padded)},
+          workspace.take<double>(dim)};
 }
 
-void check_search_sizes(const char* function, const Rows& queries, const Rows& gallery) {
-  check(queries.rows < kMaxRows && gallery.rows < kMaxRows, function,
-        ": queries and gallery must have fewer than 2147483648 rows each on CUDA, got ", queries.rows, " and ",
-        gallery.rows);
-}
-
-SearchBuffers lay_out(const Rows& queries, const Rows& gallery, int64_t capacity, Workspace& workspace) {
-  const int64_t dim = round_up(gallery.dim, kCodeStep), all = round_up(gallery.rows, kTileColumns);
-  const int64_t inputs = (queries.rows + gallery.rows) * gallery.dim * item_size(gallery.dtype);
-  const int64_t budget = std::max(kBudget, inputs / kInputShare);
-  const int64_t query_bytes = capacity * static_cast<int64_t>(sizeof(Candidate)) + dim * 2;
-  SearchBuffers buffers{};
-  buffers.capacity = capacity;
-  buffers.batch = std::max<int64_t>(1, std::max(budget / query_bytes, std::min(kMinBatch, kMaxBudget / query_bytes)));
-  if (buffers.batch > kTileQueries) buffers.batch = buffers.batch / kTileQueries * kTileQueries;
-  buffers.batch = std::min(buffers.batch, queries.rows);
-  buffers.code_rows = std::min(std::max(kCodeBudget / (dim * 2) / kTileColumns * kTileColumns, capacity), all);
-  buffers.kept = buffers.code_rows == all;
-  const int64_t padded = round_up(buffers.batch, kTileQueries);
-  buffers.query_codes = workspace.take<uint16_t>(padded * dim);
-  buffers.gallery_codes = workspace.take<uint16_t>(buffers.code_rows * dim);
-  buffers.columns = {workspace.take<float2>(buffers.code_rows), workspace.take<float>(buffers.code_rows)};
-  buffers.states = workspace.take<QueryState>(padded);
-  buffers.candidates = workspace.take<Candidate>(buffers.batch * capacity);
-  buffers.direct = workspace.take<uint32_t>(1 + buffers.batch);
-  buffers.centre = workspace.take<double>(gallery.dim);
-  return buffers;
-}
-
-Search::Search(const Rows& queries, const Rows& gallery, Metric metric, bool exact, PairFilter filter, bool ranks,
-               const SearchBuffers& buffers, const SearchNames& names, void* stream)
-    : queries_(queries),
-      gallery_(gallery),
-      metric_(traits_of(metric)),
-      exact_(exact),
-      buffers_(buffers),
-      names_(names),
-      stream_(stream),
-      dim_(round_up(gallery.dim, kCodeStep)),
-      screen_{} {
-  screen_.queries = buffers.query_codes;
-  screen_.state = buffers.states;
-  screen_.candidates = buffers.candidates;
-  screen_.dim = dim_;
-  screen_.capacity = buffers.capacity;
-  screen_.shuffle = shuffle_of(gallery.rows);
-  screen_.filter = filter;
-  screen_.ranks = ranks;
-  screen_.distance = metric_.distance;
-  if (!metric_.distance) return;
+void launch_centre(const Rows& gallery, double* centre, const char* name, void* stream) {
   const int64_t blocks = (gallery.dim + kCentreThreads - 1) / kCentreThreads;
-  launch(centre_kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kCentreThreads), 1, 0, stream}, names.centre,
-         gallery, buffers.centre);
+  launch(centre_kernel, {dim3(static_cast<unsigned>(blocks)), dim3(kCentreThreads), 1, 0, stream}, name, gallery,
+         centre);
 }
 
-void Search::start(int64_t begin, int64_t rows) {
-  screen_.query_begin = begin;
-  screen_.query_rows = rows;
-  memset_async(buffers_.direct, 0, sizeof(uint32_t), stream_, names_.clear);
-  launch(encode_queries_kernel, warps_grid(round_up(rows, kTileQueries), stream_), names_.queries, queries_, begin,
-         rows, dim_, metric_, exact_, buffers_.centre, buffers_.query_codes, buffers_.states, buffers_.direct);
+void launch_encode_queries(const Rows& queries, int64_t begin, int64_t count, MetricTraits metric, bool exact,
+                           const double* centre, uint16_t* codes, QueryState* states, uint32_t* direct,
+                           const char* name, void* stream) {
+  launch(encode_queries_kernel, warps_grid(round_up(count, kTileQueries), stream), name, queries, begin, count,
+         round_up(queries.dim, kCodeStep), metric, exact, centre, codes, states, direct);
 }
 
-void Search::screen(int64_t first, int64_t last) {
-  const int64_t place = buffers_.kept ? first : 0;
-  uint16_t* const codes = buffers_.gallery_codes + place * dim_;
-  const ScreenColumns columns = buffers_.columns.from(place);
-  if (!buffers_.kept || screen_.query_begin == 0)
-    launch(encode_gallery_kernel, warps_grid(round_up(last - first, kTileColumns), stream_), names_.gallery, gallery_,
-           screen_.shuffle, first, last - first, dim_, metric_, exact_, buffers_.centre, codes, columns);
-  screen_.gallery = codes;
-  screen_.column = columns;
-  screen_.begin = first;
-  screen_.columns = last - first;
-  launch_screen(screen_, names_.screen, stream_);
+void launch_encode_gallery(const Rows& gallery, int64_t begin, int64_t count, MetricTraits metric, bool exact,
+                           const Encoding& to, const char* name, void* stream) {
+  launch(encode_gallery_kernel, warps_grid(round_up(count, kTileColumns), stream), name, gallery,
+         shuffle_of(gallery.rows), begin, count, round_up(gallery.dim, kCodeStep), metric, exact, to);
+}
+
+int64_t encoded_bytes(int64_t rows, int64_t dim) {
+  Workspace workspace(nullptr);
+  lay_out_encoding(rows, dim, workspace);
+  return workspace.used();
+}
+
+void encode(const EncodeArgs& args, const CudaContext& context) {
+  check_search_sizes("encode", args.gallery, args.gallery);
+  Workspace workspace(context.workspace);
+  const Encoding encoding = lay_out_encoding(args.gallery.rows, args.gallery.dim, workspace);
+  check(workspace.used() <= context.workspace_bytes, "encode: encoded must have ", workspace.used(), " bytes, got ",
+        context.workspace_bytes);
+  const MetricTraits metric = traits_of(args.metric);
+  if (metric.distance) launch_centre(args.gallery, encoding.centre, "encode: centre", context.stream);
+  launch_encode_gallery(args.gallery, 0, args.gallery.rows, metric, true, encoding, "encode: gallery", context.stream);
 }
 
 }  // namespace pycm::cuda

@@ -32,23 +32,57 @@ const DeviceLimits& device_limits() {
   return limits[device];
 }
 
-void launch_arguments(const void* kernel, const Grid& grid, const char* name, void** arguments) {
+namespace {
+
+// What a kernel must be allowed before it is launched so.
+void allow(const void* kernel, const Grid& grid, const char* name) {
   constexpr int64_t kDefaultShared = 48 * 1024;
+  constexpr int kPortableCluster = 8;
   if (grid.shared_bytes > kDefaultShared)
     cuda_check(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
         name);
+  if (grid.cluster > kPortableCluster)
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
+}
+
+cudaLaunchConfig_t config_of(const Grid& grid, cudaLaunchAttribute (&attributes)[2]) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid.grid;
   config.blockDim = grid.block;
   config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
   config.stream = static_cast<cudaStream_t>(grid.stream);
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  config.attrs = attributes;
+  if (grid.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+  }
+  if (grid.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  return config;
+}
+
+}  // namespace
+
+void launch_arguments(const void* kernel, const Grid& grid, const char* name, void** arguments) {
+  allow(kernel, grid, name);
+  cudaLaunchAttribute attributes[2] = {};
+  const cudaLaunchConfig_t config = config_of(grid, attributes);
   cuda_check(cudaLaunchKernelExC(&config, kernel, arguments), name);
+}
+
+bool cluster_fits_device(const void* kernel, const Grid& grid) {
+  allow(kernel, grid, "cluster_fits");
+  cudaLaunchAttribute attributes[2] = {};
+  const cudaLaunchConfig_t config = config_of(grid, attributes);
+  int clusters = 0;
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  if (status != cudaSuccess) cudaGetLastError();  // a cluster that cannot be is no error here
+  return status == cudaSuccess && clusters > 0;
 }
 
 void memset_async(void* data, int value, int64_t bytes, void* stream, const char* name) {

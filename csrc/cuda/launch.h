@@ -21,12 +21,14 @@ struct DeviceLimits {
 };
 const DeviceLimits& device_limits();  // of the current device
 
-// Blocks, threads, and optionally blocks per cluster (along x), dynamic shared memory, stream (a cudaStream_t).
+// Blocks, threads, and optionally blocks per cluster (along x), dynamic shared memory, stream (a cudaStream_t), and whether all
+// blocks must run at once, since they wait for each other.
 struct Grid {
   dim3 grid, block;
   int cluster = 1;
   int64_t shared_bytes = 0;
   void* stream = nullptr;
+  bool cooperative = false;
 };
 
 // Carves arrays out of one buffer, each aligned to 256 bytes. With a null base it only counts: the function that lays
@@ -66,6 +68,13 @@ void copy_async(void* to, const void* from, int64_t bytes, void* stream, const c
 void cuda_check(cudaError_t status, const char* name);
 
 void launch_arguments(const void* kernel, const Grid& grid, const char* name, void** arguments);
+bool cluster_fits_device(const void* kernel, const Grid& grid);
+
+// Whether the device can run one cluster of the grid. More than 8 blocks need more of it than every device has.
+template <typename... Parameters>
+bool cluster_fits(void (*kernel)(Parameters...), const Grid& grid) {
+  return cluster_fits_device(reinterpret_cast<const void*>(kernel), grid);
+}
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const Grid& grid, const char* name, Arguments&&... arguments) {
@@ -79,6 +88,11 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, const char* name, A
 
 #else  // the host executor: one fiber per thread calls the kernel with its own copy of the arguments
 
+template <typename Kernel>
+bool cluster_fits(Kernel, const Grid&) {
+  return true;
+}
+
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const Grid& grid, const char* name, Arguments&&... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "one argument for each parameter of the kernel");
@@ -89,7 +103,7 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, const char* name, A
   auto body = [](void* context) {
     std::apply(static_cast<Call*>(context)->kernel, static_cast<Call*>(context)->values);
   };
-  simt::run({grid.grid, grid.block, grid.cluster, grid.shared_bytes, name}, body, &call, sizeof call);
+  simt::run({grid.grid, grid.block, grid.cluster, grid.cooperative, grid.shared_bytes, name}, body, &call, sizeof call);
 }
 
 #endif

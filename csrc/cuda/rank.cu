@@ -184,7 +184,8 @@ struct Buffers {
 };
 Buffers lay_out(const RankArgs& args, Workspace& workspace) {
   check_search_sizes("rank", args.queries, args.gallery);
-  return {lay_out(args.queries, args.gallery, kCapacity, workspace), workspace.take<Positive>(args.num_positives)};
+  return {lay_out(args.queries, args.gallery, args.encoded, true, kCapacity, workspace),
+          workspace.take<Positive>(args.num_positives)};
 }
 
 }  // namespace

@@ -69,6 +69,18 @@ struct ScreenColumns {
   __host__ __device__ ScreenColumns from(int64_t j) const { return {scale_error + j, bias + j}; }
 };
 
+// A gallery, or a run of it, in the order of the screen: codes, what the bound needs of each row, and the point that distances are
+// encoded about. Whole tiles of rows; those beyond the last are never a hit.
+struct Encoding {
+  uint16_t*
+      codes;  // [D' / kCodeStep][rows][kCodeStep]: what a kernel copies of neighbouring rows at a time lies together
+  int64_t stride;  // of the first axis
+  ScreenColumns columns;
+  double* centre;
+};
+Encoding lay_out_encoding(int64_t rows, int64_t dim, Workspace& workspace);
+Shuffle shuffle_of(int64_t rows);
+
 // Pairs that a caller rules out.
 struct PairFilter {
   const uint8_t* mask;
@@ -93,7 +105,8 @@ __host__ __device__ constexpr int64_t round_up(int64_t value, int64_t step) { re
 
 struct Screen {
   const uint16_t* queries;  // [query_rows rounded up to kTileQueries, dim]
-  const uint16_t* gallery;  // [columns rounded up to kTileColumns, dim]
+  const uint16_t* gallery;  // [dim / kCodeStep, columns rounded up to kTileColumns, kCodeStep], steps `stride` apart
+  int64_t stride;
   ScreenColumns column;
   QueryState* state;
   Candidate* candidates;                                 // [query_rows, capacity]
@@ -107,22 +120,37 @@ struct Screen {
 void launch_screen(const Screen& screen, const char* name, void* stream);
 void launch_screen_sm80(const Screen& screen, const char* name, void* stream);
 void launch_screen_sm90(const Screen& screen, const char* name, void* stream);
+// For at most kFewQueries, where their codes fit into shared memory; false where they do not, and nothing was launched.
+constexpr int kFewQueries = 64;
+bool launch_screen_few(const Screen& screen, const char* name, void* stream);
 
-// ---- a search: what topk and rank have in common ----
+// ---- encoding (encode.cu) ----
+
+void launch_centre(const Rows& gallery, double* centre, const char* name, void* stream);
+void launch_encode_queries(const Rows& queries, int64_t begin, int64_t count, MetricTraits metric, bool exact,
+                           const double* centre, uint16_t* codes, QueryState* states, uint32_t* direct,
+                           const char* name, void* stream);
+// Positions [begin, begin + count). Without `exact` values stand for themselves: all errors are 0.
+void launch_encode_gallery(const Rows& gallery, int64_t begin, int64_t count, MetricTraits metric, bool exact,
+                           const Encoding& to, const char* name, void* stream);
+
+// ---- a search: what topk and rank have in common (search.cu) ----
 
 // Carved out of the workspace. Queries are taken in batches of `batch`, the gallery's codes in runs of at most `code_rows`.
 struct SearchBuffers {
   int64_t capacity, batch, code_rows;
-  bool kept;  // all of the gallery's codes fit: they are made once
-  uint16_t *query_codes, *gallery_codes;
-  ScreenColumns columns;
+  bool kept;     // all of the gallery's codes fit: they are made once
+  bool encoded;  // they were made before the call, by encode()
+  uint16_t* query_codes;
   QueryState* states;
   Candidate* candidates;
   uint32_t* direct;  // [1 + batch]: how many queries are left to the direct path, and which
-  double* centre;
+  Encoding gallery;
+  float2* without_errors;  // of an encoded gallery's columns, for values that stand for themselves
 };
-// `capacity` is a power of two: candidates a query has room for.
-SearchBuffers lay_out(const Rows& queries, const Rows& gallery, int64_t capacity, Workspace& workspace);
+// `capacity` is a power of two: candidates a query has room for. `encoded`: what encode() wrote, or null.
+SearchBuffers lay_out(const Rows& queries, const Rows& gallery, void* encoded, bool exact, int64_t capacity,
+                      Workspace& workspace);
 int64_t power_of_two(int64_t value);  // the next one, value included
 void check_search_sizes(const char* function, const Rows& queries, const Rows& gallery);
 
@@ -149,7 +177,7 @@ class Search {
   const SearchBuffers& buffers_;
   const SearchNames& names_;
   void* stream_;
-  int64_t dim_;
+  Encoding codes_;
   Screen screen_;
 };
 

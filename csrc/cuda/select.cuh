@@ -8,7 +8,7 @@
 
 namespace pycm::cuda {
 
-constexpr int kSelectThreads = 256, kSortShared = 2048;
+constexpr int kSelectThreads = 256, kSortShared = 2048, kAhead = 4;
 
 // The k-th largest of the keys, which have 32 bits; 1 <= k <= count. All threads of the block call it and get it.
 __device__ inline uint32_t kth_largest(const Candidate* candidates, int64_t count, int64_t k) {
@@ -19,9 +19,17 @@ __device__ inline uint32_t kth_largest(const Candidate* candidates, int64_t coun
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = static_cast<int>(threadIdx.x); i < 256; i += kSelectThreads) histogram[i] = 0;
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < count; i += kSelectThreads) {
-      const uint32_t key = static_cast<uint32_t>(candidates[i].key);
-      if (shift == 24 || key >> (shift + 8) == prefix) atomicAdd(&histogram[key >> shift & 0xff], 1u);
+    for (int64_t begin = threadIdx.x; begin < count; begin += kAhead * kSelectThreads) {
+      uint32_t keys[kAhead];  // in flight together: one block waits for each
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i)
+        if (begin + i * kSelectThreads < count)
+          keys[i] = static_cast<uint32_t>(candidates[begin + i * kSelectThreads].key);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (begin + i * kSelectThreads >= count || (shift != 24 && keys[i] >> (shift + 8) != prefix)) continue;
+        atomicAdd(&histogram[keys[i] >> shift & 0xff], 1u);
+      }
     }
     __syncthreads();
     if (threadIdx.x < kWarp) {

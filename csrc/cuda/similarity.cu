@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(TileShape<kLarge, kConvert>::kThreads, TileSha
         multiply_stage(step % kStages);
       });
     }
-    store_scores<16, float>(p, at, info, info + kM, warp_row, warp_column, sums);
+    store_scores<16, kLarge, float>(p, at, info, info + kM, warp_row, warp_column, sums);
   }
 }
 
@@ -148,20 +148,6 @@ void launch_tiles(const SimilarityProblem& p, void* stream) {
   else launch_tiles<kMma, kConvert, kSplit, true>(p, stream);
 }
 
-// When every matrix of the batch meets the same y, and the rows of x lie in one run over the batch, the batch is one tall
-// matrix.
-SimilarityArgs fold(const SimilarityArgs& args) {
-  SimilarityArgs folded = args;
-  folded.batch_ndim = 0;
-  for (int d = args.batch_ndim - 1; d >= 0; --d) {
-    if (args.batch_shape[d] == 1) continue;
-    if (folded.x.rows == 1) folded.x.row_stride = args.x_batch_strides[d];
-    if (args.y_batch_strides[d] != 0 || args.x_batch_strides[d] != folded.x.rows * folded.x.row_stride) return args;
-    folded.x.rows *= args.batch_shape[d];
-  }
-  return folded;
-}
-
 Operand operand(const Rows& rows, const SimilarityArgs& args, const int64_t* strides, bool tell_all) {
   Operand side = {};
   side.data = static_cast<const char*>(rows.data);
@@ -184,7 +170,7 @@ constexpr int64_t kShortRows = 16;
 
 // `workspace` takes what the rows need; with a null base it only counts.
 SimilarityProblem problem_of(const SimilarityArgs& unfolded, Workspace& workspace) {
-  const SimilarityArgs args = fold(unfolded);
+  const SimilarityArgs args = fold_batch(unfolded);
   SimilarityProblem p = {};
   p.dtype = args.x.dtype;
   p.dim = args.x.dim;
@@ -200,6 +186,7 @@ SimilarityProblem problem_of(const SimilarityArgs& unfolded, Workspace& workspac
   p.batch = 1;
   for (int d = 0; d < args.batch_ndim; ++d) p.batch *= p.batch_shape[d] = args.batch_shape[d];
   p.out = args.out;
+  p.width = args.y.rows;
   if (args.metric == Metric::kDot && !p.scaled) return p;
   if (p.metric.distance) {
     const int64_t count = p.y.matrices * p.dim;
@@ -212,6 +199,7 @@ SimilarityProblem problem_of(const SimilarityArgs& unfolded, Workspace& workspac
     if (p.wide) side->info = workspace.take<RowInfo<double>>(count);
     else side->info = workspace.take<RowInfo<float>>(count);
   }
+  if (p.scaled && similarity_sm90_fits(p)) p.codes = workspace.take<char>(similarity_sm90_code_bytes(p));
   return p;
 }
 
@@ -239,10 +227,11 @@ void similarity(const SimilarityArgs& args, const CudaContext& context) {
            {similarity_blocks(blocks), 256, 1, 0, context.stream}, "similarity: rows", p);
   }
   if (p.wide) return similarity_f64(p, context.stream);
+  const bool split = args.float32_product != Float32Product::kTF32 || p.dtype != DType::kFloat32;
+  if (similarity_sm90_fits(p)) return similarity_sm90(p, split, context.stream);
   if (p.scaled) {
-    if (args.float32_product == Float32Product::kTF32 && p.dtype == DType::kFloat32)
-      return launch_tiles<Mma::kF16, true, false>(p, context.stream);
-    return launch_tiles<Mma::kF16, true, true>(p, context.stream);
+    if (split) return launch_tiles<Mma::kF16, true, true>(p, context.stream);
+    return launch_tiles<Mma::kF16, true, false>(p, context.stream);
   }
   if (p.dtype == DType::kFloat16) launch_tiles<Mma::kF16, false, false>(p, context.stream);
   else launch_tiles<Mma::kBF16, false, false>(p, context.stream);

@@ -1,4 +1,5 @@
-// What the kernels of similarity share: the batch, the numbers of a row, the exact score of a pair, the epilogue.
+// What the kernels of similarity share: the batch, the numbers of a row, the exact score of a pair, tiles. What they do with a
+// tile's sums: similarity_store.cuh.
 #pragma once
 
 #include <algorithm>
@@ -41,6 +42,8 @@ struct SimilarityProblem {
   // cancels. Any point is right.
   void* origins;
   void* out;
+  int64_t width;  // of a row of `out`
+  char* codes;    // scratch of similarity_sm90.cu, null where that does not apply, or takes the rows as they are
 };
 
 // Where one pair of matrices lies: offsets in elements, and the numbers of the matrices.
@@ -182,121 +185,16 @@ __device__ __noinline__ RowInfo<T> row_info(const SimilarityProblem& p, const Op
   return info;
 }
 
-// ---- epilogue ----
-
-// The score of a product; `doubt` where too few of its bits are right, or it is not finite: then the pair is scored exactly.
-template <class T>
-__device__ __forceinline__ T finish(const SimilarityProblem& p, T product, const RowInfo<T>& x, const RowInfo<T>& y,
-                                    bool& doubt) {
-  constexpr bool kDouble = sizeof(T) == 8;
-  constexpr T kMax = kDouble ? static_cast<T>(1.7976931348623157e308) : static_cast<T>(3.4028234663852886e38f);
-  const T value = product * x.scale * y.scale;
-  if (!p.metric.distance) {
-    doubt = !(fabs(value) <= kMax);
-    return value;
-  }
-  // Below an eighth of |x|^2 + |y|^2 too much has cancelled; near the smallest squares the bits have underflowed.
-  const T both = x.square + y.square, square = both - 2 * value;
-  doubt = !(square > both / 8 + static_cast<T>(kDouble ? 0x1p-960 : 0x1p-100)) || !(square <= kMax);
-  return p.metric.root ? sqrt(square) : square;
-}
+// ---- tiles ----
 
 // One block's tile of one pair of matrices. In shared memory: it is needed before and after the product, not in between.
 struct TilePlace {
   const char *x, *y;            // the first rows of the matrices
   int64_t number, row, column;  // of the tile
-  int64_t x_info, y_info;       // of the tile's first rows
+  int64_t x_matrix, y_matrix;   // which of each side's
   int rows, columns;            // of the tile that exist
   int64_t origin, out;          // of the matrices, in elements
 };
-
-// A sum of more than this many products is the sum of such runs, so that fp32's rounding does not pile up.
-constexpr int kRun = 512;
-
-// A warp's accumulators are m x n tiles of kTileRows x 8 in mma.sync's layout, the first at (row, column) of the block's
-// tile. What the runs before came to waits in the output, where each thread has its own places, in the cache: adds the
-// `sums` to it and starts them anew, or in the end adds it to the sums.
-template <int kTileRows, class T, int kTilesM, int kTilesN, int kEach>
-__device__ __forceinline__ void carry_sums(const SimilarityProblem& p, const TilePlace& at, int row, int column,
-                                           bool first, bool last, T (&sums)[kTilesM][kTilesN][kEach]) {
-  T* out = static_cast<T*>(p.out) + at.out + at.row * p.y.rows + at.column;
-#pragma unroll
-  for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-      const int r = row + i * kTileRows + e / 2 * 8 + lane_index() / 4;
-      if (r >= at.rows) continue;
-      T* to = out + r * p.y.rows + column + lane_index() % 4 * 2 + e % 2;
-#pragma unroll
-      for (int j = 0; j < kTilesN; ++j) {
-        if (column + j * 8 + lane_index() % 4 * 2 + e % 2 >= at.columns) continue;
-        T& sum = sums[i][j][e];
-        if (!first) sum += to[j * 8];
-        if (last) continue;
-        to[j * 8] = sum;
-        sum = 0;
-      }
-    }
-  }
-}
-
-// Writes the scores of such accumulators; then scores the doubtful pairs exactly, one after another.
-template <int kTileRows, class Out, class T, int kTilesM, int kTilesN, int kEach>
-__device__ __forceinline__ void store_scores(const SimilarityProblem& p, const TilePlace& at, const RowInfo<T>* x_info,
-                                             const RowInfo<T>* y_info, int row, int column,
-                                             const T (&sums)[kTilesM][kTilesN][kEach]) {
-  static_assert(kTilesM * kTilesN * kEach <= 64, "one bit each");
-  const int lane = lane_index();
-  const int64_t width = p.y.rows;
-  Out* out = static_cast<Out*>(p.out) + at.out + at.row * width + at.column;
-  const auto row_of = [&](int i, int e, int of_lane) { return row + i * kTileRows + e / 2 * 8 + of_lane / 4; };
-  const auto column_of = [&](int j, int e, int of_lane) { return column + j * 8 + of_lane % 4 * 2 + e % 2; };
-  // Pairs of scores where every row starts on one.
-  const bool in_pairs = width % 2 == 0 && reinterpret_cast<uintptr_t>(out) % (2 * sizeof(Out)) == 0;
-  uint64_t doubts = 0;
-#pragma unroll
-  for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-    for (int e = 0; e < kEach; e += 2) {
-      __syncwarp();  // or the numbers of all rows and columns would be read into registers at once
-      const int r = row_of(i, e, lane);
-      if (r >= at.rows) continue;
-      const RowInfo<T> x = x_info[r];
-#pragma unroll
-      for (int j = 0; j < kTilesN; ++j) {
-        const int c = column_of(j, e, lane);
-        if (c >= at.columns) continue;
-        const bool second = c + 1 < at.columns;
-        bool doubt[2] = {};
-        Out value[2] = {};
-        value[0] = static_cast<Out>(finish(p, sums[i][j][e], x, y_info[c], doubt[0]));
-        if (second) value[1] = static_cast<Out>(finish(p, sums[i][j][e + 1], x, y_info[c + 1], doubt[1]));
-        const int bit = (i * kTilesN + j) * kEach + e;
-        doubts |= (uint64_t{doubt[0]} | uint64_t{doubt[1]} << 1) << bit;
-        Out* to = out + r * width + c;
-        if (in_pairs && second) {
-          struct alignas(2 * sizeof(Out)) Pair {
-            Out first, second;
-          };
-          *reinterpret_cast<Pair*>(to) = {value[0], value[1]};
-        } else {
-          to[0] = value[0];
-          if (second) to[1] = value[1];
-        }
-      }
-    }
-  }
-  for (unsigned lanes = __ballot_sync(kAllLanes, doubts != 0); lanes != 0; lanes &= lanes - 1) {
-    const int owner = __ffs(static_cast<int>(lanes)) - 1;
-    for (uint64_t bits = __shfl_sync(kAllLanes, doubts, owner); bits != 0; bits &= bits - 1) {
-      const int bit = __ffsll(static_cast<long long>(bits)) - 1;
-      const int e = bit % kEach, tile = bit / kEach;
-      const int r = row_of(tile / kTilesN, e, owner), c = column_of(tile % kTilesN, e, owner);
-      const double score = exact_pair(p, at.x, at.row + r, at.y, at.column + c);
-      if (lane == owner) out[r * width + c] = static_cast<Out>(score);
-    }
-  }
-}
 
 // Pairs of matrices are cut into tiles, kM x kN.
 template <int kM, int kN>
@@ -307,20 +205,23 @@ __host__ __device__ __forceinline__ int64_t tile_count(const SimilarityProblem& 
 // Consecutive tiles share rows of y, and within 16 of them rows of x, in the cache.
 template <int kM, int kN>
 __device__ __forceinline__ TilePlace place_tile(const SimilarityProblem& p, int64_t tile) {
-  constexpr int64_t kGroup = 16;
-  const int64_t down = (p.x.rows + kM - 1) / kM, across = (p.y.rows + kN - 1) / kN;
-  const int64_t pair = tile / (down * across), in_pair = tile % (down * across);
-  const int64_t group = in_pair / (kGroup * across), in_group = in_pair % (kGroup * across);
-  const int64_t height = min(kGroup, down - group * kGroup);
+  constexpr uint32_t kGroup = 16;
+  // A matrix has fewer than 2^32 tiles, a batch may have more.
+  const uint32_t down = static_cast<uint32_t>((p.x.rows + kM - 1) / kM),
+                 across = static_cast<uint32_t>((p.y.rows + kN - 1) / kN);
+  const int64_t per_pair = int64_t{down} * across, pair = p.batch == 1 ? 0 : tile / per_pair;
+  const uint32_t in_pair = static_cast<uint32_t>(tile - pair * per_pair);
+  const uint32_t group = in_pair / (kGroup * across), in_group = in_pair % (kGroup * across);
+  const uint32_t height = min(kGroup, down - group * kGroup);
   const Place matrices = place(p, pair);
   TilePlace at;
   at.number = tile;
   at.x = p.x.data + matrices.x * element_bytes(p.dtype);
   at.y = p.y.data + matrices.y * element_bytes(p.dtype);
-  at.row = (group * kGroup + in_group % height) * kM;
-  at.column = in_group / height * kN;
-  at.x_info = matrices.x_info * p.x.rows + at.row;
-  at.y_info = matrices.y_info * p.y.rows + at.column;
+  at.row = int64_t{group * kGroup + in_group % height} * kM;
+  at.column = int64_t{in_group / height} * kN;
+  at.x_matrix = matrices.x_info;
+  at.y_matrix = matrices.y_info;
   at.rows = static_cast<int>(min(int64_t{kM}, p.x.rows - at.row));
   at.columns = static_cast<int>(min(int64_t{kN}, p.y.rows - at.column));
   at.origin = matrices.y_info * p.dim;
@@ -350,7 +251,9 @@ __device__ __forceinline__ void begin_tile(const SimilarityProblem& p, int64_t t
       const int r = first ? i : i - kM;
       const RowInfo<T>* known = static_cast<const RowInfo<T>*>(first ? p.x.info : p.y.info);
       if (r < (first ? at.rows : at.columns))
-        info[i] = known == nullptr ? RowInfo<T>() : known[(first ? at.x_info : at.y_info) + r];
+        info[i] = known == nullptr
+                      ? RowInfo<T>()
+                      : known[(first ? at.x_matrix * p.x.rows + at.row : at.y_matrix * p.y.rows + at.column) + r];
     }
   }
   __syncthreads();
@@ -363,5 +266,11 @@ inline unsigned similarity_blocks(int64_t work) {
 
 // similarity_f64.cu.
 void similarity_f64(const SimilarityProblem& problem, void* stream);
+
+// similarity_sm90.cu: whether it takes the problem, the bytes of `codes` it wants then, and the product. `split`: rows that
+// are converted become two fp16 numbers an element, not one.
+bool similarity_sm90_fits(const SimilarityProblem& problem);
+int64_t similarity_sm90_code_bytes(const SimilarityProblem& problem);
+void similarity_sm90(const SimilarityProblem& problem, bool split, void* stream);
 
 }  // namespace pycm::cuda

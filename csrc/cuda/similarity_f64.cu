@@ -7,7 +7,7 @@
 //
 // Operations: 2 N M D on the fp64 tensor cores (sm_80: 19.5, H100: 67 TFLOP/s at best). Bytes: 8 N M D / 64 per side through
 // L2, scores once. Bound by the operations from D = 64 on. Speed: not yet measured. Limits: as similarity.cu.
-#include "cuda/similarity.cuh"
+#include "cuda/similarity_store.cuh"
 
 namespace pycm::cuda {
 namespace {
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 2) similarity_f64_tiles(const __grid
           carry_sums<8>(p, at, row, column, step < kRun / kDepth, !more, sums);
       }
     }
-    store_scores<8, Out>(p, at, info, info + kTile, row, column, sums);
+    store_scores<8, false, Out>(p, at, info, info + kTile, row, column, sums);
   }
 }
 

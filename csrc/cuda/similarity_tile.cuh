@@ -1,7 +1,7 @@
 // The tiles of similarity.cu: how rows come into a stage of shared memory, and how a stage is multiplied.
 #pragma once
 
-#include "cuda/similarity.cuh"
+#include "cuda/similarity_store.cuh"
 
 namespace pycm::cuda {
 
@@ -102,16 +102,18 @@ __device__ __forceinline__ void read_elements(const TileRows& rows, bool aligned
   }
 }
 
-// Bytes 0-63 of a row of the stage are the high parts of 32 elements, 64-127 the low ones.
+// Four elements as fp16 numbers: the nearest to (element - shift - moved) * factor, and what that leaves.
+struct Parts {
+  uint2 high, low;
+};
 template <bool kSplit>
-__device__ __forceinline__ void store_elements(const float (&value)[kEach], const float (&moved)[kEach],
-                                               int64_t present, const RowInfo<float>& info, int r, char* stage) {
+__device__ __forceinline__ Parts split_elements(const float (&value)[kEach], const float (&moved)[kEach],
+                                                int64_t present, const RowInfo<float>& info) {
   float scaled[kEach];
 #pragma unroll
   for (int e = 0; e < kEach; ++e) scaled[e] = e < present ? (value[e] - info.shift - moved[e]) * info.factor : 0;
   const uint32_t high[2] = {pack_half2(scaled[0], scaled[1]), pack_half2(scaled[2], scaled[3])};
-  const uint32_t offset = r * kRowBytes + threadIdx.x % 8 * 8;
-  *reinterpret_cast<uint2*>(stage + swizzle128(offset)) = make_uint2(high[0], high[1]);
+  Parts parts = {make_uint2(high[0], high[1]), make_uint2(0, 0)};
   if constexpr (kSplit) {
     // Where a low part lies halfway between two fp16 numbers, neighbours are rounded to different sides: in rows of equal
     // elements such errors would add up.
@@ -119,9 +121,19 @@ __device__ __forceinline__ void store_elements(const float (&value)[kEach], cons
     for (int e = 0; e < kEach; ++e)
       scaled[e] = (scaled[e] - half_to_float(static_cast<uint16_t>(high[e / 2] >> e % 2 * 16))) *
                   (e % 2 == 0 ? 1 - 0x1p-14f : 1 + 0x1p-14f);
-    *reinterpret_cast<uint2*>(stage + swizzle128(offset + 64)) =
-        make_uint2(pack_half2(scaled[0], scaled[1]), pack_half2(scaled[2], scaled[3]));
+    parts.low = make_uint2(pack_half2(scaled[0], scaled[1]), pack_half2(scaled[2], scaled[3]));
   }
+  return parts;
+}
+
+// Bytes 0-63 of a row of the stage are the high parts of 32 elements, 64-127 the low ones.
+template <bool kSplit>
+__device__ __forceinline__ void store_elements(const float (&value)[kEach], const float (&moved)[kEach],
+                                               int64_t present, const RowInfo<float>& info, int r, char* stage) {
+  const Parts parts = split_elements<kSplit>(value, moved, present, info);
+  const uint32_t offset = r * kRowBytes + threadIdx.x % 8 * 8;
+  *reinterpret_cast<uint2*>(stage + swizzle128(offset)) = parts.high;
+  if constexpr (kSplit) *reinterpret_cast<uint2*>(stage + swizzle128(offset + 64)) = parts.low;
 }
 
 // The part of a stage on its way through this thread's registers.

@@ -2,6 +2,7 @@
 // directions together, with a residual, of the regions of an image. Pools mean, max, meanmax, attention and gpo.
 #pragma once
 
+#include "ops/device.h"
 #include "ops/temporal_pool.h"
 
 namespace pycm {
@@ -26,5 +27,24 @@ void pool_states(const PoolStatesArgs& args, void* out);
 void pool_states_backward(const PoolStatesArgs& args, const void* grad_out, void* grad_x, void* grad_pool_weights);
 
 }  // namespace cpu
+
+// On CUDA every pointer is of the device, x has `rows` >= S rows, and the pools that temporal_pool's kernel computes as it goes
+// have their gradients here too: `last` and `first` are those of the order of processing.
+struct PoolStatesDeviceArgs {
+  PoolStatesArgs pool;
+  int64_t rows = 0;
+  bool reverse = false;
+  void* out = nullptr;                // forward
+  const void* grad_out = nullptr;     // backward: [B, W * F]
+  void* grad_x = nullptr;             // [rows, F], added to
+  void* grad_pool_weights = nullptr;  // attention [F], gpo [rows]; null where not wanted
+};
+
+namespace cuda {
+int64_t pool_states_workspace_bytes(const PoolStatesDeviceArgs& args);
+void pool_states(const PoolStatesDeviceArgs& args, const CudaContext& context);
+int64_t pool_states_backward_workspace_bytes(const PoolStatesDeviceArgs& args);
+void pool_states_backward(const PoolStatesDeviceArgs& args, const CudaContext& context);
+}  // namespace cuda
 
 }  // namespace pycm

@@ -27,6 +27,7 @@ struct RankArgs {
   int64_t* equal = nullptr;
   void* scores = nullptr;
   int num_threads = 1;
+  void* encoded = nullptr;  // CUDA: what encode() wrote of these gallery rows and this metric; only read
 };
 
 namespace cpu {

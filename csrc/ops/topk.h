@@ -24,6 +24,7 @@ struct TopKArgs {
   void* scores = nullptr;      // [N, k] contiguous; float64 for float64 inputs, else float32
   int64_t* indices = nullptr;  // [N, k] contiguous
   int num_threads = 1;
+  void* encoded = nullptr;  // CUDA: what encode() wrote of these gallery rows and this metric; only read
 };
 
 namespace cpu {

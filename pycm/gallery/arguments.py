@@ -1,4 +1,4 @@
-"""What callers pass to a gallery, as NumPy arrays; and results as what they passed."""
+"""What callers pass to a gallery, as NumPy arrays, or tensors of its device; and results as what they passed."""
 
 from __future__ import annotations
 
@@ -8,44 +8,76 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .._device import device_of, dtype_name, is_tensor, on_host, to_device
 from .._optional import require
-from ..functional import _as_mask, _as_numpy, _like
+from ..functional import METRICS, _as_mask, _as_numpy, _like
+from .device import DeviceFilter, tables
 from .ids import NO_ID, IdArray, as_ids, check_unicode, name_some, without_repeats
 from .metadata import as_table
 from .search import Filter
+from .storage import dtype_of
 from .store import Store
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+_SCREENS = ("auto", "float32", "bfloat16", "int8")
 
 
-def is_tensor(array: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
+def check_names(metric: str, screen: str, dtype: str | None) -> None:
+    for name, value, known in (("metric", metric, METRICS), ("screen", screen, _SCREENS)):
+        if value not in known:
+            raise ValueError(f"Gallery: {name} must be one of {', '.join(known)}, got {value!r}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"Gallery: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
 
 
-def as_rows(function: str, argument: str, letter: str, array: Any, dim: int | None) -> Array:
-    """Embeddings [n, D] as a NumPy array of the same memory where that can be.
+def as_device(function: str, device: Any) -> Any:
+    """A CUDA device, with its number; None for the CPU."""
+    if str(device) == "cpu":
+        return None
+    torch = require("torch", "torch", f"{function} to {device}")
+    wanted = torch.device(device)
+    if wanted.type != "cuda":
+        raise ValueError(f"{function}: device must be cpu or a CUDA device, got {device}")
+    return torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
+
+
+def as_rows(function: str, argument: str, letter: str, array: Any, store: Store) -> Any:
+    """Embeddings [n, D] as a NumPy array of the same memory where that can be; on a CUDA device as a tensor.
 
     Raises:
         TypeError: not floating point, or no array.
-        ValueError: another shape than [n, dim].
-        NotImplementedError: not on the CPU.
+        ValueError: another shape than [n, D of the store], or another device than that of its rows.
+        NotImplementedError: neither on the CPU nor on a CUDA device.
     """
-    rows = _from_tensor(function, argument, array) if is_tensor(array) else _as_numpy(function, argument, array)
-    if rows.dtype.name not in DTYPES:
-        raise TypeError(f"{function}: {argument} must be one of {', '.join(DTYPES)}, got {rows.dtype}")
+    device, dim = device_of(array), store.dim
+    if store.placed and device != store.device:
+        raise ValueError(
+            f"{function}: {argument} must be on the gallery's device {store.device or 'cpu'}, got {device or 'cpu'}"
+        )
+    if device is not None:
+        rows = array.detach().resolve_neg()
+    else:
+        rows = _from_tensor(function, argument, array) if is_tensor(array) else _as_numpy(function, argument, array)
+    if _dtype_name(rows) not in DTYPES:
+        raise TypeError(f"{function}: {argument} must be one of {', '.join(DTYPES)}, got {_dtype_name(rows)}")
     if rows.ndim != 2 or rows.shape[1] == 0 or dim not in (None, rows.shape[1]):
         raise ValueError(f"{function}: {argument} must have shape [{letter}, {dim or 'D'}], got {list(rows.shape)}")
+    if device is not None:
+        return rows
     # Files, and the encoding, hold the machine's byte order.
     return rows if rows.dtype.isnative else rows.astype(rows.dtype.newbyteorder("="))
+
+
+def _dtype_name(rows: Any) -> str:
+    return dtype_name(rows) if is_tensor(rows) else str(rows.dtype.name)
 
 
 def _from_tensor(function: str, argument: str, tensor: Any) -> Array:
     torch = sys.modules["torch"]
     if tensor.device.type != "cpu":
-        raise NotImplementedError(f"{function}: {argument} must be on the CPU, got {tensor.device}")
+        raise NotImplementedError(f"{function}: {argument} must be on the CPU or a CUDA device, got {tensor.device}")
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:  # NumPy has it from ml_dtypes alone
         words = tensor.view(torch.int16).numpy()
@@ -54,10 +86,12 @@ def _from_tensor(function: str, argument: str, tensor: Any) -> Array:
 
 
 def like(result: Any, queries: Any) -> Any:
-    """`result` as the queries' kind of array; strings stay NumPy."""
-    if result is None or result.dtype == object:
+    """`result` as the queries' kind of array, on their device; strings stay NumPy."""
+    if result is None or result.dtype == object or is_tensor(result):
         return result
-    return sys.modules["torch"].from_numpy(result) if is_tensor(queries) else _like(result, queries)
+    if is_tensor(queries):
+        return sys.modules["torch"].from_numpy(result).to(queries.device)
+    return _like(result, queries)
 
 
 def threads_of(queries: Any) -> int:
@@ -68,11 +102,15 @@ def threads_of(queries: Any) -> int:
 def as_mask(function: str, mask: Any, queries: int, count: int) -> npt.NDArray[np.bool_]:
     """Booleans [M] or [N, M]."""
     array = _as_mask(function, mask)
-    if array.dtype != bool:
-        raise TypeError(f"{function}: mask must hold booleans, got {array.dtype}")
-    if array.shape not in ((count,), (queries, count)):
-        raise ValueError(f"{function}: mask must have shape [{count}] or [{queries}, {count}], got {list(array.shape)}")
-    return array
+    return np.asarray(_check_mask(function, array, str(array.dtype), queries, count))
+
+
+def _check_mask(function: str, mask: Any, dtype: str, queries: int, count: int) -> Any:
+    if dtype != "bool":
+        raise TypeError(f"{function}: mask must hold booleans, got {dtype}")
+    if tuple(mask.shape) not in ((count,), (queries, count)):
+        raise ValueError(f"{function}: mask must have shape [{count}] or [{queries}, {count}], got {list(mask.shape)}")
+    return mask
 
 
 class IdLists(NamedTuple):
@@ -89,6 +127,7 @@ class IdLists(NamedTuple):
 
 def as_id_lists(function: str, argument: str, value: Any, queries: int, *, optional: bool) -> IdLists:
     """One id for each query (None or -1 for none, where `optional`), a list of ids for each, or (offsets, ids)."""
+    value = on_host(value)
     if isinstance(value, tuple):
         if len(value) != 2:
             raise ValueError(f"{function}: {argument} must be a pair (offsets, ids), got {len(value)} items")
@@ -126,13 +165,13 @@ def _items(function: str, argument: str, ids: Any) -> list[Any]:
     return list(ids.tolist() if hasattr(ids, "tolist") else ids)
 
 
-def as_queries(function: str, queries: Any, store: Store) -> Array:
+def as_queries(function: str, queries: Any, store: Store) -> Any:
     """Queries [N, D] that may be searched for in the store, which has rows."""
-    rows = as_rows(function, "queries", "N", queries, store.dim)
+    rows = as_rows(function, "queries", "N", queries, store)
     if not store.count:
         raise ValueError(f"{function}: the gallery must have rows, and has none")
-    if rows.dtype != store.dtype:
-        raise TypeError(f"{function}: queries must be {store.dtype}, as the gallery is, got {rows.dtype}")
+    if store.dtype is not None and _dtype_name(rows) != store.dtype.name:
+        raise TypeError(f"{function}: queries must be {store.dtype}, as the gallery is, got {_dtype_name(rows)}")
     return rows
 
 
@@ -147,12 +186,16 @@ def rows_of(function: str, argument: str, store: Store, ids: IdArray) -> Int64:
 
 def as_batch(
     function: str, store: Store, embeddings: Any, ids: Any, metadata: Any, converts: bool
-) -> tuple[IdArray, Array, Any]:
+) -> tuple[IdArray, Any, Any]:
     """Ids, rows and a table, or None, that may be added to the store."""
-    rows = as_rows(function, "embeddings", "n", embeddings, store.dim)
-    if store.dtype not in (None, rows.dtype) and not converts:
-        raise TypeError(f"{function}: embeddings must be {store.dtype}, as the gallery is, got {rows.dtype}")
-    rows = np.ascontiguousarray(rows, store.dtype)
+    rows = as_rows(function, "embeddings", "n", embeddings, store)
+    wanted = dtype_of(_dtype_name(rows)) if store.dtype is None else store.dtype
+    if _dtype_name(rows) != wanted.name and not converts:
+        raise TypeError(f"{function}: embeddings must be {wanted}, as the gallery is, got {_dtype_name(rows)}")
+    if device_of(rows) is None:
+        rows = np.ascontiguousarray(rows, wanted)
+    else:
+        rows = rows.to(getattr(sys.modules["torch"], wanted.name))
     names = new_ids(function, store, ids, len(rows))
     table = None if metadata is None else as_table(function, metadata, len(rows))
     if table is not None:
@@ -200,3 +243,25 @@ def as_filter(function: str, store: Store, queries: int, mask: Any, ids: Any, wh
     rows = store.find(lists.ids)
     kept = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows >= 0)])
     return Filter(merged, (kept[lists.offsets], rows[rows >= 0]))
+
+
+def as_device_filter(
+    function: str, store: Store, queries: int, mask: Any, ids: Any, where: Any, exclude: Any
+) -> DeviceFilter:
+    """The same for a store whose rows are on a device, where a mask may be too."""
+    there = None
+    if mask is not None and device_of(mask) is not None:
+        if mask.device != store.device:
+            raise ValueError(f"{function}: mask must be on the gallery's device {store.device}, got {mask.device}")
+        there, mask = _check_mask(function, mask, str(mask.dtype).removeprefix("torch."), queries, store.count), None
+    host = as_filter(function, store, queries, mask, ids, where, exclude)
+    allowed = None
+    if mask is not None or ids is not None or where is not None:
+        allowed = to_device(host.mask, store.device)
+    elif not store.complete:
+        allowed = tables(store).alive
+    if there is not None and not store.complete:  # removed rows have any position; they are not in `allowed`
+        there = there[..., tables(store).positions[:-1]]
+    if allowed is None or there is None:
+        return DeviceFilter(there if allowed is None else allowed, host.exclude)
+    return DeviceFilter(allowed & there, host.exclude)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .._device import device_of
 from . import persist
 from ._locks import overwriting, unlock
 from .arguments import as_batch
@@ -19,12 +20,14 @@ def write_batches(path: Path, batches: Iterable[Any], store: Store) -> None:
     """See `Gallery.create`; the store is empty, and has the dtype to convert to, or none."""
     converts = store.dtype is not None
 
-    def rows_of(batch: Any) -> Array:
+    def rows_of(batch: Any) -> Any:
         """The rows of a batch that fits what came before; the store notes the rest of it."""
         parts = batch if isinstance(batch, tuple) else (batch,)
         if not 1 <= len(parts) <= 3:
             raise ValueError(f"{_FUNCTION}: a batch must be (embeddings, ids, metadata), got {len(parts)} items")
         embeddings, ids, metadata = (*parts, None, None)[:3]
+        if device_of(embeddings) is not None:
+            raise ValueError(f"{_FUNCTION}: embeddings must be in CPU memory, got {embeddings.device}")
         names, rows, table = as_batch(_FUNCTION, store, embeddings, ids, metadata, converts)
         store.dim, store.dtype = rows.shape[1], rows.dtype
         store.note(names, table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +29,22 @@ class Block(Protocol):
     """What a search and a writer need of some rows."""
 
     def __len__(self) -> int: ...
-    def take(self, rows: npt.NDArray[np.int64]) -> Array:
+    def take(self, rows: npt.NDArray[np.int64]) -> Any:
         """Copies of those rows."""
 
     def search(self, function: Callable[[int, int, Any], T]) -> Iterator[T]:
         """What the function gives for each part in turn: rows start to stop, and them as an EncodedGallery."""
 
-    def pieces(self, size: int = _PIECE_BYTES) -> Iterator[Array]:
+    def pieces(self, size: int = _PIECE_BYTES) -> Iterator[Any]:
         """All rows, in order, some megabytes at a time."""
+
+
+@runtime_checkable
+class WholeBlock(Block, Protocol):
+    """Rows that are searched as one."""
+
+    def encoded(self) -> Any:
+        """All of them, as an EncodedGallery."""
 
 
 class Growable:

@@ -9,19 +9,19 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ..functional import METRICS, Metric, Precision
-from ..ranking import _TIES_BEFORE, Ranks, Screen, Ties
-from .arguments import DTYPES, as_batch, as_filter, as_id_lists, as_queries, like, rows_of, threads_of
+from ..functional import Metric, Precision
+from ..ranking import Ranks, Screen, Ties
+from . import searches
+from .arguments import as_batch, as_device, check_names, rows_of
 from .batches import write_batches
-from .ids import NO_ID, IdArray, as_ids, kind_of, name_some, without_repeats
+from .ids import NO_ID, IdArray, as_ids, kind_of, without_repeats
 from .kept import Kept
-from .search import GalleryMatches, Positives, Searcher, rank
+from .search import GalleryMatches
 from .storage import dtype_of
-from .store import Array, Store
+from .store import Store
 
 Mode: TypeAlias = Literal["r", "r+", "c"]
 _MODES = ("r", "r+", "c")
-_SCREENS = ("auto", "float32", "bfloat16", "int8")
 _ITERATED = 1024  # rows read at once
 
 
@@ -32,8 +32,8 @@ class Gallery:
     and the number of calls they were added in, whatever was removed in between, and however they are kept.
 
     Args:
-        embeddings: ``[M, D]`` float32, float16, bfloat16 or float64; torch, NumPy or DLPack, in CPU memory. They are
-            copied.
+        embeddings: ``[M, D]`` float32, float16, bfloat16 or float64; torch, NumPy or DLPack. They are copied, and kept
+            where the first ones are: in CPU memory, or on a CUDA device.
         dim: D, where no embeddings are given; else it comes with the first ones.
         metric: ``dot``, ``cosine``, ``pearson``, ``euclidean`` or ``sqeuclidean``, of every search.
         ids, metadata: as in `add`.
@@ -43,6 +43,9 @@ class Gallery:
 
     Raises:
         TypeError, ValueError: as in `add`, or for an unknown name.
+
+    On a CUDA device ids and metadata stay in the host's memory, and there are no files: ``to("cpu")`` gives what can be
+    saved.
 
     Searches may run in any number of threads at once; `add`, `remove`, `compact` and `close` wait for them and then
     run alone. Memory: the rows, their encoding (from D to 4·D bytes a row), and about 100 bytes for each id added.
@@ -59,7 +62,7 @@ class Gallery:
         screen: Screen = "auto",
         dtype: str | None = None,
     ) -> None:
-        _check_names(metric, screen, dtype)
+        check_names(metric, screen, dtype)
         if dim is not None and dim < 1:
             raise ValueError(f"Gallery: dim must be at least 1, got {dim}")
         wanted = None if dtype is None else dtype_of(dtype)
@@ -136,7 +139,7 @@ class Gallery:
         One batch is in memory at a time, and the ids and metadata of all. The encoding of the rows is left to the
         first search, or to `compact`.
         """
-        _check_names(metric, screen, dtype)
+        check_names(metric, screen, dtype)
         write_batches(Path(path), batches, Store(metric, screen, None, None if dtype is None else dtype_of(dtype)))
 
     @classmethod
@@ -181,6 +184,18 @@ class Gallery:
 
     def __reduce__(self) -> Any:
         raise TypeError("Gallery: must be saved to be copied or sent to another process, which opens the file")
+
+    def to(self, device: Any) -> Gallery:
+        """The gallery with its rows on ``"cpu"`` or a CUDA device; itself where they are there, else a copy in memory.
+
+        The copy has the same ids, metadata and results, and is its own: changes to one do not show in the other.
+        """
+        wanted, kept = as_device("Gallery.to", device), self._kept
+        if wanted == kept.store.device:
+            return self
+        gallery = Gallery.__new__(Gallery)
+        gallery._kept, gallery._converts = kept.to(wanted), self._converts
+        return gallery
 
     # ---- changes ----
 
@@ -237,10 +252,10 @@ class Gallery:
         """The k best rows for each query.
 
         Args:
-            queries: ``[N, D]``, of the gallery's dtype; torch, NumPy or DLPack, in CPU memory.
+            queries: ``[N, D]``, of the gallery's dtype, on its device; torch, NumPy or DLPack.
             k: from 1 to ``len(gallery)``.
             mask: booleans ``[M]`` or ``[N, M]`` over the rows in the gallery, in the order of addition; only where it
-                is true may a row match.
+                is true may a row match. In CPU memory, or on the gallery's device.
             ids: only these may match. KeyError for one that is not there.
             where: only rows whose metadata satisfy this pyarrow.compute expression may match, such as
                 ``pc.field("year") > 2000``. mask, ids and where together must all allow a row.
@@ -249,8 +264,9 @@ class Gallery:
             precision: as in `pycm.topk`. ``fast`` scores may depend on how the rows came and are kept.
 
         Returns:
-            ``GalleryMatches(scores, ids, indices)``, each ``[N, k]``, of the queries' kind (strings in NumPy),
-            ordered by score, then by id (strings by code point). No gradient flows through it.
+            ``GalleryMatches(scores, ids, indices)``, each ``[N, k]``, of the queries' kind and on their device (strings
+            in NumPy), ordered by score, then by id (strings by code point). No gradient flows through it. On CUDA a
+            call waits for its result where ids are strings, or do not rise in the order of addition.
 
         Raises:
             TypeError, ValueError: queries, k or filters that do not fit, an empty gallery.
@@ -260,18 +276,7 @@ class Gallery:
         and the next score the same, as many more as are needed to order the ties.
         """
         with self._kept.reading("Gallery.topk") as store:
-            rows = as_queries("Gallery.topk", queries, store)
-            if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
-                raise TypeError(f"Gallery.topk: k must be an integer, got {type(k).__name__}")
-            if not 1 <= k <= store.count:
-                raise ValueError(f"Gallery.topk: k must be in [1, {store.count}], got {k}")
-            if precision not in ("exact", "fast"):
-                raise ValueError(f"Gallery.topk: precision must be exact or fast, got {precision!r}")
-            allowed = as_filter("Gallery.topk", store, len(rows), mask, ids, where, exclude)
-            searcher = Searcher(store.blocks, store.metric, precision, threads_of(queries))
-            scores, found = searcher.topk_by_id(rows, int(k), allowed, store.ids)
-            parts = (scores, store.ids.take(found), store.positions(found))
-        return GalleryMatches(*(like(part, queries) for part in parts))
+            return searches.topk(store, queries, k, precision, mask, ids, where, exclude)
 
     def rank(
         self,
@@ -300,28 +305,13 @@ class Gallery:
             KeyError: a positive that is not there.
             TypeError, ValueError: as in `topk`, or a positive whose score is NaN.
         """
-        if ties not in _TIES_BEFORE:
-            raise ValueError(f"Gallery.rank: ties must be one of {', '.join(_TIES_BEFORE)}, got {ties!r}")
         with self._kept.reading("Gallery.rank") as store:
-            rows = as_queries("Gallery.rank", queries, store)
-            lists = as_id_lists("Gallery.rank", "positives", positives, len(rows), optional=False)
-            wanted = Positives(rows_of("Gallery.rank", "positives", store, lists.ids), lists.offsets)
-            allowed = as_filter("Gallery.rank", store, len(rows), mask, ids, where, exclude)
-            greater, equal, scores = rank(
-                store.blocks, store.metric, store.screen, rows, wanted, allowed, threads_of(queries)
-            )
-        missing = np.flatnonzero(np.isnan(scores))
-        if len(missing):
-            row = int(np.searchsorted(lists.offsets, missing[0], side="right")) - 1
-            name = name_some(lists.ids[missing[:1]])
-            raise ValueError(f"Gallery.rank: queries row {row} has a NaN score with its positive {name}")
-        parts = (greater + _TIES_BEFORE[ties] * equal, greater, equal, scores, None if lists.single else lists.offsets)
-        return Ranks(*(like(part, queries) for part in parts))
+            return searches.ranks(store, queries, positives, ties, mask, ids, where, exclude)
 
     # ---- what is in it ----
 
-    def get(self, ids: Any) -> Array:
-        """The embeddings of some ids, copied: ``[n, D]`` for a sequence, ``[D]`` for one.
+    def get(self, ids: Any) -> Any:
+        """The embeddings of some ids, copied: ``[n, D]`` for a sequence, ``[D]`` for one; tensors on a CUDA device.
 
         Raises:
             KeyError: ids that are not there; they are named.
@@ -330,7 +320,7 @@ class Gallery:
         with self._kept.reading("Gallery.get") as store:
             names = as_ids("Gallery.get", "ids", [ids] if single else ids)
             found = store.take(rows_of("Gallery.get", "ids", store, names))
-        return np.asarray(found[0]) if single else found
+        return found[0] if single else found
 
     def __contains__(self, id: Any) -> bool:
         if not isinstance(id, str):
@@ -345,7 +335,7 @@ class Gallery:
     def __len__(self) -> int:
         return self._kept.store.count
 
-    def __iter__(self) -> Iterator[tuple[Any, Array]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """Pairs (id, embedding [D]) in the order of addition. RuntimeError where the gallery changes meanwhile."""
         with self._kept.reading("Gallery") as store:
             rows, version = store.rows_at(), store.version
@@ -385,6 +375,11 @@ class Gallery:
         return self._kept.store.dtype
 
     @property
+    def device(self) -> str:
+        """Where the rows are: ``cpu``, or a CUDA device such as ``cuda:0``."""
+        return str(self._kept.store.device or "cpu")
+
+    @property
     def path(self) -> Path | None:
         """The file that the gallery was opened from."""
         return self._kept.path
@@ -392,13 +387,6 @@ class Gallery:
     def __repr__(self) -> str:
         kept = self._kept
         about = f"{len(self)} rows, dim={self.dim}, dtype={self.dtype}, metric={self.metric!r}"
+        about += "" if self.device == "cpu" else f", device={self.device!r}"
         place = "" if kept.path is None else f", path={str(kept.path)!r}, mode={kept.mode!r}"
         return f"Gallery({'closed' if kept.closed else about}{place})"
-
-
-def _check_names(metric: str, screen: str, dtype: str | None) -> None:
-    for name, value, known in (("metric", metric, METRICS), ("screen", screen, _SCREENS)):
-        if value not in known:
-            raise ValueError(f"Gallery: {name} must be one of {', '.join(known)}, got {value!r}")
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"Gallery: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .._device import moved
 from . import persist
 from ._locks import ReadWriteLock, lock_file, overwriting, unlock
 from .arguments import Array, Int64
@@ -103,7 +104,14 @@ class Kept:
             self._settled = True  # rolled back
             raise
 
+    def to(self, device: Any) -> Kept:
+        """The rows that are there, in memory of a CUDA device, or of the host for None."""
+        with self.reading("Gallery.to") as store:
+            return Kept(_gathered(store, device))
+
     def save(self, path: Path) -> None:
+        if self.store.device is not None:
+            raise NotImplementedError(f'Gallery.save: the rows are on {self.store.device}; save gallery.to("cpu")')
         if self._locked >= 0 and path.exists() and os.path.samestat(os.fstat(self._locked), os.stat(path)):
             self.compact()
             return
@@ -113,7 +121,7 @@ class Kept:
     def compact(self) -> None:
         with self.changing("Gallery.compact") as store:
             if self._file is None or self._journal is None:
-                self.store = _gathered(store)
+                self.store = _gathered(store, store.device)
                 return
             path = self._file.path
             self._settled = False
@@ -167,12 +175,12 @@ class Kept:
             raise RuntimeError(f"{function}: a change was interrupted; close the gallery and open it again")
 
 
-def _gathered(store: Store) -> Store:
-    """The rows that are there, in memory, without those removed."""
+def _gathered(store: Store, device: Any) -> Store:
+    """The rows that are there, in memory of the device, or of the host for None, without those removed."""
     fresh = Store(store.metric, store.screen, store.dim, store.dtype)
     rows = store.rows_at()
     if len(rows):
         table = None if store.metadata.empty else store.metadata.take(store.alive)
-        fresh.add(store.ids.take(rows), store.take(rows), table)
+        fresh.fill(store.ids.take(rows), (moved(piece, device) for piece in store.pieces()), table)
     fresh.ids.next_id = store.ids.next_id
     return fresh

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pycm import _C
 
 from ..functional import DISTANCES
-from .blocks import Block, RowsBlock
+from .blocks import Block, WholeBlock
 from .ids import Ids
 
 Array = npt.NDArray[Any]
@@ -44,11 +44,11 @@ class Filter(NamedTuple):
     """Which pairs may match.
 
     Attributes:
-        mask: [P] or [N, P] for the P rows, or None.
+        mask: booleans [P] or [N, P] for the P rows, or None.
         exclude: compressed rows, or None.
     """
 
-    mask: Bool | None
+    mask: Any
     exclude: Excluded | None
 
     def part(self, start: int, stop: int) -> Filter:
@@ -65,11 +65,11 @@ class Filter(NamedTuple):
         """Of those queries."""
         mask = self.mask if self.mask is None or self.mask.ndim == 1 else self.mask[chosen]
         if self.exclude is None:
-            return Filter(mask, None)
+            return self._replace(mask=mask)
         offsets, rows = self.exclude
         lists = [rows[offsets[i] : offsets[i + 1]] for i in chosen.tolist()]
         lengths = np.cumsum([0, *map(len, lists)], dtype=np.int64)
-        return Filter(mask, (lengths, np.concatenate([np.empty(0, np.int64), *lists])))
+        return self._replace(mask=mask, exclude=(lengths, np.concatenate([np.empty(0, np.int64), *lists])))
 
 
 # ---- top-k ----
@@ -84,10 +84,10 @@ class Searcher(NamedTuple):
     threads: int
 
     def topk(self, queries: Array, k: int, allowed: Filter) -> tuple[Array, Int64]:
-        if len(self.blocks) == 1 and isinstance(self.blocks[0], RowsBlock):
+        if len(self.blocks) == 1 and isinstance(self.blocks[0], WholeBlock):
             return self._part(queries, k, allowed, 0, 0, len(self.blocks[0]), self.blocks[0].encoded())
         distance = self.metric in DISTANCES
-        dtype = np.float64 if queries.dtype == np.float64 else np.float32
+        dtype = _score_dtype(queries)
         scores = np.full((len(queries), k), np.inf if distance else -np.inf, dtype)
         rows = np.full((len(queries), k), -1, np.int64)
         first = 0
@@ -112,7 +112,7 @@ class Searcher(NamedTuple):
         """The same with ties by id: more matches are asked for, until the score falls below the k-th one's."""
         if ids.ordered or self.precision == "fast":
             return self.topk(queries, k, allowed)
-        scores = np.empty((len(queries), k), np.float64 if queries.dtype == np.float64 else np.float32)
+        scores = np.empty((len(queries), k), _score_dtype(queries))
         rows = np.empty((len(queries), k), np.int64)
         pending, width = np.arange(len(queries)), min(k + 1, len(ids))
         while len(pending):
@@ -130,6 +130,11 @@ class Searcher(NamedTuple):
                 unsettled.append(chosen[open_ended])
             pending, width = np.concatenate(unsettled), min(4 * width, len(ids))
         return scores, rows
+
+
+def _score_dtype(queries: Any) -> Any:
+    """Of NumPy's or torch's queries."""
+    return np.float64 if str(queries.dtype).endswith("float64") else np.float32
 
 
 def merge(scores: Array, rows: Int64, more: Array, found: Int64, distance: bool) -> tuple[Array, Int64]:
@@ -185,13 +190,13 @@ def rank(
     threads: int,
 ) -> Counts:
     """The counts over all blocks. A block knows the scores of its own positives; others are laid beside its rows."""
-    count, dtype = len(positives.rows), np.float64 if queries.dtype == np.float64 else np.float32
+    count, dtype = len(positives.rows), _score_dtype(queries)
     total = Counts(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, dtype))
     start = 0
     for block in blocks:
         stop = start + len(block)
         beside = np.ones(count, bool)
-        if isinstance(block, RowsBlock):
+        if isinstance(block, WholeBlock):
             inside = (positives.rows >= start) & (positives.rows < stop)
             own = positives.only(inside)
             found = _rank(

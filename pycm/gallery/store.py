@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .._device import device_of, dtype_name
 from .blocks import Block, Growable, RowsBlock
+from .device import DeviceBlock, DeviceRows
 from .ids import IdArray, Ids
 from .metadata import Metadata
 from .search import take
+from .storage import dtype_of
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
@@ -26,6 +29,7 @@ class Store:
     Args:
         metric, screen: of the searches.
         dim, dtype: of the rows; None until the first rows come.
+        device: the CUDA device that the rows are on; None for the host's memory.
         base: rows that never change, those of a file, with their `ids` and `metadata`.
     """
 
@@ -38,12 +42,14 @@ class Store:
         base: Block | None = None,
         ids: Ids | None = None,
         metadata: Metadata | None = None,
+        device: Any = None,
     ) -> None:
         self.metric, self.screen = metric, screen
-        self.dim, self.dtype = dim, dtype
+        self.dim, self.dtype, self.device = dim, dtype, device
         self._base = base
-        self._added: Growable | None = None
-        self._tail: RowsBlock | None = None
+        self._added: Growable | DeviceRows | None = None
+        self._tail: RowsBlock | DeviceBlock | None = None
+        self.tables: Any = None  # what device.py keeps of a version
         self.ids = Ids() if ids is None else ids
         self.metadata = Metadata() if metadata is None else metadata
         self._alive = Growable(bool)  # extended last: where an addition is cut off, this tells
@@ -79,20 +85,36 @@ class Store:
         """Whether no row was removed."""
         return self.count == self.rows
 
-    def add(self, ids: IdArray, rows: Array, table: Any) -> None:
+    def add(self, ids: IdArray, rows: Any, table: Any) -> None:
         """Rows that were checked, with ids that are not there; a table, its IPC bytes, or None."""
-        if self._added is None or self._tail is None:
-            self.dim, self.dtype = rows.shape[1], rows.dtype
-            self._added = Growable(rows.dtype, rows.shape[1:])
-            self._tail = RowsBlock(self.metric, self.screen, self._added)
+        self.fill(ids, [rows], table)
+
+    def fill(self, ids: IdArray, pieces: Iterable[Any], table: Any) -> None:
+        """The same with the rows in pieces."""
         try:
-            self._added.append(rows)
+            for rows in pieces:
+                self._grown(rows, len(ids)).append(rows)
             self.note(ids, table)
         except BaseException:
-            self._added.truncate(self.rows - (0 if self._base is None else len(self._base)))
+            if self._added is not None:
+                self._added.truncate(self.rows - (0 if self._base is None else len(self._base)))
             self.ids.truncate(self.rows)
             self.metadata.truncate(self.rows)
             raise
+
+    def _grown(self, rows: Any, count: int) -> Any:
+        """What rows are appended to; at the first of them with room for `count`."""
+        if self._added is None:
+            self.dim, self.device = rows.shape[1], device_of(rows)
+            if self.device is None:
+                self.dtype = rows.dtype
+                self._added = Growable(rows.dtype, rows.shape[1:])
+                self._tail = RowsBlock(self.metric, self.screen, self._added)
+            else:
+                self.dtype = dtype_of(dtype_name(rows))
+                self._added = DeviceRows(self.dtype, rows.shape[1], self.device, count)
+                self._tail = DeviceBlock(self.metric, self._added)
+        return self._added
 
     def note(self, ids: IdArray, table: Any) -> None:
         """Rows that the caller keeps."""
@@ -110,13 +132,26 @@ class Store:
         """The rows of those ids; -1 where none is there."""
         return self.ids.find(ids, self.alive)
 
-    def take(self, rows: Int64) -> Array:
-        """Copies of those rows, [n, D]."""
+    @property
+    def placed(self) -> bool:
+        """Whether rows came, which say where the gallery is."""
+        return self._base is not None or self._added is not None
+
+    @property
+    def device_block(self) -> DeviceBlock:
+        """The rows, which are on a device."""
+        assert isinstance(self._tail, DeviceBlock)
+        return self._tail
+
+    def take(self, rows: Int64) -> Any:
+        """Copies of those rows, [n, D]; on the device where the rows are there."""
+        if self._tail is not None and isinstance(self._tail, DeviceBlock):
+            return self._tail.take(rows)
         if not len(rows):
             return np.empty((0, self.dim or 0), self.dtype or np.float32)
         return take(self.blocks, rows)
 
-    def pieces(self) -> Iterator[Array]:
+    def pieces(self) -> Iterator[Any]:
         """The rows that are there, in order, some megabytes at a time."""
         start = 0
         for block in self.blocks:

@@ -43,7 +43,14 @@ class Problem(Protocol):
         """Rows of an epoch."""
         ...
 
-    def take(self, items: Int64) -> Self: ...
+    def take(self, items: Int64) -> Self:
+        """To validate on."""
+        ...
+
+    def learned(self, items: Int64) -> Self:
+        """To learn from, with what is never held out."""
+        ...
+
     def fit_scales(self, network: Any) -> None: ...
     def loss(self, network: Any, rows: Int64, done: float) -> Tensor: ...
     def validate(self, network: Any, recipe: Recipe) -> Validation: ...
@@ -71,15 +78,17 @@ class Pairs:
     pairs: Int64
     first_group: Int64
     second_group: Int64
+    #: The last so many first rows are never held out: nobody has said what belongs to them.
+    extra: int = 0
 
     @classmethod
-    def of(cls, first: Inputs, second: Inputs, pairs: Int64) -> Pairs:
+    def of(cls, first: Inputs, second: Inputs, pairs: Int64, extra: int = 0) -> Pairs:
         groups = groups_of(pairs, len(first), len(second))
-        return cls(first, second, pairs, groups[: len(first)], groups[len(first) :])
+        return cls(first, second, pairs, groups[: len(first)], groups[len(first) :], extra)
 
     @property
     def items(self) -> int:
-        return len(self.first)
+        return len(self.first) - self.extra
 
     @property
     def count(self) -> int:
@@ -89,11 +98,14 @@ class Pairs:
         """Those first rows with the second rows that belong to them."""
         chosen = np.isin(self.pairs[:, 0], items)
         seconds = np.unique(self.pairs[chosen, 1])
-        place = np.full(self.items, -1, np.int64)
+        place = np.full(len(self.first), -1, np.int64)
         place[items] = np.arange(len(items))
         pairs = np.stack([place[self.pairs[chosen, 0]], np.searchsorted(seconds, self.pairs[chosen, 1])], 1)
         groups = self.first_group[items], self.second_group[seconds]
         return Pairs(self.first.take(items), self.second.take(seconds), pairs, *groups)
+
+    def learned(self, items: Int64) -> Pairs:
+        return self.take(np.concatenate([items, np.arange(self.items, len(self.first))]))
 
     def fit_scales(self, network: Any) -> None:
         network.fit_scales(self.first.features, self.second.features)
@@ -138,6 +150,8 @@ class Labels:
     def take(self, items: Int64) -> Labels:
         return Labels(self.inputs.take(items), self.labels[items])
 
+    learned = take
+
     def fit_scales(self, network: Any) -> None:
         network.fit_scales(self.inputs.features)
 
@@ -176,8 +190,8 @@ def learn(
     if validation is None:
         return _train(recipe, about, problem, None, training, files)
     if isinstance(validation, (bool, str, float)):
-        mine, theirs = (problem.take(rows) for rows in split(function, problem.items, validation, recipe.seed))
-        return _train(recipe, about, mine, theirs, training, files)
+        mine, theirs = split(function, problem.items, validation, recipe.seed)
+        return _train(recipe, about, problem.learned(mine), problem.take(theirs), training, files)
     if isinstance(validation, (int, np.integer)):
         most = problem.items // 2
         if not 2 <= validation <= most:
@@ -199,10 +213,11 @@ def _train(
 ) -> tuple[Any, list[Record]]:
     """One training, with early stopping on `held`."""
     with torch.random.fork_rng([]):  # weights are drawn from the seed alone, on the CPU
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)
         network: Any = make_network(about, make_criterion(recipe.loss, recipe.metric))
     network.to(recipe.device)
     problem.fit_scales(network)
+    training = training.on(linear=about["linear"])
     digest = hashlib.sha256()
     plain = {"about": about, "training": asdict(training), "seed": recipe.seed, "metric": recipe.metric, "stop": stop}
     digest.update(json.dumps({**plain, "loss": repr(recipe.loss)}, sort_keys=True).encode())
@@ -228,7 +243,8 @@ def _by_folds(
     folder, whole = files["checkpoint"], replace(training, patience=None)
     found = []
     for fold in range(folds):
-        mine, theirs = (problem.take(np.flatnonzero(rows)) for rows in (fold_of != fold, fold_of == fold))
+        mine = problem.learned(np.flatnonzero(fold_of != fold))
+        theirs = problem.take(np.flatnonzero(fold_of == fold))
         own = {"checkpoint": None if folder is None else Path(folder, f"fold-{fold}"), "log": None}
         found.append(_train(recipe, about, mine, theirs, whole, own)[1])
     mean = [

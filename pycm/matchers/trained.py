@@ -75,6 +75,7 @@ class TrainedMatcher(Matcher):
         self.seed, self.device, self.progress = seed, device, progress
         self._network: nn.Module | None = None
         self._about: dict[str, Any] = {}
+        self.space_: Ridge | None = None
         self.labels_: list[Any] = []
         self.history_: list[Record] = []
 
@@ -110,16 +111,20 @@ class TrainedMatcher(Matcher):
 
     def _learn(
         self, function: str, first: Features, second: Features, pairs: npt.NDArray[np.int64], validation: Any,
-        training: Training, **files: Any,
+        training: Training, *, extra: int = 0, **files: Any,
     ) -> None:  # fmt: skip
-        """Fit the linear start and the network to pairs [P, 2] of rows of both sides."""
+        """Fit the linear start and the network to pairs [P, 2] of rows of both sides.
+
+        extra: the last so many first rows are never held out.
+        """
         sides, device = self._sides, device_of(self.device)
         start: tuple[Tensor | None, Tensor | None] = (None, None)
         dim = self.dim
-        if self.space is not None:
+        self.space_ = None if self.space is None else Ridge(**self.space.get_params())
+        if self.space_ is not None:
             rows = sides[0].start_rows(first), sides[1].start_rows(second)
-            outside = fit_start(self.space, *rows, pairs, self.seed)
-            inside = self.space.transform_texts(rows[1])
+            outside = fit_start(self.space_, *rows, pairs, self.seed)
+            inside = self.space_.transform_texts(rows[1])
             dim = inside.shape[1]
             left, right = (torch.from_numpy(start_rows(x, self.metric)).to(device) for x in (outside, inside))
             start = left, right
@@ -127,7 +132,7 @@ class TrainedMatcher(Matcher):
             a, b, between = validation
             begin = self._start(a, b)
             validation = Pairs.of(Inputs(a, begin[0]), Inputs(b, begin[1]), between)
-        problem = Pairs.of(Inputs(first, start[0]), Inputs(second, start[1]), pairs)
+        problem = Pairs.of(Inputs(first, start[0]), Inputs(second, start[1]), pairs, extra)
         about = {
             "head": self.head,
             "dim": dim,
@@ -172,8 +177,8 @@ class TrainedMatcher(Matcher):
     def _start(self, first: Features | None, second: Features | None) -> list[Tensor | None]:
         """The linear start of each side's items; None where there is no space."""
         out: list[Tensor | None] = [None, None]
-        if self.space is not None:
-            maps = self.space.transform_images, self.space.transform_texts
+        if self.space_ is not None:
+            maps = self.space_.transform_images, self.space_.transform_texts
             for i, (side, features) in enumerate(zip(self._sides, (first, second), strict=True)):
                 if features is not None:
                     rows = start_rows(maps[i](side.start_rows(features)), self.metric)

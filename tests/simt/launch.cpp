@@ -11,7 +11,13 @@ const DeviceLimits& device_limits() {
   const char* arch = std::getenv("PYCM_SIMT_ARCH");
   const std::string value = arch == nullptr ? "90" : arch;
   if (value != "80" && value != "90") throw std::runtime_error("PYCM_SIMT_ARCH must be 80 or 90, got " + value);
-  return value == "80" ? kSm80 : kSm90;
+  const DeviceLimits& limits = value == "80" ? kSm80 : kSm90;
+  const char* shared = std::getenv("PYCM_SIMT_SHARED");
+  if (shared == nullptr) return limits;
+  static DeviceLimits small;
+  small = limits;
+  small.shared_bytes = std::strtoll(shared, nullptr, 10);
+  return small;
 }
 
 void memset_async(void* data, int value, int64_t bytes, void*, const char* name) {

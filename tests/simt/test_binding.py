@@ -24,7 +24,7 @@ def topk(module: ModuleType, **changes: Any) -> None:
         "indices": torch.empty(4, 3, dtype=torch.int64),
         "workspace": torch.empty(1 << 20, dtype=torch.uint8),
     } | changes
-    module.cuda_topk(Q, G, 3, "dot", "exact", None, None, None, "auto", *results.values(), 0)
+    module.cuda_topk(Q, G, 3, "dot", "exact", None, None, None, "auto", None, *results.values(), 0)
 
 
 @pytest.mark.parametrize(
@@ -93,5 +93,9 @@ def test_the_most_scratch_of_any_metric_is_told_ahead(module: ModuleType, cuda: 
         pytest.skip("tests/test_cuda.py asks the allocator")
     ahead = _torch_cuda.workspace_bytes(4, 30, 8, 3, Q.device)
     for metric in ("dot", "cosine", "pearson", "euclidean", "sqeuclidean"):
-        needed = module.cuda_topk_workspace_bytes(Q, G, 3, metric, "exact", None, None, None, "auto")
+        needed = module.cuda_topk_workspace_bytes(Q, G, 3, metric, "exact", None, None, None, "auto", None)
         assert 0 < needed <= ahead
+        encoded = cuda.encode(G, metric)
+        for precision in ("exact", "fast"):
+            needed = module.cuda_topk_workspace_bytes(Q, G, 3, metric, precision, None, None, None, "auto", encoded)
+            assert 0 < needed <= _torch_cuda.workspace_bytes(4, 30, 8, 3, Q.device, encoded=True) < ahead

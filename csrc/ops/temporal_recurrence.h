@@ -1,0 +1,76 @@
+// temporal_recurrence: the part of temporal_pool (ops/temporal_pool.h) that goes step by step, on CUDA: one layer and one
+// direction, from products of the inputs that are there already. What does not depend on the step before, the products over
+// all steps before and after, is the caller's: it is one matrix product each.
+//
+// B rows of S steps together, H units, states of P elements, G gates. Pointers are of the device. The working type is float64 for
+// float64 weights and float32 for all others. Two layouts of steps: "ragged", row b at cu_seqlens[b] ... cu_seqlens[b + 1], and
+// that of the inputs, which is ragged too or, of padded inputs, [B, T].
+#pragma once
+
+#include "core/array.h"
+#include "core/cell.h"
+#include "core/pool.h"
+#include "ops/device.h"
+
+namespace pycm {
+
+struct RecurrenceShape {
+  Cell cell = Cell::kLstm;
+  DType dtype = DType::kFloat32;             // of the weights
+  int64_t batch = 0, hidden = 0, state = 0;  // B, H, P
+  int64_t padded_steps = 0;                  // T, and 0 for ragged inputs
+  bool reverse = false;                      // each row from its own last step to its first
+  const int64_t* cu_seqlens = nullptr;       // [B + 1]
+  const int64_t* order = nullptr;            // [B], the rows from the longest to the shortest
+  const void* weight_hh = nullptr;           // [G * H, P]
+  const void* weight_hr = nullptr;           // [P, H], LSTM only; null without a projection
+  const void* h0 = nullptr;                  // [B, P] in the working type, as all that follows; null for zeros
+  const void* c0 = nullptr;                  // [B, H], LSTM only
+};
+
+struct RecurrenceArgs {
+  RecurrenceShape shape;
+  const void* inputs = nullptr;       // [S or B * T, G * H]: x W_ih and the biases, but for GRU's b_hn
+  const void* hidden_bias = nullptr;  // GRU: b_hn [H] or null
+  Pool pool = Pool::kNone;            // one that streams, else kNone
+  void* out = nullptr;                // [B, W * P]; zeros for a row of length 0
+  void* states = nullptr;             // ragged [S, P] or null
+  void* hn = nullptr;                 // [B, P]; h0 for a row of length 0
+  void* cn = nullptr;                 // [B, H], LSTM only
+};
+
+// LSTM: the memory c of every step from its pre-activations, and m = o tanh(c) where there is a projection.
+struct RecurrenceScanArgs {
+  RecurrenceShape shape;
+  const void* inputs = nullptr;  // [S or B * T, 4 * H]: the pre-activations
+  void* c = nullptr;             // ragged [S, H]
+  void* m = nullptr;             // ragged [S, H] or null
+};
+
+struct RecurrenceBackwardArgs {
+  RecurrenceShape shape;
+  // [S or B * T, G * H], overwritten with their gradients: the pre-activations (LSTM), or the input's and the state's share of
+  // them, each with its biases (GRU).
+  void* inputs = nullptr;
+  void* hidden = nullptr;        // GRU only
+  const void* states = nullptr;  // ragged [S, P], GRU only
+  const void* c = nullptr;       // ragged [S, H], LSTM only
+  void* grad_states =
+      nullptr;  // ragged [S, P]: what reaches the states from outside; with a projection overwritten with all
+                // that reaches them
+  const void* grad_hn = nullptr;  // [B, P], null for zeros
+  const void* grad_cn = nullptr;  // [B, H]
+  void* grad_h0 = nullptr;        // [B, P], null where not wanted
+  void* grad_c0 = nullptr;        // [B, H]
+};
+
+namespace cuda {
+int64_t recurrence_workspace_bytes(const RecurrenceArgs& args);
+void recurrence(const RecurrenceArgs& args, const CudaContext& context);
+int64_t recurrence_scan_workspace_bytes(const RecurrenceScanArgs& args);  // 0
+void recurrence_scan(const RecurrenceScanArgs& args, const CudaContext& context);
+int64_t recurrence_backward_workspace_bytes(const RecurrenceBackwardArgs& args);
+void recurrence_backward(const RecurrenceBackwardArgs& args, const CudaContext& context);
+}  // namespace cuda
+
+}  // namespace pycm
