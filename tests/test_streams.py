@@ -25,6 +25,7 @@ from pycm.streams import (
     PixelDifferences,
     Sequences,
     Sound,
+    Speech,
     Stream,
     align,
     concatenate,
@@ -235,6 +236,27 @@ def test_sound_follows_the_pitch_and_marks_silence() -> None:
     assert np.isfinite(sequences.values).all()
 
 
+def test_speech_is_cepstra_without_silence_loudness_and_tilt() -> None:
+    from scipy.fft import dct
+
+    draw = np.random.default_rng(0)
+    said = np.convolve(draw.normal(size=8000), np.ones(4) / 4, "same") * np.sin(np.arange(8000) / 300) ** 2
+    sound = np.concatenate([np.zeros(4000), said, np.zeros(4000)]).astype(np.float32) / 4
+    stream = Speech(silence=0.5)
+    sequences = stream.extract([levels_clip(sound), levels_clip(sound / 2), levels_clip(None)])
+    first, second, missing = sequences
+    assert sequences.dim == stream.dim == 26
+    assert len(missing.values) == 0
+    np.testing.assert_allclose(first.values, second.values, atol=1e-3)  # half as loud
+    assert 0.2 < first.times[0] < first.times[-1] < 0.8  # where something is heard
+    bands, times = log_mel(sound, bins=40, window=0.025, hop=0.01)
+    inside = np.isin(times, first.times)
+    plain = dct(bands[inside].astype(float), axis=1, norm="ortho")[:, :13]
+    plain = (plain - plain.mean(0)) / (plain.std(0) + 0.02)
+    np.testing.assert_allclose(first.values[:, :13], plain, atol=1e-4)
+    np.testing.assert_allclose(first.values[1:-1, 13:], (plain[2:] - plain[:-2]) / 2, atol=1e-4)
+
+
 def levels_clip(sound: np.ndarray | None) -> Clip:
     return Clip.from_frames(levels(2), sound=sound)
 
@@ -273,6 +295,8 @@ def test_unknown_streams(spec: str) -> None:
         (lambda: Motion(size=4), "size must be an int of at least 16"),
         (lambda: Sound(0), "bins must be a positive int"),
         (lambda: Sound(hop=0.1), "hop must be in"),
+        (lambda: Speech(0), r"cepstra must be an int in \[1, 40\]"),
+        (lambda: Speech(silence=0.0), "silence must be positive"),
         (lambda: PixelDifferences(0), "grid must be a positive int"),
         (lambda: log_mel(np.zeros((2, 5))), r"sound must be \[S\], got \[2, 5\]"),
         (lambda: log_mel(np.zeros(5), hop=0.0), "window and hop must be at least"),

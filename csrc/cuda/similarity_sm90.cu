@@ -30,7 +30,14 @@ constexpr int kConsumers = 3, kThreads = 128 * (1 + kConsumers);
 constexpr int kM = 64 * kConsumers, kN = 128;
 constexpr int kXBytes = kM * kRowBytes, kStageBytes = kXBytes + kN * kRowBytes;
 constexpr int kRunStages = 16;  // a sum of more is the sum of such runs
-constexpr int64_t kRunRows = 8192, kRunBytes = int64_t{32} << 20, kMinRows = 64, kMinCodedRows = 255;
+// Codes are worth their memory where a row meets as many of the other side as here.
+constexpr int64_t kMinRows = 65, kMinCodedRows = 256;
+// Rows that are coded at a time: so many, or so many bytes. Few on the host executor, so that small tests take several runs.
+#if defined(PYCM_SIMT)
+constexpr int64_t kRunRows = 520, kRunBytes = 0;
+#else
+constexpr int64_t kRunRows = 8192, kRunBytes = int64_t{32} << 20;
+#endif
 
 // What a tile's epilogue needs, written by the producer: of as many tiles as may be under way.
 struct Slot {
@@ -291,11 +298,11 @@ bool similarity_sm90_fits(const SimilarityProblem& p) {
   constexpr int64_t kLimit = int64_t{1} << 31;  // coordinates of TMA
   if (!device_limits().sm90() || p.wide || p.batch == 0 || p.dim >= kLimit / 4) return false;
   if (p.scaled) {
-    if (std::min(p.x.rows, p.y.rows) <= kMinCodedRows) return false;
+    if (std::min(p.x.rows, p.y.rows) < kMinCodedRows) return false;
     return p.batch == 1 ||
            (run_rows(p.x, p.dim) == p.x.matrices * p.x.rows && run_rows(p.y, p.dim) == p.y.matrices * p.y.rows);
   }
-  if (std::min(p.x.rows, p.y.rows) <= kMinRows) return false;
+  if (std::min(p.x.rows, p.y.rows) < kMinRows) return false;
   for (const Operand* side : {&p.x, &p.y}) {
     const int64_t apart = rows_apart(p, *side);
     if (apart == 0 || side->matrices * std::max(apart, side->rows) >= kLimit) return false;

@@ -60,14 +60,18 @@ class RegionRanking(nn.Module):
 
 
 class RegionPairClassifier(nn.Module):
-    """Whether a text is true of an image: each word attends to the regions, and what they find is pooled."""
+    """Whether a text is true of an image: each word attends to the regions, and what they find is pooled.
+
+    Attention is a mean, and a mean cannot count: each word also sums the regions that pass its gate.
+    """
 
     def __init__(self, regions: int, words: int, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.regions, self.words = Projection(regions, dim), Projection(words, dim)
         self.drop = nn.Dropout(dropout)
         self.attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
-        self.found = mlp(3 * dim, dim, dim, dropout)
+        self.ask = nn.Linear(dim, dim)
+        self.found = mlp(4 * dim, dim, dim, dropout)
         self.head = mlp(2 * dim, dim, 1, dropout)
 
     def fit_scales(self, regions: Steps, words: Steps) -> None:
@@ -80,7 +84,8 @@ class RegionPairClassifier(nn.Module):
         x, there = _padded(self.drop(self.regions(regions)), regions.cu_seqlens)
         y, said = _padded(self.drop(self.words(words)), words.cu_seqlens)
         seen, _ = self.attention(y, x, x, key_padding_mask=~there, need_weights=False)
-        found = self.found(torch.cat([y, seen, y * seen], 2))
+        gates = torch.sigmoid(self.ask(y) @ x.mT / math.sqrt(x.shape[2])) * there[:, None]
+        found = self.found(torch.cat([y, seen, y * seen, gates @ x], 2))
         mean = (found * said[..., None]).sum(1) / said.sum(1, keepdim=True)
         largest = found.masked_fill(~said[..., None], -math.inf).amax(1)
         return self.head(torch.cat([mean, largest], 1))[:, 0].float()  # type: ignore[no-any-return]

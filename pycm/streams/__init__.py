@@ -12,6 +12,7 @@ from .motion import Motion
 from .registry import get_stream, get_streams, known_streams, stream_name
 from .sequences import Sequences, align, concatenate
 from .sound import Sound
+from .speech import Speech
 
 __all__ = [
     "Appearance",
@@ -22,6 +23,7 @@ __all__ = [
     "PixelDifferences",
     "Sequences",
     "Sound",
+    "Speech",
     "Stream",
     "align",
     "concatenate",

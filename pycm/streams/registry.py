@@ -11,6 +11,7 @@ from .base import Stream
 from .differences import FeatureDifferences, PixelDifferences
 from .motion import Motion
 from .sound import Sound
+from .speech import Speech
 
 _OF_ENCODER: dict[str, Callable[..., Stream]] = {"appearance": Appearance, "differences": FeatureDifferences}
 _PLAIN: dict[str, Callable[..., Stream]] = {
@@ -18,6 +19,7 @@ _PLAIN: dict[str, Callable[..., Stream]] = {
     "motion": lambda name: Motion("phase", name=name),
     "flow": lambda name: Motion("flow", name=name),
     "sound": Sound,
+    "speech": Speech,
 }
 _ENCODER = "efficientnet-lite0"
 

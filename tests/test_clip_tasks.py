@@ -1,0 +1,98 @@
+"""Tasks that only time, or only sound, can decide: small versions of those in benchmarks/clips.py."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("av")
+pytest.importorskip("cv2")
+pytest.importorskip("sklearn")
+
+from pycm.bench.clip_tasks import OPPOSITES, Thumbnail, backwards, moving_digits, spoken_clips
+from pycm.matchers import VideoTextMatcher
+from pycm.streams import Appearance, ClipFeatures, encode_clips
+from pycm.video import read_clip
+
+
+def data(folder: str) -> Path:
+    place = Path(os.environ.get("PYCM_DATA", "")) / folder
+    if "PYCM_DATA" not in os.environ or not place.is_dir():
+        pytest.skip(f"PYCM_DATA names no folder with {folder}")
+    return place
+
+
+def fitted(features: ClipFeatures, captions: list[str], epochs: int, **options: Any) -> VideoTextMatcher:
+    matcher = VideoTextMatcher(
+        tuple(features.streams), "words", hidden=48, dim=48, dropout=0.1, loss="info_nce", progress=False, **options
+    )
+    return matcher.fit(features, captions, validation=None, epochs=epochs, lr=4e-3, batch_size=64)
+
+
+def right_way(
+    matcher: VideoTextMatcher, features: ClipFeatures, captions: list[str], opposite: dict[str, str]
+) -> float:
+    """How often a clip's own caption is above that of the reversed clip; a tie is half of it."""
+    texts = sorted(set(captions))
+    scores = matcher.scores(features, texts)
+    rows = np.arange(len(captions))
+    own = scores[rows, [texts.index(caption) for caption in captions]]
+    other = scores[rows, [texts.index(opposite[caption]) for caption in captions]]
+    return float(np.mean((own > other) + 0.5 * np.isclose(own, other, atol=1e-5, rtol=0)))
+
+
+def check_only_time_tells(learn: Any, test: Any, opposite: dict[str, str], epochs: int) -> None:
+    blind = fitted(*learn, epochs, cell=None, pool="mean")
+    assert right_way(blind, *test, opposite) == pytest.approx(0.5, abs=0.02)
+    recurrent = fitted(*learn, epochs, cell="gru", pool="last")
+    assert right_way(recurrent, *test, opposite) >= 0.9
+
+
+def test_which_way_digits_move() -> None:
+    stream = Appearance(Thumbnail(12))
+    sets = []
+    for seed, count in ((0, 120), (1, 30)):
+        clips, captions = moving_digits(count, seed, steps=8)
+        sets.append((encode_clips([stream], clips), captions))
+    opposite = {f"a digit {one}": f"a digit {other}" for one, other in OPPOSITES.items()}
+    check_only_time_tells(*sets, opposite, epochs=15)
+
+
+def test_whether_clips_run_backwards() -> None:
+    files = sorted((data("emoji_clips") / "clips").glob("*.mp4"))[::6]
+    sets = []
+    for sampling in ("uniform:12", "segments:12"):  # other frames of the same clips
+        clips = [read_clip(file, sampling) for file in files]
+        pairs = [one for clip in clips for one in (clip, backwards(clip))]
+        captions = ["it runs forwards", "it runs backwards"] * len(files)
+        sets.append((encode_clips([Appearance(Thumbnail(12))], pairs), captions))
+    opposite = dict(pairwise(captions))
+    check_only_time_tells(*sets, opposite, epochs=60)
+
+
+def test_which_digit_is_said_behind_a_card(tmp_path: Path) -> None:
+    recordings = sorted(data("spoken_digits").glob("*.wav"))
+    held_out = "theo"
+    features, captions = [], []
+    for own, speeds, limit in ((False, (1.0, 1.1), 2), (True, (1.0,), 3)):
+        chosen = [path for path in recordings if (path.stem.split("_")[1] == held_out) == own]
+        folder = tmp_path / str(own)
+        folder.mkdir()
+        files, names, speakers = spoken_clips(chosen, folder, speeds=speeds, limit=limit)
+        assert (held_out in speakers) == own
+        features.append(encode_clips(["speech", "motion"], files))
+        captions.append(names)
+    right = {}
+    for stream in ("speech", "motion"):
+        learn, test = (part.select([stream]) for part in features)
+        matcher = VideoTextMatcher((stream,), head="labels", hidden=48, dim=48, bidirectional=True, progress=False)
+        matcher.fit(learn, captions[0], validation=None, epochs=20, lr=4e-3, batch_size=32)
+        right[stream] = matcher.score(test, captions[1])
+    assert right["speech"] >= 0.9
+    assert right["motion"] <= 0.3  # a card is seen, and a tenth is chance
