@@ -163,7 +163,7 @@ def test_clips_play_in_view_and_let_go_of_their_player_out_of_it(page: Browser) 
     assert before >= 0  # the red square has been drawn
     page.until(f"Math.abs(centre() - {before}) > 3")  # and has moved
     page.ask("window.scrollTo(0, 0)")
-    page.until("[...document.querySelectorAll('video')].every((v) => !v.hasAttribute('src'))")
+    page.until("[...document.querySelectorAll('video')].every((v) => !v.hasAttribute('src') && v.readyState === 0)")
 
 
 def test_clips_pause_by_the_button_and_by_preference(page: Browser, path: Path) -> None:
