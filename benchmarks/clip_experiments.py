@@ -319,8 +319,8 @@ def clip_directions(data: Path) -> Any:
 def sound(data: Path, cache: str) -> Any:
     recordings = sorted((data / "spoken_digits").glob("*.wav"))
     with tempfile.TemporaryDirectory() as folder:
-        files, captions, speakers = spoken_clips(recordings, Path(folder), speeds=(1.0, 0.92, 1.08), limit=4)
-        features = encode_clips([Speech(), Motion()], files, cache=cache)
+        files, captions, speakers = spoken_clips(recordings, Path(folder), speeds=(0.9, 1.0, 1.1), limit=3)
+        features = encode_clips([Speech(hop=0.02), Motion()], files, cache=cache)
     plain = np.array(["_1_" in path.stem for path in files])  # at the speed that was recorded
     rows = []
     for system in ("speech", "motion"):
@@ -332,7 +332,7 @@ def sound(data: Path, cache: str) -> Any:
                 (system,), head="labels", hidden=64, dim=64, dropout=0.3, bidirectional=True, progress=False
             )
             names = [captions[i] for i in learn]
-            matcher.fit(features.take(learn), names, validation=None, epochs=20, lr=4e-3, batch_size=64)
+            matcher.fit(features.take(learn), names, validation=None, epochs=25, lr=4e-3, batch_size=32)
             accuracies.append(matcher.score(features.take(test), [captions[i] for i in test]))
             row = {"task": f"speaker {speaker}", "system": system, "accuracy": float(accuracies[-1]), "chance": 0.1}
             print(row, flush=True)

@@ -48,9 +48,9 @@ def main() -> None:
         ]
         right[name] = []
         for seed in range(options.seeds):
-            encoder = EfficientNetLite0(fit="squash")
+            encoder: Any = "efficientnet-lite0" if name == "boxes" else EfficientNetLite0(fit="squash")
             model = RegionTextClassifier(encoder, cache=options.cache, seed=seed)
-            model.fit(images[~test], texts[~test], truth[~test], epochs=60, batch_size=32)
+            model.fit(images[~test], texts[~test], truth[~test], epochs=40, batch_size=32)
             right[name].append(model.predict(images[test], texts[test]) == truth[test])
     results = {
         "train": int((~test).sum()),

@@ -120,6 +120,24 @@ def test_the_linear_start_is_ridge_from_the_image_to_the_mean_step() -> None:
     assert expected.recall_at_k[5] > 0.6
 
 
+def test_it_learns_from_pairs_that_it_finds_itself() -> None:
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (1, 6), dtype=np.uint8) for _ in range(140)]
+    mix = draw.normal(size=(6, 5))
+    rows = VectorImages().encode(images) @ mix
+    clips = clip_features({"ramp": sequences([row + draw.normal(0, 0.9, (4, 5)) for row in rows])})
+    fit: dict[str, Any] = {"epochs": 0, "validation": None}
+    known, rest = np.arange(10), np.arange(10, 90)
+    wanted = images[90:], clips.take(np.arange(90, 140))
+    unlabelled = [images[i] for i in draw.permutation(rest)], clips.take(rest)
+    found = []
+    for options in ({}, {"unlabelled": unlabelled, "threshold": 0.7}):
+        matcher = make(head="ranking", space=Ridge())
+        matcher.fit(images[:10], clips.take(known), **fit, **options)
+        found.append(matcher.evaluate(*wanted).image_to_video.mrr)
+    assert found[1] > found[0] + 0.02
+
+
 @pytest.mark.parametrize("head", ["ranking", "pairs"])
 def test_it_comes_back_bit_for_bit(head: Any, tmp_path: Path) -> None:
     matcher = make(head=head, space=Ridge(), fusion=["steps"]).fit(IMAGES, CLIPS, **SHORT)

@@ -297,6 +297,19 @@ class TestUse:
         assert clips[2] == texts[1] == texts[2]
         assert len({clips[0], clips[2], clips[3]}) == 3
 
+    def test_the_loss_is_told_so(self) -> None:
+        seen: list[list[int]] = []
+
+        class Recorder(losses.InfoNCE):
+            def forward(self, queries: Any, gallery: Any, groups: Any = None) -> Any:
+                seen.append(sorted(groups.tolist()))
+                return super().forward(queries, gallery, groups)
+
+        texts = [["it grows", "it shrinks"], "it shrinks", "it moves left", "it moves right"]
+        make(loss=Recorder()).fit(TRAIN.take(range(4)), texts, validation=None, epochs=2)
+        # Five pairs: three of the first two clips, which share a text, and one of each other clip.
+        assert [[groups.count(group) for group in dict.fromkeys(groups)] for groups in seen] == [[3, 1, 1]] * 2
+
     def test_an_encoder_that_has_to_be_fitted_is(self, tmp_path: Path) -> None:
         pytest.importorskip("sklearn")
         matcher = make(text_encoder="tfidf").fit(TRAIN, TEXTS, **SHORT)

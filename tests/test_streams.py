@@ -236,7 +236,7 @@ def test_sound_follows_the_pitch_and_marks_silence() -> None:
     assert np.isfinite(sequences.values).all()
 
 
-def test_speech_is_cepstra_without_silence_loudness_and_tilt() -> None:
+def test_speech_is_cepstra_without_silence_and_loudness() -> None:
     from scipy.fft import dct
 
     draw = np.random.default_rng(0)
@@ -249,12 +249,14 @@ def test_speech_is_cepstra_without_silence_loudness_and_tilt() -> None:
     assert len(missing.values) == 0
     np.testing.assert_allclose(first.values, second.values, atol=1e-3)  # half as loud
     assert 0.2 < first.times[0] < first.times[-1] < 0.8  # where something is heard
+    assert np.diff(first.times).max() > 0.015  # nor the silence within
     bands, times = log_mel(sound, bins=40, window=0.025, hop=0.01)
     inside = np.isin(times, first.times)
-    plain = dct(bands[inside].astype(float), axis=1, norm="ortho")[:, :13]
-    plain = (plain - plain.mean(0)) / (plain.std(0) + 0.02)
-    np.testing.assert_allclose(first.values[:, :13], plain, atol=1e-4)
-    np.testing.assert_allclose(first.values[1:-1, 13:], (plain[2:] - plain[:-2]) / 2, atol=1e-4)
+    plain = dct(bands.astype(float), axis=1, norm="ortho")[:, :13]
+    plain = (plain - plain[inside].mean(0)) / (plain[inside].std(0) + 0.02)
+    np.testing.assert_allclose(first.values[:, :13], plain[inside], atol=1e-4)
+    slopes = (plain[2:] - plain[:-2]) / 2
+    np.testing.assert_allclose(first.values[:, 13:], slopes[np.flatnonzero(inside) - 1], atol=1e-4)
 
 
 def levels_clip(sound: np.ndarray | None) -> Clip:

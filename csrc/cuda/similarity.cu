@@ -20,7 +20,7 @@
 // once. Operations: 2 N M D on the tensor cores, 8 N M D when split. 16k x 16k x 512 from bf16: 32 MiB in, 1 GiB out, 275
 // GFLOP: bound by the write. 10,000 x (36 x 32 x 1024) in fp32: 2.8 GB in, bound by the read. Speed: not yet measured.
 // Limits: a sum is not split over blocks, so few rows of many elements leave the device idle; matrices in which every pair is
-// doubtful (equal rows, norms beyond fp32) cost 2 N M D fp64 operations; Hopper runs these kernels too, without wgmma.
+// doubtful (equal rows, norms beyond fp32) cost 2 N M D fp64 operations. Hopper multiplies large matrices in similarity_sm90.cu.
 #include "cuda/similarity_tile.cuh"
 
 namespace pycm::cuda {

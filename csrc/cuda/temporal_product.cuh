@@ -56,7 +56,7 @@ struct HalfProduct {
 
   template <int kRows>
   __device__ static void multiply(Four<V> (&sum)[kRows], const uint4* a, const uint2* b, int steps, int stride) {
-#pragma unroll 4
+#pragma unroll(kRows > 2 ? 2 : 4)
     for (int k = 0; k < steps; ++k) {
       const uint4 four = a[k * kWarp];
       const uint32_t units[4] = {four.x, four.y, four.z, four.w};

@@ -10,8 +10,8 @@
 //   bytes       of a step and row: G H of inputs read, P of states written if they are wanted; nothing else leaves the SM
 //               while the matrix is resident, else it is read from the second cache once per team and step
 //   operations  2 G H P of a step and row, three times that in fp32
-//   limits      resident: G H P elements in 16 blocks' shared memory, 16-bit LSTM up to H = 512. Rows beyond 32 a team
-//               wait for the next team
+//   limits      resident: G H P elements in a team's shared memory: 16-bit LSTM up to H = 512 in a cluster, H = 1536 in 132
+//               blocks. Rows beyond 32 a team wait for the next team
 #include "cuda/temporal_recurrence.cuh"
 
 namespace pycm::cuda {

@@ -325,28 +325,30 @@ struct TeamChoice {
 };
 
 // The smallest team whose shared memory holds what `fits(choice)` asks for: a cluster, else a part of the grid; one block where
-// none does. A projection wants both products' operands in one block.
+// none does. Rather a larger team than more groups of rows than can run at once. A projection wants both products' operands in
+// one block.
 template <class Fits>
 TeamChoice choose_team(const RecurrenceShape& shape, Fits fits) {
   const DeviceLimits& limits = device_limits();
   const int unit_tiles = static_cast<int>((shape.hidden + kUnitTile - 1) / kUnitTile);
-  const auto row_tiles_of = [&](int blocks) {
+  const auto wanted = [&](int blocks) {
     const int64_t teams = std::max(1, limits.multiprocessors / blocks), rows = (shape.batch + teams - 1) / teams;
     return static_cast<int>(std::min<int64_t>(kMaxRowTiles, (rows + kRowTile - 1) / kRowTile));
   };
-  for (bool grid : {false, true}) {
-    const int most = shape.weight_hr != nullptr ? 1 : grid ? limits.multiprocessors : limits.sm90() ? kMaxTeam : 1;
-    // By the tiles of a block: every block has some.
-    for (int tiles = unit_tiles, blocks = 0; tiles >= 1; --tiles) {
-      if ((unit_tiles + tiles - 1) / tiles == blocks) continue;
-      blocks = (unit_tiles + tiles - 1) / tiles;
-      if (blocks > most) break;
-      if (grid && blocks == 1) continue;
-      for (int row_tiles = row_tiles_of(blocks); row_tiles >= 1; --row_tiles)
-        if (fits(TeamChoice{blocks, row_tiles, grid})) return {blocks, row_tiles, grid};
+  for (const bool grid : {false, true})
+    for (const bool all_rows : {true, false}) {
+      const int most = shape.weight_hr != nullptr ? 1 : grid ? limits.multiprocessors : limits.sm90() ? kMaxTeam : 1;
+      // By the tiles of a block: every block has some.
+      for (int tiles = unit_tiles, blocks = 0; tiles >= 1; --tiles) {
+        if ((unit_tiles + tiles - 1) / tiles == blocks) continue;
+        blocks = (unit_tiles + tiles - 1) / tiles;
+        if (blocks > most) break;
+        if (grid && blocks == 1) continue;
+        for (int row_tiles = wanted(blocks); row_tiles >= (all_rows ? wanted(blocks) : 1); --row_tiles)
+          if (fits(TeamChoice{blocks, row_tiles, grid})) return {blocks, row_tiles, grid};
+      }
     }
-  }
-  return {1, row_tiles_of(1), false};
+  return {1, wanted(1), false};
 }
 
 inline Team team_of(const RecurrenceShape& shape, TeamChoice choice) {

@@ -9,7 +9,8 @@
 //
 //   bytes       of a step and row: G H of pre-activations read and written, 2 H of c or of states, P of grad_states
 //   operations  2 G H P of a step and row, three times that in fp32
-//   limits      resident: as the forward pass, less the operand, which is G times as large: 16-bit LSTM up to H = 512
+//   limits      resident: as the forward pass, less the operand, which is G times as large: 16-bit LSTM up to H = 512 in a
+//               cluster, H = 1024 in 132 blocks
 #include "cuda/temporal_recurrence.cuh"
 
 namespace pycm::cuda {
@@ -23,6 +24,10 @@ struct Backward {
   Slot operand, projected, kept;  // dparts of one turn or two; dh; the resident matrix
   Slot sums, carry, memory;       // of stage 1; dh and dc between steps
 };
+
+// Fewer than in the forward pass: what a cell's derivative needs leaves a thread more to hold.
+template <class M>
+constexpr int kMaxWarps = M::kMaxWarps > 12 ? 12 : 8;
 
 template <class C, class M>
 struct Step : Lane<M> {
@@ -159,7 +164,7 @@ struct Step : Lane<M> {
 };
 
 template <class C, class M>
-__global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1)
+__global__ void __launch_bounds__(kMaxWarps<M>* kWarp, 1)
     recurrence_backward_kernel(const __grid_constant__ Backward p) {
   using V = typename M::V;
   using E = typename M::E;
@@ -283,7 +288,7 @@ Plan plan_for(const RecurrenceBackwardArgs& args, TeamChoice choice) {
   if (team.resident) p.kept = slots.take(kept);
   team.workspace_bytes = slots.global;
   team.exchange_bytes = tile * C::kGates * team.unit_tiles * kE;
-  plan.grid = grid_of(team, C::kGates, M::kMaxWarps, slots.shared, nullptr);
+  plan.grid = grid_of(team, C::kGates, kMaxWarps<M>, slots.shared, nullptr);
   p.matrix = {nullptr, C::kGates, team.unit_tiles};
   p.projection = {nullptr, 1, team.state_tiles};
   p.states = args.states;

@@ -15,10 +15,11 @@ from ..encoders import Encoder
 from ..encoders.base import Features, check_items
 from ..functional import Metric
 from ..spaces import Ridge
+from .adaptation import aligned
 from .features import CacheOption, OnError, check_k, check_on_error
 from .results import ImageVideoMatches, ImageVideoMetrics
 from .sides import ClipSide, Encoded, ImageSide
-from .trained import TrainedMatcher, check_folder, check_once
+from .trained import TrainedMatcher, check_folder, check_once, check_unlabelled
 from .training import Training
 
 if TYPE_CHECKING:
@@ -130,6 +131,9 @@ class ImageVideoMatcher(TrainedMatcher):
         clips: Any,
         *,
         validation: float | int | tuple[Any, Any] | None = 0.1,
+        target_clips: Any = None,
+        unlabelled: tuple[Sequence[Any], Any] | None = None,
+        threshold: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | None = None,
         on_error: OnError = "raise",
@@ -141,6 +145,7 @@ class ImageVideoMatcher(TrainedMatcher):
             images: N images, or lists of images, each once.
             clips: N clips, clip i of what image i shows.
             validation: a share of the pairs, a number of folds, (images, clips), or None; as in `VideoTextMatcher.fit`.
+            target_clips, unlabelled, threshold: as in `VideoTextMatcher.fit`; `unlabelled` is (images, clips).
             checkpoint, log, **training: as in `VideoTextMatcher.fit`.
             on_error: "skip" leaves a pair out where one of the two cannot be read.
 
@@ -150,6 +155,7 @@ class ImageVideoMatcher(TrainedMatcher):
         options = Training.of(function, training)
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
+        check_unlabelled(function, unlabelled, threshold)
         self._network = None
         first, second = self._pairs(function, images, clips, on_error)
         held: Any = validation
@@ -157,7 +163,15 @@ class ImageVideoMatcher(TrainedMatcher):
             theirs = self._pairs(function, validation[0], validation[1], on_error)
             held = (theirs[0].features, theirs[1].features, _aligned(len(theirs[0].names)))
         pairs = _aligned(len(first.names))
-        self._learn(function, first.features, second.features, pairs, held, options, checkpoint=checkpoint, log=log)
+        features = second.features
+        if target_clips is not None:
+            features = aligned(features, self._clips.encode(function, target_clips, self._options(), on_error).features)
+        files: dict[str, Any] = {"checkpoint": checkpoint, "log": log}
+        self._learn(function, first.features, features, pairs, held, options, **files)
+        if unlabelled is not None and threshold is not None:
+            more = self._encode_both(function, unlabelled[0], unlabelled[1], on_error)
+            known = first.features, features, pairs, held
+            self._learn_again(function, known, *more, threshold, options, files)
         return self
 
     def _pairs(self, function: str, images: Any, clips: Any, on_error: OnError) -> tuple[Encoded, Encoded]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from ..evaluate import RetrievalMetrics
 from ..functional import DISTANCES, METRICS, Matches, similarity, topk
 from ..spaces import Ridge
 from . import storage_trained
+from .adaptation import pseudo_pairs
 from .base import Head, Matcher
 from .features import CacheOption, as_cache
 from .heads import LOSSES, LabelClassifier
-from .inputs import Features, Inputs, Streams
+from .inputs import Features, Inputs, Streams, joined
 from .learning import Labels, Pairs, Recipe, learn
 from .linear_start import fit_start, start_rows
 from .networks import device_of
@@ -144,6 +146,28 @@ class TrainedMatcher(Matcher):
         }
         self._network, self.history_ = learn(function, self._recipe(), about, problem, validation, training, files)
         self._about = about
+
+    def _learn_again(
+        self, function: str, known: tuple[Features, Features, npt.NDArray[np.int64], Any], first: Encoded,
+        second: Encoded, threshold: float, training: Training, files: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Learn from what is known (both sides' features, pairs, validation) and from the pairs that the matcher finds
+        itself among items that nobody paired."""
+        a, b, pairs, validation = known
+        inputs = self._inputs_of(function, first, second)
+        found = pseudo_pairs(self._rows(0, inputs[0]), self._rows(1, inputs[1]), self.metric, threshold)
+        if not len(found):
+            return
+        more = [
+            encoded.features.take(torch.from_numpy(rows).to(device_of(self.device)))
+            for encoded, rows in zip((first, second), found.T, strict=True)
+        ]
+        count = np.arange(len(found))
+        pairs = np.concatenate([pairs, np.stack([count + len(a), count + len(b)], 1)])
+        if files["checkpoint"] is not None:
+            files = {**files, "checkpoint": Path(files["checkpoint"], "again")}
+        both = joined(a, more[0]), joined(b, more[1])
+        self._learn(function, *both, pairs, validation, training, extra=len(found), **files)
 
     def _learn_labels(
         self, function: str, features: Features, labels: npt.NDArray[np.int64], validation: Any, training: Training,
@@ -296,6 +320,12 @@ def check_folder(function: str, **paths: str | os.PathLike[str] | None) -> None:
     for name, path in paths.items():
         if path is not None and not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"{function}: {name} must be a path or None, got {type(path).__name__}")
+
+
+def check_unlabelled(function: str, unlabelled: Any, threshold: float | None) -> None:
+    """Raise ValueError where one of the two is given without the other."""
+    if (unlabelled is None) != (threshold is None):
+        raise ValueError(f"{function}: unlabelled and threshold go together")
 
 
 def check_once(function: str, what: str, items: Encoded) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from .._temporal_layers import Cell, Pool
 from ..encoders import Encoder
@@ -19,13 +17,12 @@ from ..functional import Metric
 from ..spaces import Ridge
 from ..streams import ClipFeatures
 from ..video import clip_name
-from .adaptation import aligned, pseudo_pairs
+from .adaptation import aligned
 from .base import Head
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
-from .inputs import joined
 from .results import VideoTextMatches, VideoTextMetrics
 from .sides import WORDS, ClipSide, Encoded, RowSide, WordSide
-from .trained import TrainedMatcher, check_folder, check_once
+from .trained import TrainedMatcher, check_folder, check_once, check_unlabelled
 from .training import Training
 
 if TYPE_CHECKING:
@@ -191,8 +188,7 @@ class VideoTextMatcher(TrainedMatcher):
         options = Training.of(function, training)
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
-        if (unlabelled is None) != (threshold is None):
-            raise ValueError(f"{function}: unlabelled and threshold go together")
+        check_unlabelled(function, unlabelled, threshold)
         if unlabelled is not None and self.head == "labels":
             raise ValueError(f"{function}: unlabelled must be None with head='labels'")
         files: dict[str, Any] = {"checkpoint": checkpoint, "log": log}
@@ -205,7 +201,9 @@ class VideoTextMatcher(TrainedMatcher):
             return self
         known = self._fit_pairs(function, clips, texts, target, validation, on_error, options, files)
         if unlabelled is not None and threshold is not None:
-            self._fit_again(function, known, unlabelled, threshold, on_error, options, files)
+            first = self._clips.encode(function, unlabelled[0], self._options(), on_error)
+            second = self._texts.encode(function, unlabelled[1], self._options())
+            self._learn_again(function, known, first, second, threshold, options, files)
         return self
 
     def _fit_pairs(
@@ -223,29 +221,6 @@ class VideoTextMatcher(TrainedMatcher):
         features = first.features if target is None else aligned(first.features, target)
         self._learn(function, features, second, pairs, held, options, **files)
         return features, second, pairs, held
-
-    def _fit_again(
-        self, function: str, known: Any, unlabelled: tuple[Any, Sequence[str]], threshold: float, on_error: OnError,
-        options: Training, files: dict[str, Any],
-    ) -> None:  # fmt: skip
-        """Learn from the known pairs and from those that the matcher finds among unlabelled items itself."""
-        features, second, pairs, held = known
-        clips = self._clips.encode(function, unlabelled[0], self._options(), on_error)
-        texts = self._texts.encode(function, unlabelled[1], self._options())
-        rows = [self._rows(i, inputs) for i, inputs in enumerate(self._inputs_of(function, clips, texts))]
-        found = pseudo_pairs(rows[0], rows[1], self.metric, threshold)
-        if not len(found):
-            return
-        more = [
-            encoded.features.take(torch.from_numpy(found[:, i]).to(self._options().device))
-            for i, encoded in enumerate((clips, texts))
-        ]
-        count = np.arange(len(found))
-        pairs = np.concatenate([pairs, np.stack([count + len(features), count + len(second)], 1)])
-        if files["checkpoint"] is not None:
-            files = {**files, "checkpoint": Path(files["checkpoint"], "again")}
-        both = joined(features, more[0]), joined(second, more[1])
-        self._learn(function, *both, pairs, held, options, extra=len(found), **files)
 
     def _unique_texts(self, function: str, flat: Sequence[str], owner: npt.NDArray[np.int64]) -> Any:
         """Each different text once, and the pairs of (clip, text) rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from .._optional import require
 from ..audio import log_mel
@@ -18,9 +19,9 @@ from .sequences import Sequences
 class Speech:
     """Mel-frequency cepstra of the sound track and their slopes, freed of the voice and the microphone.
 
-    Silence at both ends is cut off; of each window's log-mel bands the first cosine coefficients are kept (Davis and
-    Mermelstein 1980), brought to mean 0 and deviation 1 over the clip (Viikki and Laurila 1998), and their slopes in
-    time joined to them. A clip without a sound track, or with an empty one, is marked as not present.
+    Of each window's log-mel bands the first cosine coefficients are kept (Davis and Mermelstein 1980), brought to mean
+    0 and deviation 1 over the clip (Viikki and Laurila 1998), and their slopes in time joined to them. Silent windows
+    are left out. A clip without a sound track, or with an empty one, is marked as not present.
 
     Args:
         cepstra: coefficients.
@@ -63,7 +64,7 @@ class Speech:
         return digest_of(type(self), self.cepstra, self.bins, self.window, self.hop, self.silence, log_mel)
 
     def extract(self, clips: Sequence[Clip], *, batch_size: int = 32) -> Sequences:
-        """One step for each window between the silences."""
+        """One step for each window that is not silent."""
         return Sequences.of([self._steps(clip) for clip in clips], self.dim)
 
     def _steps(self, clip: Clip) -> Steps:
@@ -73,17 +74,16 @@ class Speech:
             clip.sound, sample_rate=clip.sample_rate, bins=self.bins, window=self.window, hop=self.hop
         )
         loudest = levels.max(axis=1)
-        heard = np.flatnonzero(loudest > loudest.max() - self.silence)
-        part = slice(heard[0], heard[-1] + 1)
-        return Steps(self._cepstra(levels[part]), times[part])
+        heard = loudest > loudest.max() - self.silence
+        return Steps(self._cepstra(levels, heard), times[heard])
 
-    def _cepstra(self, levels: Features) -> Features:
+    def _cepstra(self, levels: Features, heard: npt.NDArray[np.bool_]) -> Features:
         from scipy.fft import dct
 
         cepstra = dct(levels.astype(np.float64), axis=1, norm="ortho")[:, : self.cepstra]
-        cepstra = (cepstra - cepstra.mean(axis=0)) / (cepstra.std(axis=0) + 0.02)
+        cepstra = (cepstra - cepstra[heard].mean(axis=0)) / (cepstra[heard].std(axis=0) + 0.02)
         slopes = np.gradient(cepstra, axis=0) if len(cepstra) > 1 else np.zeros_like(cepstra)
-        return np.concatenate([cepstra, slopes], axis=1).astype(np.float32)
+        return np.concatenate([cepstra, slopes], axis=1)[heard].astype(np.float32)
 
     def __repr__(self) -> str:
         return f"Speech(cepstra={self.cepstra}, bins={self.bins}, hop={self.hop}, name={self.name!r})"
