@@ -20,7 +20,7 @@ Optional = Tensor | None
 # Those that the recurrence computes as it goes.
 _STREAMING = ("last", "first", "mean", "max", "meanmax", "lastmean", "none")
 # Whether torch.mm takes out_dtype (torch 2.8); else 16-bit operands are widened, which gives the same sums more slowly.
-_WIDE_SUMS = "dtype" in torch.ops.aten.mm.overloads()
+_WIDE_SUMS = hasattr(torch.ops.aten.mm, "dtype")
 
 
 class _Steps(NamedTuple):
