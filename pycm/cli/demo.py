@@ -15,7 +15,7 @@ from rich.text import Text
 from pycm import backend_info
 
 from ..matchers.features import encode_items
-from ..report import HeatMap, Report, Stat, heat_map, write_report
+from ..report import HeatMap, Report, Stat, heat_map, times, write_report
 from ..report.render import bar_widths, duration, ordinal
 from .caching import check_cache_options, open_cache
 from .demo_data import photograph_paths, photographs
@@ -91,7 +91,7 @@ def run_demo(out: Path, *, every: bool, cache: Path | None, no_cache: bool) -> N
             ),
             stats=stats,
             notes=notes,
-            figures=[_every_pair(results)],
+            figures=[_every_pair(results), times("Where time went", {"load the encoders": loading, **seconds})],
             facts=facts(matcher, IMAGE_TEXT, (len(paths), len(sentences)), seconds, loading, backend_info()),
             score_name=score_name(found.metric),
         ),
