@@ -7,6 +7,7 @@ global memory, come with sizes a test can afford.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -334,8 +335,10 @@ def test_nan_and_infinity_are_ordered_as_on_the_cpu(temporal: Any) -> None:
 def dispatched(arch: str, temporal: Any) -> Iterator[None]:
     """The operators of CPU tensors are those of CUDA tensors, on the executor; tests/test_cuda.py has the chip's."""
     library = torch.library.Library("pycm", "IMPL", "CPU")
-    for name in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_states_backward"):
-        library.impl(name, getattr(_torch_temporal_cuda, name), "CPU", allow_override=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch tells of every kernel that is overridden
+        for name in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_states_backward"):
+            library.impl(name, getattr(_torch_temporal_cuda, name), "CPU", allow_override=True)
     yield
     library._destroy()
 
