@@ -6,7 +6,7 @@
 #   test-all     the other tests
 #   conformance  each hardware primitive against the PTX ISA's figures
 #   sanitize     compute-sanitizer over every kernel: memcheck, racecheck, synccheck, initcheck
-#   bench        the cases of benchmarks/gpu/cases.py; run again, it goes on where it stopped
+#   bench        the cases of benchmarks/gpu/*cases.py; run again, it goes on where it stopped
 #   ncu          hardware counters of the main kernels
 #   report       gpu.json and gpu.md of all that
 #
@@ -58,10 +58,13 @@ part_bench() {
 }
 
 part_ncu() {
-  # The first launches of each of the library's kernels in one exact top-k.
-  ncu --clock-control none --kernel-name-base demangled --kernel-name 'regex:pycm' --launch-count 12 \
-    --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy --section LaunchStats \
-    "$python" benchmarks/gpu/exercise.py --large
+  # The first launches of the library's kernels in one exact top-k, and the screens of one with few queries.
+  local kernels
+  for kernels in regex:pycm regex:screen_few; do
+    ncu --clock-control none --kernel-name-base demangled --kernel-name "$kernels" --launch-count 12 \
+      --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy --section LaunchStats \
+      "$python" benchmarks/gpu/exercise.py --large
+  done
 }
 
 part_report() {

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         video,
     )
     from pycm.gallery import Gallery, GalleryMatches
-    from pycm.matchers import ImageTextMatcher, VideoTextMatcher
+    from pycm.matchers import ImageTextMatcher, ImageVideoMatcher, VideoTextMatcher
 
 __all__ = [
     "DISTANCES",
@@ -65,6 +65,7 @@ __all__ = [
     "GalleryMatches",
     "Groups",
     "ImageTextMatcher",
+    "ImageVideoMatcher",
     "Matches",
     "Metric",
     "Pairs",
@@ -114,6 +115,7 @@ _NAMES = {
     "Gallery": "gallery",
     "GalleryMatches": "gallery",
     "ImageTextMatcher": "matchers",
+    "ImageVideoMatcher": "matchers",
     "VideoTextMatcher": "matchers",
 }
 

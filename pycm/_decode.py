@@ -64,6 +64,8 @@ def decode_frames(
         packets = [p for p in container.demux(stream) if p.size]
         if stream.frames > len(packets):  # only containers with a table of contents know `frames`
             raise DecodeError(f"it is cut off: {len(packets)} of {stream.frames} pictures are there")
+        if packets and packets[-1].is_corrupt:
+            raise DecodeError("it is cut off in its last picture")
         shown = [p for p in packets if not p.is_discard]
         stamps = sorted(p.pts for p in shown if p.pts is not None)
         keys = sorted(p.pts for p in shown if p.is_keyframe and p.pts is not None)
@@ -71,18 +73,18 @@ def decode_frames(
         distinct = len(set(stamps)) == len(shown) > 0
     if distinct:
         times = (np.array(stamps, dtype=np.float64) - stamps[0]) * base
-        wanted = [stamps[i] for i in choose(times)]
-        frames = _by_stamp(source, wanted, keys, size, max_bytes, threads)
-        if frames is not None:
-            kept = (np.array(wanted, dtype=np.float64) - stamps[0]) * base
-            return frames, kept, _duration(times, rate), stamps[0] * base
+        chosen = choose(times)
+        for stops in (keys, []):  # in some formats a search for a time may end behind it: then without searching
+            frames = _by_stamp(source, [stamps[i] for i in chosen], stops, size, max_bytes, threads)
+            if frames is not None:
+                return frames, times[chosen], _duration(times, rate), stamps[0] * base
     return _by_count(source, choose, rate, size, max_bytes, threads)
 
 
 def _by_stamp(
     source: str | bytes, wanted: Sequence[int], keys: Sequence[int], size: int | None, max_bytes: int, threads: int
 ) -> Pixels | None:  # fmt: skip
-    """The pictures with those time stamps; None where the decoder's stamps are not those of the packets."""
+    """The pictures with those time stamps, searched for at the key frames `keys`; None where the decoder has others."""
     canvas = _Canvas(len(wanted), size, max_bytes)
     todo = iter(wanted)
     target = next(todo)
@@ -100,7 +102,7 @@ def _by_stamp(
                     return None
                 position = picture.pts
                 if position == target:
-                    canvas.add(picture)
+                    canvas.add(picture, _aspect(stream))
                     break
             else:
                 return None
@@ -112,11 +114,13 @@ def _by_stamp(
 def _by_count(
     source: str | bytes, choose: Choose, rate: float, size: int | None, max_bytes: int, threads: int
 ) -> tuple[Pixels, Times, float, float]:
-    def pictures() -> Iterator[Any]:
+    def pictures() -> Iterator[tuple[Any, float]]:
         with opened(source) as container:
-            yield from container.decode(_video_stream(container, threads))
+            stream = _video_stream(container, threads)
+            for picture in container.decode(stream):
+                yield picture, _aspect(stream)
 
-    stamps = [picture.time for picture in pictures()]
+    stamps = [picture.time for picture, _ in pictures()]
     if not stamps:
         raise DecodeError("it has no picture: its picture track is empty")
     known = all(s is not None for s in stamps) and all(a < b for a, b in pairwise(stamps))
@@ -125,9 +129,9 @@ def _by_count(
     chosen = choose(times)
     canvas = _Canvas(len(chosen), size, max_bytes)
     keep = set(chosen.tolist())
-    for i, picture in enumerate(pictures()):
+    for i, (picture, aspect) in enumerate(pictures()):
         if i in keep:
-            canvas.add(picture)
+            canvas.add(picture, aspect)
     return canvas.frames, times[chosen], _duration(times, rate), start
 
 
@@ -139,10 +143,11 @@ class _Canvas:
         self.frames: Pixels = np.empty((0, 0, 0, 3), dtype=np.uint8)
         self.filled = 0
 
-    def add(self, picture: Any) -> None:
+    def add(self, picture: Any, aspect: float) -> None:
+        """Keep a picture whose pixels are `aspect` times as wide as they are high."""
         if picture.is_corrupt:
             raise DecodeError(f"the picture at {float(picture.time or 0):.2f} s is damaged")
-        pixels = self._rgb(picture)
+        pixels = self._rgb(picture, aspect)
         if not self.filled:
             self.frames = np.empty((self.count, *pixels.shape), dtype=np.uint8)
         if pixels.shape != self.frames.shape[1:]:
@@ -150,8 +155,7 @@ class _Canvas:
         self.frames[self.filled] = pixels
         self.filled += 1
 
-    def _rgb(self, picture: Any) -> Pixels:
-        aspect = picture_aspect(picture)
+    def _rgb(self, picture: Any, aspect: float) -> Pixels:
         width, height = max(1, round(picture.width * aspect)), picture.height
         if self.size is not None and min(width, height) > self.size:
             scale = self.size / min(width, height)
@@ -177,9 +181,9 @@ class _Canvas:
         return np.rot90(pixels, round(picture.rotation / 90)) if picture.rotation else pixels
 
 
-def picture_aspect(picture: Any) -> float:
+def _aspect(stream: Any) -> float:
     """Width of a pixel over its height; 1 where the stream does not tell, or tells nonsense."""
-    aspect = getattr(picture, "sample_aspect_ratio", None)
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     return float(aspect) if aspect and 0.1 < aspect < 10 else 1.0
 
 

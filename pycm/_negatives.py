@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycm import reference
+from pycm._device import on_host
 from pycm._pairs import (
     BLOCK,
     Int64,
@@ -146,7 +147,7 @@ def mine_hard_negatives(
                     mask=masks[rows] if masks is not None and masks.ndim == 2 else masks,
                     exclude=_take_rows(positive_rows, offsets, rows),
                 )
-                values, candidates = np.asarray(found.scores), np.asarray(found.indices)
+                values, candidates = as_numpy(found.scores), as_numpy(found.indices)
                 gains = sign * values.astype(np.float64)
                 passing = (candidates >= 0) & (gains >= low) & (gains <= ceiling[rows, None])
                 passing[:, :range_min] = False
@@ -164,7 +165,7 @@ def mine_hard_negatives(
 
 def _positive_rows(positives: Any, n: int, m: int) -> tuple[Int64, Int64]:
     """`positives` as compressed rows (indices, offsets)."""
-    indices, offsets = _compressed_rows(_NAME, "positives", positives, n, m)
+    indices, offsets = _compressed_rows(_NAME, "positives", on_host(positives), n, m)
     offsets = np.arange(n + 1) if offsets is None else offsets
     if offsets.shape != (n + 1,) or offsets[0] != 0 or offsets[-1] != indices.size or (np.diff(offsets) < 0).any():
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycm import _C
-from pycm._temporal_arguments import check_sequences, evaluate, evaluate_pool
+from pycm._temporal_arguments import check_lengths, check_sequences, evaluate, evaluate_pool, starts_of
 from pycm._temporal_layers import Direction, Options, Sequences, padded, width
 from pycm.functional import _as_numpy, _int64, _like
 
@@ -154,10 +154,7 @@ def _cu_seqlens(function: str, x: npt.NDArray[Any], lengths: Any, cu_seqlens: An
         rows = f"[{len(x)}]" if x.ndim == 3 else "[B]"
         raise ValueError(f"{function}: lengths must have shape {rows}, got {list(counts.shape)}")
     most = x.shape[1] if x.ndim == 3 else len(x)
-    wrong = (counts < 0) | (counts > most)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ValueError(f"{function}: lengths must be in [0, {most}], got {counts[row]} in row {row}")
+    check_lengths(function, counts, most)
     if x.ndim == 2 and counts.sum() != len(x):
         raise ValueError(f"{function}: lengths must sum to the {len(x)} steps of x, got {counts.sum()}")
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return starts_of(counts)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycm import _C
+from pycm._device import device_of
 from pycm._optional import require
 from pycm._rows import as_numpy
 from pycm.functional import DISTANCES, METRICS, _as_numpy, _both_torch, _like
@@ -50,17 +51,18 @@ def stream(
     block: int,
     max_pairs: int,
     update: Update,
-    encoded: _C.EncodedGallery | None = None,
+    encoded: Any = None,
 ) -> Iterator[tuple[int, Pairs]]:
     """Join block by block, in the order of (query, index): (queries done, the last block's pairs in NumPy).
 
     Without a gallery the queries are joined with each other. `threshold` is asked before every block. The arguments
-    must have been checked; `encoded` are the rows of the gallery, where somebody has encoded them.
+    must have been checked; `encoded` are the rows of the gallery, where somebody has encoded them. Rows on a CUDA
+    device are searched there, and pairs put together on the host.
     """
     begin, size, n, threads = 0, block, len(queries), threads_of(queries)
     while begin < n:
         end = min(begin + size, n)
-        if encoded is None and end < n:  # there will be more calls
+        if encoded is None and (end < n or device_of(queries) is not None):  # there will be more calls
             encoded = encode(queries if gallery is None else gallery, metric)
         # Each unordered pair once: a block is compared with itself and with what comes after it.
         rows, after = (queries, begin) if gallery is None else (gallery, -1)
@@ -69,7 +71,7 @@ def stream(
             if encoded is None:
                 found = _C.join(queries, rows, threshold(), metric, after, limit, "auto", threads)
             else:
-                found = encoded.join(as_numpy(queries[begin:end]), threshold(), after, limit, threads)
+                found = encoded.join(as_queries(queries[begin:end]), threshold(), after, limit, threads)
         except ValueError:  # more pairs than the limit, which a single row cannot have
             if end - begin == 1:
                 raise
@@ -83,22 +85,33 @@ def stream(
             size = min(block, 2 * size)
 
 
-def encode(rows: Any, metric: str) -> _C.EncodedGallery:
-    """Checked rows, encoded for many searches; what is asked of them comes through `as_numpy` too."""
+def encode(rows: Any, metric: str) -> Any:
+    """Checked rows, encoded for many searches, which take their queries through `as_queries`."""
+    if device_of(rows) is not None:
+        from pycm._torch_cuda_encoded import EncodedGallery, HostResults
+
+        there = EncodedGallery(metric)
+        there.extend(rows)
+        return HostResults(there)
     encoded = _C.EncodedGallery(metric)
     encoded.extend(as_numpy(rows), threads_of(rows))
     return encoded
+
+
+def as_queries(rows: Any) -> Any:
+    """Checked rows as their encoding's searches take them: a tensor on its device, else in NumPy."""
+    return as_numpy(rows) if device_of(rows) is None else rows
 
 
 # ---- arguments and results ----
 
 
 def check_rows(function: str, name: str, array: Any) -> Any:
-    """Rows ``[N, D]`` in NumPy, or a torch tensor on the CPU without its gradient."""
+    """Rows ``[N, D]`` in NumPy, or a torch tensor without its gradient, on the CPU or a CUDA device."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        if array.device.type != "cpu":
-            raise NotImplementedError(f"{function}: {name} is on {array.device}, and {function} is for the CPU only")
+        if array.device.type != "cpu" and device_of(array) is None:
+            raise NotImplementedError(f"{function}: {name} must be on the CPU or a CUDA device, got {array.device}")
         rows = array.detach().resolve_neg()
     else:
         rows = _as_numpy(function, name, array)
@@ -114,7 +127,8 @@ def check_rows(function: str, name: str, array: Any) -> Any:
 def check_gallery(function: str, queries: Any, gallery: Any) -> Any:
     """Rows ``[M, D]``, M >= 1, that fit the queries."""
     rows = check_rows(function, "gallery", gallery)
-    _both_torch(function, "queries", queries, "gallery", rows)
+    if _both_torch(function, "queries", queries, "gallery", rows) and rows.device != queries.device:
+        raise ValueError(f"{function}: gallery must be on the queries' device {queries.device}, got {rows.device}")
     if _dtype(rows) != _dtype(queries):
         raise TypeError(f"{function}: gallery must have the queries' dtype {_dtype(queries)}, got {_dtype(rows)}")
     if rows.shape[1] != queries.shape[1] or rows.shape[0] == 0:
@@ -158,10 +172,10 @@ def check_count(function: str, name: str, value: Any, least: int = 1) -> int:
 
 
 def like(result: npt.NDArray[Any], array: Any) -> Any:
-    """`result` as the kind of array that came in."""
+    """`result` as the kind of array that came in, on its device."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        return torch.from_numpy(result)
+        return torch.from_numpy(result).to(array.device)
     return _like(result, array)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pycm._temporal_layers import (
     CELLS,
     COMBINES,
@@ -44,7 +47,7 @@ def evaluate(function: str, backend: Backend, sequences: Sequences, weights: Any
     check_pool_parameters(function, features, options.attention, options.gpo)
     h0, c0 = (None if state is None else backend.work(state) for state in (h0, c0))
     every = x.shape[1] * backend.arange(x.shape[0] + 1, x) if options.legacy_padding else None
-    pooled, h_n, c_n = run(backend, Problem(x, starts, steps, layers, options._replace(h0=h0, c0=c0), every))
+    pooled, hidden, memory = run(backend, Problem(x, starts, steps, layers, options._replace(h0=h0, c0=c0), every))
     pooled = backend.cast(pooled, x)
     if options.pool == "none":
         pooled = restore(pooled)
@@ -52,7 +55,8 @@ def evaluate(function: str, backend: Backend, sequences: Sequences, weights: Any
         pooled = pooled[0]
     if not options.return_state:
         return pooled
-    final = [backend.cast(state[:, 0] if single else state, x) for state in (h_n, c_n) if state is not None]
+    states = [backend.xp.stack(state) for state in ((hidden,) if options.cell == "gru" else (hidden, memory))]
+    final = [backend.cast(state[:, 0] if single else state, x) for state in states]
     return pooled, final[0] if len(final) == 1 else tuple(final)
 
 
@@ -111,6 +115,19 @@ def check_sequences(function: str, x: Any, lengths: Any, cu_seqlens: Any, legacy
         raise ValueError(f"{function}: lengths must be given row by row with ragged x [S, I], got {lengths}")
     if legacy_padding and x.ndim != 3:
         raise ValueError(f"{function}: legacy_padding needs padded x [B, T, I], got shape {list(x.shape)}")
+
+
+def check_lengths(function: str, lengths: npt.NDArray[np.int64], most: int) -> None:
+    if lengths.size and (lengths.min() < 0 or lengths.max() > most):
+        row = int(np.argmax((lengths < 0) | (lengths > most)))
+        raise ValueError(f"{function}: lengths must be in [0, {most}], got {lengths[row]} in row {row}")
+
+
+def starts_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """cu_seqlens [B + 1]."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    lengths.cumsum(out=starts[1:])
+    return starts
 
 
 def layers_of(function: str, weights: Any, cell: str, x: Any) -> list[list[Weights]]:

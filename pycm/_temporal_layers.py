@@ -122,8 +122,8 @@ class Backend(Protocol):
         """Lengths without repetition, and where each of `lengths` stands among them."""
 
 
-def run(backend: Backend, problem: Problem) -> tuple[Any, Any, Any]:
-    """Pooled [B, F], or ragged states [≥ S, F] for the pool "none"; h_n and c_n, [layers · directions, B, ...]."""
+def run(backend: Backend, problem: Problem) -> tuple[Any, list[Any], list[Any]]:
+    """Pooled [B, F], or ragged states [≥ S, F] for the pool "none"; h_n and c_n (None for a GRU) of each direction."""
     p, o, xp = problem, problem.options, backend.xp
     run_seqlens = p.cu_seqlens if p.run_seqlens is None else p.run_seqlens
     pool_weights = _pool_weights(backend, p.x, p.cu_seqlens, p.steps, o.pool, o.attention, o.gpo)
@@ -151,7 +151,7 @@ def run(backend: Backend, problem: Problem) -> tuple[Any, Any, Any]:
         out = _pool_states(backend, p, out, final, run_seqlens, pool_weights)
     if o.normalize:
         out = unit(xp, out)
-    return out, xp.stack(hidden), None if o.cell == "gru" else xp.stack(memory)
+    return out, hidden, memory
 
 
 def _fused(problem: Problem) -> bool:

@@ -143,60 +143,6 @@ def workspace_bytes(queries: int, gallery: int, dim: int, k: int, device: torch.
         return int(_kernels.cuda_topk_bytes_of_sizes(queries, gallery, dim, k, encoded))
 
 
-class EncodedGallery:
-    """Rows on a device, encoded once for many searches: `_C.EncodedGallery` for CUDA tensors.
-
-    What changes it waits for the device once, so that searches on any stream find it done; searches wait for nothing.
-    """
-
-    def __init__(self, metric: str) -> None:
-        self.metric = metric
-        self._rows: Tensor | None = None
-        self._encoded: Tensor | None = None
-
-    def __len__(self) -> int:
-        return 0 if self._rows is None else len(self._rows)
-
-    def extend(self, rows: Tensor) -> None:
-        """Takes the place of the rows before: all are encoded again, at about the rate of a copy."""
-        self._encoded = encode(rows, self.metric)
-        self._rows = rows
-        wait_for(rows)
-
-    def topk(
-        self,
-        queries: Tensor,
-        k: int,
-        mask: Tensor | None = None,
-        exclude: Tensor | None = None,
-        exclude_offsets: Tensor | None = None,
-        precision: str = "exact",
-    ) -> tuple[Tensor, Tensor]:
-        rows, encoded = self._kept()
-        return topk(queries, rows, k, self.metric, mask, exclude, exclude_offsets, precision, "auto", encoded)
-
-    def rank(
-        self,
-        queries: Tensor,
-        positives: Tensor,
-        offsets: Tensor,
-        mask: Tensor | None = None,
-        exclude: Tensor | None = None,
-        exclude_offsets: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, encoded = self._kept()
-        return rank(queries, rows, positives, offsets, self.metric, mask, exclude, exclude_offsets, "auto", encoded)
-
-    def _kept(self) -> tuple[Tensor, Tensor]:
-        """The memory of a search, which outlives it on its stream though rows be added meanwhile."""
-        assert self._rows is not None
-        assert self._encoded is not None
-        for tensor in (self._rows, self._encoded):
-            if tensor.is_cuda:
-                tensor.record_stream(torch.cuda.current_stream(tensor.device))
-        return self._rows, self._encoded
-
-
 def wait_for(tensor: Tensor) -> None:
     """Until all that was queued on the current stream of the tensor's device is done."""
     if tensor.is_cuda:

@@ -64,7 +64,13 @@ class _Packed:
 
     def __init__(self, cell: str, weights: Sequence[Optional]) -> None:
         self.cell = cell
-        self.known = [(weakref.ref(w), w._version, w.data_ptr(), _sample(w).clone()) for w in weights if w is not None]
+        self.known = []
+        for w in weights:
+            if w is not None:
+                sample = _sample(w)
+                # A view of the parameter is read again as it is; of what is not contiguous the sample is a copy.
+                view = sample if w.is_contiguous() else None
+                self.known.append((weakref.ref(w), w._version, w.data_ptr(), view, sample.clone()))
         self.value = _cell(cell, weights)
 
     def holds(self, cell: str, weights: Sequence[Optional]) -> bool:
@@ -73,8 +79,11 @@ class _Packed:
             self.cell == cell
             and len(given) == len(self.known)
             and all(
-                ref() is w and version == w._version and pointer == w.data_ptr() and torch.equal(_sample(w), sample)
-                for w, (ref, version, pointer, sample) in zip(given, self.known, strict=True)
+                ref() is w
+                and version == w._version
+                and pointer == w.data_ptr()
+                and torch.equal(_sample(w) if view is None else view, sample)
+                for w, (ref, version, pointer, view, sample) in zip(given, self.known, strict=True)
             )
         )
 

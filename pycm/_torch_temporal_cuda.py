@@ -19,6 +19,8 @@ from pycm._torch_arguments import _check_devices, _check_tangents, _plain, _scor
 Optional = Tensor | None
 # Those that the recurrence computes as it goes.
 _STREAMING = ("last", "first", "mean", "max", "meanmax", "lastmean", "none")
+# Whether torch.mm takes out_dtype (torch 2.8); else 16-bit operands are widened, which gives the same sums more slowly.
+_WIDE_SUMS = "dtype" in torch.ops.aten.mm.overloads()
 
 
 class _Steps(NamedTuple):
@@ -54,7 +56,7 @@ def _steps(function: str, x: Tensor, cu_seqlens: Tensor) -> _Steps:
 def _product(a: Tensor, b: Tensor, bias: Optional = None) -> Tensor:
     """a b' + bias in the working dtype; 16-bit operands are multiplied as such, and summed in fp32."""
     work = _score_dtype(b.dtype)
-    if a.is_cuda and a.dtype == b.dtype and a.dtype in (torch.float16, torch.bfloat16):
+    if _WIDE_SUMS and a.is_cuda and a.dtype == b.dtype and a.dtype in (torch.float16, torch.bfloat16):
         out = torch.mm(a, b.T, out_dtype=work)
         return out if bias is None else out.add_(bias)
     return torch.nn.functional.linear(a.to(work), b.to(work), bias)

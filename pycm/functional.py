@@ -131,19 +131,21 @@ def topk(
     return _topk(queries, gallery, k, metric, mask, exclude, precision, screen)
 
 
-def workspace_bytes(queries: int, gallery: int, dim: int, k: int, device: str | torch.device = "cpu") -> int:
+def workspace_bytes(
+    queries: int, gallery: int, dim: int, k: int, device: str | torch.device = "cpu", *, prepared: bool = False
+) -> int:
     """Bytes of scratch that `topk` takes beyond its inputs and outputs, for these sizes and the threads set.
 
     An upper bound but for rows in a strided or half-precision layout, which are converted a panel at a time. On a CUDA
     device (``"cuda"``, ``"cuda:1"``, a torch.device) it is the most of any metric and dtype, for dense rows, and comes
-    from torch's caching allocator.
+    from torch's caching allocator. `prepared`: in a `Gallery`, which keeps its encoding; no less on the CPU.
     """
     if str(device).startswith("cuda"):
         import torch
 
         from pycm import _torch_cuda
 
-        return _torch_cuda.workspace_bytes(queries, gallery, dim, k, torch.device(device))
+        return _torch_cuda.workspace_bytes(queries, gallery, dim, k, torch.device(device), prepared)
     if str(device) != "cpu":
         raise ValueError(f"workspace_bytes: device must be cpu or a CUDA device, got {device}")
     return int(_C.topk_workspace_bytes(queries, gallery, dim, k))

@@ -17,6 +17,7 @@ from pycm._pairs import (
     Int64,
     Pairs,
     Update,
+    as_queries,
     check_count,
     check_gallery,
     check_metric,
@@ -29,7 +30,6 @@ from pycm._pairs import (
     stream,
     threads_of,
 )
-from pycm._rows import as_numpy
 from pycm.functional import DISTANCES
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def _neighbours(x: Any, rows: Int64, per_row: int, metric: Any, update: Update) 
     for begin in range(0, len(rows), BLOCK):
         some = rows[begin : begin + BLOCK]
         own = np.arange(len(some) + 1)
-        found, indices = encoded.topk(as_numpy(x[some]), per_row, None, some, own, num_threads=threads_of(x))
+        found, indices = encoded.topk(as_queries(x[some]), per_row, None, some, own, num_threads=threads_of(x))
         pairs = np.minimum(indices, some[:, None]) * len(x) + np.maximum(indices, some[:, None])
         keys.append(pairs[indices >= 0])
         scores.append(found[indices >= 0])

@@ -49,3 +49,24 @@ class LetterEncoder:
     def encode(self, items: Sequence[str], *, batch_size: int = 32, progress: bool | None = None) -> np.ndarray:
         rows = [[text.count(letter) for letter in "eilmnorstv"] for text in items]
         return np.array(rows, np.float32).reshape(-1, 10)
+
+
+class VectorImages:
+    """An image encoder of images that are numbers already: uint8 arrays [1, D], each a picture of its own vector."""
+
+    name, modality, dim, fingerprint = "vectors", "image", 6, "vectors-1"
+
+    def encode(self, items: Sequence[np.ndarray], *, batch_size: int = 32, progress: bool | None = None) -> np.ndarray:
+        return np.stack([np.asarray(item, np.float32).ravel() for item in items]) / 128 - 1
+
+
+def shown(count: int, seed: int) -> tuple[list[np.ndarray], ClipFeatures]:
+    """Images and clips of the same things: a clip's first step has three features of the image, its last the others."""
+    draw = np.random.default_rng(seed)
+    images = [draw.integers(0, 256, (1, 6), dtype=np.uint8) for _ in range(count)]
+    clips = []
+    for vector in VectorImages().encode(images):
+        clip = draw.normal(0, 0.2, (int(draw.integers(3, 6)), 3))
+        clip[0], clip[-1] = vector[:3], vector[3:]
+        clips.append(clip)
+    return images, clip_features({"ramp": sequences(clips)})

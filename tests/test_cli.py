@@ -20,9 +20,8 @@ Image = pytest.importorskip("PIL.Image")
 from cli_stubs import TEXTS, Pixels, Words, cache_home_fixture, error, folder_fixture, match, stub_fixture, write  # noqa: E402, F401
 
 from pycm import ImageTextMatcher, reference  # noqa: E402
-from pycm.cli.inputs import read_images, read_texts  # noqa: E402
+from pycm.cli.inputs import common_folder, read_images, read_texts  # noqa: E402
 from pycm.cli.main import run  # noqa: E402
-from pycm.cli.match import _common_folder  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("cache_home")
 
@@ -138,8 +137,8 @@ def test_a_list_may_mix_absolute_and_relative_paths(folder: Path, monkeypatch: p
 
 
 def test_images_that_share_only_the_root_keep_their_names() -> None:
-    assert _common_folder(Path("list.csv"), [Path("/a/x.png"), Path("/b/y.png")]) is None
-    assert _common_folder(Path("list.csv"), [Path("/a/c/x.png"), Path("/a/b/y.png")]) == Path("/a")
+    assert common_folder([Path("/a/x.png"), Path("/b/y.png")]) is None
+    assert common_folder([Path("/a/c/x.png"), Path("/a/b/y.png")]) == Path("/a")
 
 
 @pytest.mark.usefixtures("stub")

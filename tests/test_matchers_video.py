@@ -16,6 +16,7 @@ pytest.importorskip("safetensors")
 from clip_cases import WORDS, LetterEncoder, clip_features, ramps, sequences
 
 from pycm import VideoTextMatcher, evaluate, losses, matchers
+from pycm.matchers.learning import Pairs
 from pycm.spaces import Ridge
 from pycm.streams import ClipFeatures, Sequences
 
@@ -60,18 +61,18 @@ class TestOrder:
         np.testing.assert_allclose(np.linalg.norm(matcher.embed_clips(TEST), axis=1), 1, rtol=1e-5)
 
 
-class TestLinearStart:
-    def features(self, count: int = 60) -> tuple[ClipFeatures, list[str]]:
-        """Clips whose mean step says, through a linear map, which letters their text has."""
-        draw = np.random.default_rng(4)
-        texts = ["".join(draw.choice(list("eilmnorstv"), 12)) for _ in range(count)]
-        letters = LetterEncoder().encode(texts)
-        mix = draw.normal(size=(10, 16))
-        clips = [row @ mix + draw.normal(0, 1.5, (5, 16)) for row in letters]
-        return clip_features({"ramp": sequences(clips)}), texts
+def letter_clips(count: int = 60, seed: int = 4, noise: float = 1.5) -> tuple[ClipFeatures, list[str]]:
+    """Clips whose mean step says, through a linear map, which letters their text has."""
+    draw = np.random.default_rng(seed)
+    texts = ["".join(draw.choice(list("eilmnorstv"), 12)) for _ in range(count)]
+    mix = np.random.default_rng(9).normal(size=(10, 16))
+    clips = [row @ mix + draw.normal(0, noise, (5, 16)) for row in LetterEncoder().encode(texts)]
+    return clip_features({"ramp": sequences(clips)}), texts
 
+
+class TestLinearStart:
     def test_it_begins_where_ridge_on_the_mean_step_is(self) -> None:
-        clips, texts = self.features()
+        clips, texts = letter_clips()
         train, test = np.arange(40), np.arange(40, 60)
         matcher = make(text_encoder=LetterEncoder(), space=Ridge())
         matcher.fit(clips.take(train), [texts[i] for i in train], epochs=0)
@@ -86,7 +87,7 @@ class TestLinearStart:
     def test_the_network_learns_from_what_the_map_says_of_clips_it_was_not_fitted_to(self) -> None:
         from pycm.matchers.linear_start import fit_start
 
-        clips, texts = self.features()
+        clips, texts = letter_clips()
         x = clips.streams["ramp"].means().astype(np.float64)
         y = LetterEncoder().encode(texts).astype(np.float64)
         pairs = np.stack([np.arange(60)] * 2, 1)
@@ -102,6 +103,91 @@ class TestLinearStart:
         matcher = make(text_encoder=LetterEncoder(), space=Ridge()).fit(TRAIN, TEXTS, **FIT)
         assert matcher.history_[0]["recall@1"] < 0.5  # the mean step tells nothing
         assert accuracy(matcher) >= 0.9
+
+
+class TestFolds:
+    def test_they_choose_the_number_of_epochs_for_all_of_the_data(self, tmp_path: Path) -> None:
+        clips, texts = letter_clips(40)
+        options = {"text_encoder": LetterEncoder(), "space": Ridge()}
+        fit: dict[str, Any] = {"epochs": 3, "lr": 2e-2, "batch_size": 16}
+        matcher = make(**options).fit(clips, texts, validation=4, checkpoint=tmp_path, log=tmp_path / "log.csv", **fit)
+        fold_of = np.random.default_rng([0, 1]).permutation(40) % 4
+        curves = []
+        for fold in range(4):
+            mine, theirs = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+            held = (clips.take(theirs), [texts[i] for i in theirs])
+            one = make(**options).fit(clips.take(mine), [texts[i] for i in mine], validation=held, patience=None, **fit)
+            curves.append([record["mrr"] for record in one.history_])
+        mean = [record["mrr"] for record in matcher.history_]
+        assert len(mean) == 4
+        assert abs(mean[0] - np.mean(curves, axis=0)[0]) < 0.1
+        best = int(np.argmax(mean))
+        whole = make(**options).fit(clips, texts, validation=None, **(fit | {"epochs": 3}))
+        same = np.array_equal(whole.embed_clips(clips), matcher.embed_clips(clips))
+        assert same == (best == 3)
+        assert sorted(path.name for path in tmp_path.glob("**/training.pt")) == ["training.pt"] * 5
+        assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
+        again = make(**options).fit(clips, texts, validation=4, checkpoint=tmp_path, **fit)
+        np.testing.assert_array_equal(again.embed_clips(clips), matcher.embed_clips(clips))
+
+    @pytest.mark.parametrize("folds", [1, 21])
+    def test_their_number(self, folds: int) -> None:
+        clips, texts = letter_clips(40)
+        with pytest.raises(ValueError, match=rf"fit: validation must be in \[2, 20\] folds for 40 items, got {folds}"):
+            make().fit(clips, texts, validation=folds)
+
+    def test_labels(self) -> None:
+        matcher = make(head="labels").fit(TRAIN.take(range(40)), KINDS[:40], validation=2, **SHORT)
+        assert [record["epoch"] for record in matcher.history_] == [0, 1, 2]
+
+
+class TestLearningWithLess:
+    def mrr(self, matcher: VideoTextMatcher, clips: ClipFeatures, texts: list[str]) -> float:
+        return matcher.evaluate(clips, texts).video_to_text.mrr
+
+    def test_pairs_that_nobody_labelled(self) -> None:
+        clips, texts = letter_clips(200, noise=4.0)
+        known, rest, test = np.arange(15), np.arange(15, 140), np.arange(140, 200)
+        wanted = clips.take(test), [texts[i] for i in test]
+        fit: dict[str, Any] = {"epochs": 0, "validation": None}
+        alone = make(text_encoder=LetterEncoder(), space=Ridge()).fit(clips.take(known), texts[:15], **fit)
+        shuffled = [texts[i] for i in np.random.default_rng(0).permutation(rest)]
+        both = make(text_encoder=LetterEncoder(), space=Ridge())
+        both.fit(clips.take(known), texts[:15], unlabelled=(clips.take(rest), shuffled), threshold=0.5, **fit)
+        assert self.mrr(both, *wanted) > self.mrr(alone, *wanted) + 0.05
+        none = make(text_encoder=LetterEncoder(), space=Ridge())
+        none.fit(clips.take(known), texts[:15], unlabelled=(clips.take(rest), shuffled), threshold=1.0, **fit)
+        np.testing.assert_array_equal(none.embed_clips(wanted[0]), alone.embed_clips(wanted[0]))
+
+    def test_they_are_not_validated_on(self) -> None:
+        from pycm.matchers.inputs import Inputs, Rows
+
+        rows = pytest.importorskip("torch").arange(10.0)[:, None]
+        pairs = np.repeat(np.arange(10)[:, None], 2, 1)
+        problem = Pairs.of(Inputs(Rows(rows)), Inputs(Rows(rows)), pairs, extra=4)
+        assert problem.items == 6
+        assert problem.learned(np.array([0, 2])).first.features.values[:, 0].tolist() == [0, 2, 6, 7, 8, 9]
+        assert problem.take(np.array([0, 2])).first.features.values[:, 0].tolist() == [0, 2]
+
+    def test_another_domain(self) -> None:
+        clips, texts = letter_clips(160, noise=0.6)
+        draw = np.random.default_rng(1)
+        ramp = clips.streams["ramp"]
+        other = ramp.values @ (np.eye(16) + draw.normal(0, 0.25, (16, 16))).astype(np.float32) + 3
+        source = clip_features({"ramp": Sequences(other, ramp.cu_seqlens, ramp.times, ramp.present)})
+        train, test = np.arange(80), np.arange(80, 160)
+        wanted = clips.take(test), [texts[i] for i in test]
+        fit: dict[str, Any] = {"epochs": 0, "validation": None}
+        plain = make(text_encoder=LetterEncoder(), space=Ridge()).fit(source.take(train), texts[:80], **fit)
+        moved = make(text_encoder=LetterEncoder(), space=Ridge())
+        moved.fit(source.take(train), texts[:80], target_clips=clips.take(test), **fit)
+        assert self.mrr(moved, *wanted) > self.mrr(plain, *wanted) + 0.1
+
+    def test_what_does_not_go_together(self) -> None:
+        with pytest.raises(ValueError, match="unlabelled and threshold go together"):
+            make().fit(TRAIN, TEXTS, threshold=0.5)
+        with pytest.raises(ValueError, match="unlabelled must be None with head='labels'"):
+            make(head="labels").fit(TRAIN, KINDS, unlabelled=(TEST, WORDS), threshold=0.5)
 
 
 class TestHeads:
@@ -202,7 +288,7 @@ class TestUse:
         np.testing.assert_array_equal(*rows)
 
     def test_captions_of_one_clip_and_equal_captions_are_no_negatives(self) -> None:
-        from pycm.matchers.linear_start import groups_of
+        from pycm.matchers.learning import groups_of
 
         # clips 0, 1 share text 0; clip 2 has 1 and 2; clip 3 has 3
         groups = groups_of(np.array([[0, 0], [1, 0], [2, 1], [2, 2], [3, 3]]), 4, 4)
@@ -210,6 +296,19 @@ class TestUse:
         assert clips[0] == clips[1] == texts[0]
         assert clips[2] == texts[1] == texts[2]
         assert len({clips[0], clips[2], clips[3]}) == 3
+
+    def test_the_loss_is_told_so(self) -> None:
+        seen: list[list[int]] = []
+
+        class Recorder(losses.InfoNCE):
+            def forward(self, queries: Any, gallery: Any, groups: Any = None) -> Any:
+                seen.append(sorted(groups.tolist()))
+                return super().forward(queries, gallery, groups)
+
+        texts = [["it grows", "it shrinks"], "it shrinks", "it moves left", "it moves right"]
+        make(loss=Recorder()).fit(TRAIN.take(range(4)), texts, validation=None, epochs=2)
+        # Five pairs: three of the first two clips, which share a text, and one of each other clip.
+        assert [[groups.count(group) for group in dict.fromkeys(groups)] for groups in seen] == [[3, 1, 1]] * 2
 
     def test_an_encoder_that_has_to_be_fitted_is(self, tmp_path: Path) -> None:
         pytest.importorskip("sklearn")
@@ -271,7 +370,7 @@ class TestSaving:
     def test_an_interrupted_fit_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = make().fit(TRAIN, TEXTS, **(FIT | {"epochs": 5}))
         epochs: list[int] = []
-        original = VideoTextMatcher._validate_ranking
+        original = Pairs.validate
 
         def validate(self: Any, *arguments: Any) -> Any:
             epochs.append(len(epochs))
@@ -279,7 +378,7 @@ class TestSaving:
                 signal.raise_signal(signal.SIGINT)
             return original(self, *arguments)
 
-        monkeypatch.setattr(VideoTextMatcher, "_validate_ranking", validate)
+        monkeypatch.setattr(Pairs, "validate", validate)
         matcher = make()
         with pytest.raises(KeyboardInterrupt):
             matcher.fit(TRAIN, TEXTS, checkpoint=tmp_path, **(FIT | {"epochs": 5}))

@@ -72,6 +72,17 @@ def test_bfloat16_is_widened() -> None:
         )
 
 
+def test_bfloat16_where_it_lies(level: str) -> None:
+    """Rows at odd places, strides, runs longer than a screen's, what bf16 arithmetic flushes or cannot hold."""
+    generator = torch.Generator().manual_seed(3)
+    q, wide = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((3, 40, 66), (5, 500, 70)))
+    hard = wide[..., :66].contiguous()
+    hard[2, 450, 3], hard[3], hard[4] = torch.nan, hard[3] * 1e-39, hard[4] * 1e30
+    for g in (hard, wide[..., :66], wide[..., 1:67], wide[:, ::3, 2:68], wide[..., :65]):
+        x = q[..., : g.shape[2]]
+        torch.testing.assert_close(pycm.maxsim(x, g), pycm.maxsim(x.float(), g.float()), rtol=0, atol=0, equal_nan=True)
+
+
 def test_lengths_of_any_kind() -> None:
     x = torch.randn(3, 5, 8)
     want = pycm.maxsim(x, x, torch.tensor([1, 5, 0]))

@@ -22,6 +22,7 @@ from typing import Any
 import timing
 import torch
 from cases import Case, cases
+from temporal_cases import temporal_cases
 
 import pycm
 
@@ -100,7 +101,8 @@ def main() -> int:
         found = {"limits": timing.limits(device, options.tiny), **describe(device)}
         machine.write_text(json.dumps(found, indent=1), encoding="utf-8")
     limits = json.loads(machine.read_text(encoding="utf-8"))["limits"]
-    wanted = [c for c in cases(options.tiny) if not options.case or any(fnmatchcase(c.name, p) for p in options.case)]
+    every = [*cases(options.tiny), *temporal_cases(options.tiny)]
+    wanted = [c for c in every if not options.case or any(fnmatchcase(c.name, p) for p in options.case)]
     left = [case for case in wanted if not (options.out / f"case-{case.name}.json").exists()]
     failed = 0
     for done, case in enumerate(left):

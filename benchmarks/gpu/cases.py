@@ -111,16 +111,27 @@ def topk_case(n: int, m: int, d: int, k: int, precision: str, goal: float) -> Ca
     return Case(name, about, "product alone", goal, make, floor, memory)
 
 
-def few_queries_case(n: int, m: int, d: int) -> Case:
+def few_queries_case(n: int, m: int, d: int, precision: str) -> Case:
+    """The floor is that of the codes, 2 bytes an element; the rows are fp32, which exact results are verified by."""
+
     def make(device: torch.device) -> Problem:
-        q, g = rows(device, n, d, torch.float16, 2), rows(device, m, d, torch.float16, 3)
-        found, absent = offered(torch=lambda: peers.torch_topk(q, g, 10))
-        return Problem(lambda: pycm.topk(q, g, 10, "dot", precision="fast"), found, absent=absent)
+        q, g = rows(device, n, d, torch.float32, 2), rows(device, m, d, torch.float32, 3)
+        gallery = pycm.Gallery(g, metric="dot")
+        half = q.half(), g.half()
+        found, absent = offered(torch=lambda: peers.torch_topk(*half, 10))
+
+        def check(result: pycm.GalleryMatches) -> None:
+            best = torch.cat([q.double() @ part.double().T for part in g.split(1 << 18)], 1).float().topk(10, dim=1)
+            relative, absolute = (2.0**-22, 0.0) if precision == "exact" else (0.0, 2.0**-9)
+            assert torch.allclose(torch.as_tensor(result.scores), best.values, rtol=relative, atol=absolute)
+
+        return Problem(lambda: gallery.topk(q, 10, precision=precision), found, check, absent)
 
     def floor(limits: Limits) -> float:
         return 2.0 * m * d / limits["copy"]
 
-    return Case(f"topk-{n}-queries", f"{n} queries, {m} × {d} in fp16", "floor", 0.85, make, floor)
+    about = f"{n} queries, {precision}, prepared {m} × {d}"
+    return Case(f"prepared-{precision}-{n}x{m}x{d}", about, "floor", 0.85, make, floor)
 
 
 def rank_case(n: int, m: int, d: int) -> Case:
@@ -207,7 +218,7 @@ def cases(tiny: bool = False) -> Iterator[Case]:
     if tiny:
         yield topk_case(40, 3000, 64, 10, "fast", 0.0)
         yield topk_case(40, 3000, 64, 10, "exact", 0.0)
-        yield few_queries_case(4, 3000, 64)
+        yield few_queries_case(4, 3000, 64, "exact")
         yield rank_case(40, 3000, 64)
         yield similarity_case(200, 64, torch.float32)
         yield similarity_case(200, 64, torch.bfloat16)
@@ -222,7 +233,8 @@ def cases(tiny: bool = False) -> Iterator[Case]:
         yield topk_case(*size, "fast", 1 / 1.33)
         yield topk_case(*size, "exact", 1 / 1.5)
     for count in (1, 16, 64):
-        yield few_queries_case(count, 1_000_000, 512)
+        for precision in ("exact", "fast"):
+            yield few_queries_case(count, 1_000_000, 512, precision)
     yield rank_case(10_000, 1_000_000, 512)
     yield similarity_case(16_384, 512, torch.float32)
     yield similarity_case(16_384, 512, torch.bfloat16)

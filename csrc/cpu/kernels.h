@@ -103,7 +103,7 @@ struct RowTile {
 struct MaximaTile {
   const uint32_t* words = nullptr;
   int64_t word_stride = 0, word_count = 0;
-  const float* rows = nullptr;
+  const float* rows = nullptr;  // null where the words are the rows
   int64_t row_stride = 0, count = 0, dim = 0;
   const float* scale = nullptr;     // null for 1
   const uint32_t* panel = nullptr;  // [word][kPanelColumns]
@@ -156,6 +156,8 @@ struct Kernels {
   // Rounds a row to bf16, two elements a word, and fills up with zeros to a multiple of 16 words. Returns the sum of its
   // squares in fp32.
   float (*round_bf16)(const float* row, int64_t dim, uint32_t* out);
+  // That sum, of a row in bf16.
+  float (*square_bf16)(const uint32_t* row, int64_t words);
 
   // out[d * width + r] = rows[r][d] for r < count, 0 for the rest up to width.
   void (*pack_f32)(const float* rows, int64_t row_stride, int count, int64_t dim, int width, float* out);

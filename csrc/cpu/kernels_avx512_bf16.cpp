@@ -14,6 +14,7 @@ void use_bf16(Kernels& kernels) {
   kernels.pack_queries[kAt] = pack_whole;
   kernels.maxima_bf16 = maxima_bf16;
   kernels.round_bf16 = round_bf16;
+  kernels.square_bf16 = square_bf16;
   kernels.query_words[kAt] = NativeBf16Word::kQueryWords;
 }
 }  // namespace pycm::cpu

@@ -363,6 +363,7 @@ constexpr Kernels table(const char* level) {
       row_products<VecD>,
       nullptr,
       nullptr,
+      nullptr,
       pack_f32,
       pack_f64,
       affine_f32,

@@ -16,17 +16,27 @@
 namespace pycm::cpu {
 namespace {
 
+PYCM_INLINE __m512 load16(const float* row) { return _mm512_loadu_ps(row); }
+PYCM_INLINE __m512 load16(const float* row, __mmask16 in) { return _mm512_maskz_loadu_ps(in, row); }
+PYCM_INLINE __m512 widened(__m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+PYCM_INLINE __m512 load16(const uint16_t* row) {
+  return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)));
+}
+PYCM_INLINE __m512 load16(const uint16_t* row, __mmask16 in) { return widened(_mm256_maskz_loadu_epi16(in, row)); }
+
 // The fp32 product that decides: 64 lanes, then a tree. At most D / 64 + 7 roundings follow one another.
-PYCM_INLINE float product_f32(const float* a, const float* b, int64_t dim) {
+template <class Row>
+PYCM_INLINE float product_f32(const float* a, const Row* b, int64_t dim) {
   __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
   int64_t d = 0;
   for (; d + 64 <= dim; d += 64)
 #pragma GCC unroll 4
-    for (int l = 0; l < 4; ++l)
-      sum[l] = _mm512_fmadd_ps(_mm512_loadu_ps(a + d + 16 * l), _mm512_loadu_ps(b + d + 16 * l), sum[l]);
+    for (int l = 0; l < 4; ++l) sum[l] = _mm512_fmadd_ps(load16(a + d + 16 * l), load16(b + d + 16 * l), sum[l]);
   for (int l = 0; d < dim; d += 16, ++l) {
     const __mmask16 in = dim - d >= 16 ? __mmask16(~0u) : static_cast<__mmask16>((1u << (dim - d)) - 1);
-    sum[l] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(in, a + d), _mm512_maskz_loadu_ps(in, b + d), sum[l]);
+    sum[l] = _mm512_fmadd_ps(load16(a + d, in), load16(b + d, in), sum[l]);
   }
   return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[2]), _mm512_add_ps(sum[1], sum[3])));
 }
@@ -58,10 +68,11 @@ struct MaximaPass {
       for (int j = 0; j < kVectors; ++j) column[j] = (__m512bh)_mm512_loadu_si512(panel + 16 * j);
 #pragma GCC unroll 12
       for (int i = 0; i < kHeight; ++i) {
-        const __m512bh element =
-            (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int*>(base[i / 3] + (i % 3) * stride));
+        int element;
+        __builtin_memcpy(&element, base[i / 3] + (i % 3) * stride, 4);  // rows of bf16 may lie at odd halves
+        const __m512bh row = (__m512bh)_mm512_set1_epi32(element);
 #pragma GCC unroll 2
-        for (int j = 0; j < kVectors; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], column[j], element);
+        for (int j = 0; j < kVectors; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], column[j], row);
       }
 #pragma GCC unroll 4
       for (int i = 0; i < kBases; ++i) base[i] += 4;
@@ -121,8 +132,12 @@ struct MaximaPass {
     for (int64_t i = 0; i < count; ++i) {
       const uint32_t row = tile.candidates[i] / kPanelColumns, column = tile.candidates[i] % kPanelColumns;
       const float scale = tile.scale == nullptr ? 1.0f : tile.scale[row];
+      const float* vector = tile.vectors + column * tile.dim;
       const float value =
-          product_f32(tile.vectors + column * tile.dim, tile.rows + row * tile.row_stride, tile.dim) * scale;
+          scale * (tile.rows != nullptr
+                       ? product_f32(vector, tile.rows + row * tile.row_stride, tile.dim)
+                       : product_f32(vector, reinterpret_cast<const uint16_t*>(tile.words) + 2 * row * tile.word_stride,
+                                     tile.dim));
       // What is not finite leaves NaN, which stays.
       const float poison = value * 0.0f;
       best[column] = (value > best[column] ? value : best[column]) + poison;
@@ -147,6 +162,16 @@ float round_bf16(const float* row, int64_t dim, uint32_t* out) {
     square[1] = _mm512_fmadd_ps(high, high, square[1]);
   }
   return _mm512_reduce_add_ps(_mm512_add_ps(square[0], square[1]));
+}
+
+float square_bf16(const uint32_t* row, int64_t words) {
+  __m512 square = _mm512_setzero_ps();
+  for (int64_t w = 0; w < words; w += 16) {
+    const __mmask16 in = words - w >= 16 ? __mmask16(~0u) : static_cast<__mmask16>((1u << (words - w)) - 1);
+    const __m512bh part = (__m512bh)_mm512_maskz_loadu_epi32(in, row + w);
+    square = _mm512_dpbf16_ps(square, part, part);
+  }
+  return _mm512_reduce_add_ps(square);
 }
 
 }  // namespace

@@ -142,11 +142,13 @@ class Pass {
       const bool screened = is_screened(y_.length(first + b));
       const int64_t at = screened ? count : b;  // those of the tiles are needed together
       ItemRows<T>& item = scratch.items[b];
-      item.read(y_.item(first + b), metric_, norms, scratch.sources[at], scratch.scales[at]);
+      const Rows rows = y_.item(first + b);
+      if (screened && !norms && ItemMaxima::in_place(packed.screened, rows)) item = {nullptr, 0, rows.rows};
+      else item.read(rows, metric_, norms, scratch.sources[at], scratch.scales[at]);
       if (norms) output_.y_norms[first + b] = metric_ == Metric::kDot ? item.largest : 1;
       if constexpr (std::is_same_v<T, float>) {
         const Rows next = b + 1 < count ? y_.item(first + b + 1) : Rows{};
-        if (screened) scratch.maxima.run(packed.screened, item, next, scratch.best.get() + b * width);
+        if (screened) scratch.maxima.run(packed.screened, rows, item, next, scratch.best.get() + b * width);
       }
     }
     for (int64_t p = 0; tiled_ && p < packed.tiled.panel_count(); ++p)

@@ -25,13 +25,15 @@ struct ScreenedItems : ItemBorders {
   Buffer<float> rows, share, tail;
   Buffer<uint32_t> panels;
   int64_t words = 0;
+  bool exact = false;
 
   int64_t panel_count() const { return (vectors + kPanelColumns - 1) / kPanelColumns; }
   int used(int64_t p) const { return static_cast<int>(std::min<int64_t>(kPanelColumns, vectors - p * kPanelColumns)); }
 
-  // `exact`: whether both sides are bf16 as they are.
-  void pack_items(const VectorSets& x, Metric metric, bool norms, bool exact, int threads) {
+  // `as_they_are`: both sides are bf16 and not normalised, so that nothing is rounded.
+  void pack_items(const VectorSets& x, Metric metric, bool norms, bool as_they_are, int threads) {
     set_borders(x);
+    exact = as_they_are;
     words = word_stride(dim);
     const int64_t padded = round_up(vectors, kPanelColumns);
     rows.reserve(vectors * dim);
@@ -44,7 +46,7 @@ struct ScreenedItems : ItemBorders {
       read(x, metric, norms, begin, used(p), rows.get() + begin * dim);
       for (int r = 0; r < used(p); ++r) {
         const float square = kernels().round_bf16(rows.get() + (begin + r) * dim, dim, rounded.get() + r * words);
-        set_error(begin + r, length(square), exact);
+        set_error(begin + r, length(square));
       }
       kernels().pack_panel(rounded.get(), words, used(p), words, panels.get() + begin * words);
     });
@@ -70,7 +72,7 @@ struct ScreenedItems : ItemBorders {
  private:
   static constexpr double kLargest = 0x1p60;
 
-  void set_error(int64_t at, double norm, bool exact) {
+  void set_error(int64_t at, double norm) {
     const double d = static_cast<double>(dim);
     // Rounding of both sides, of the sums in bf16 and in fp32, and of this.
     const double relative = (exact ? 0 : 0x1.01p-7) + 2 * (d + 2) * 0x1p-24 + (d / 64 + 16) * 0x1p-24;
@@ -84,24 +86,41 @@ struct ScreenedItems : ItemBorders {
 // The largest fp32 products of one y item with all vectors of `x`, NaN where one is no finite number.
 class ItemMaxima {
  public:
-  // `next` is read after `item`.
-  void run(const ScreenedItems& x, const ItemRows<float>& item, const Rows& next, float* best) {
+  // Whether the rows need no rounding and are words where they lie.
+  static bool in_place(const ScreenedItems& x, const Rows& y) {
+    return x.exact && y.dim_stride == 1 && y.dim % 2 == 0 && y.row_stride % 2 == 0;
+  }
+
+  // `item` is y as fp32 rows, or none where y is used in place; `next` is read after it.
+  void run(const ScreenedItems& x, const Rows& y, const ItemRows<float>& item, const Rows& next, float* best) {
     if (x.vectors == 0) return;
-    const int64_t runs = (item.count + kRunRows - 1) / kRunRows, most = (item.count + runs - 1) / runs;
+    const int64_t runs = (y.rows + kRunRows - 1) / kRunRows, most = (y.rows + runs - 1) / runs;
     words_.reserve(most * x.words);
     values_.reserve(most * kPanelColumns);
     candidates_.reserve(most * kPanelColumns + 16);
-    for (int64_t begin = 0; begin < item.count; begin += most) {
-      const int64_t count = std::min(most, item.count - begin), left = item.count - begin - count;
+    for (int64_t begin = 0; begin < y.rows; begin += most) {
+      const int64_t left = std::max<int64_t>(0, y.rows - begin - most);
       MaximaTile tile;
-      tile.rows = item.rows + begin * item.stride;
-      tile.row_stride = item.stride;
-      tile.count = count;
+      tile.count = std::min(most, y.rows - begin);
       tile.dim = x.dim;
-      tile.scale = item.scale == nullptr ? nullptr : item.scale + begin;
-      round(x, tile);
+      tile.word_count = (x.dim + 1) / 2;
+      if (item.rows == nullptr) {
+        tile.words = static_cast<const uint32_t*>(y.row(begin));
+        tile.word_stride = y.row_stride / 2;
+        measure(x, tile,
+                [&](int64_t r) { return kernels().square_bf16(tile.words + r * tile.word_stride, tile.word_count); });
+      } else {
+        tile.rows = item.rows + begin * item.stride;
+        tile.row_stride = item.stride;
+        tile.scale = item.scale == nullptr ? nullptr : item.scale + begin;
+        tile.words = words_.get();
+        tile.word_stride = x.words;
+        measure(x, tile, [&](int64_t r) {
+          return kernels().round_bf16(tile.rows + r * tile.row_stride, tile.dim, words_.get() + r * x.words);
+        });
+      }
       if (left == 0) fetch(next, next.rows, tile);
-      else fetch({tile.rows + count * item.stride, DType::kFloat32, left, x.dim, item.stride, 1}, most, tile);
+      else fetch({y.row(begin + most), y.dtype, left, y.dim, y.row_stride, y.dim_stride}, most, tile);
       run_panels(x, tile, begin == 0, best);
     }
   }
@@ -116,12 +135,14 @@ class ItemMaxima {
     tile.ahead_bytes = std::min({count, rows.rows, kRunRows}) * rows.dim * item_size(rows.dtype);
   }
 
-  void round(const ScreenedItems& x, MaximaTile& tile) {
+  // square_of(row): the sum of its squares.
+  template <class Square>
+  void measure(const ScreenedItems& x, const MaximaTile& tile, Square square_of) {
     double square = 0;
     scale_ = tile.scale == nullptr ? 1 : 0;
     bool known = true;
     for (int64_t r = 0; r < tile.count; ++r) {
-      double found = kernels().round_bf16(tile.rows + r * tile.row_stride, tile.dim, words_.get() + r * x.words);
+      double found = square_of(r);
       if (tile.scale != nullptr) {
         const double scale = tile.scale[r];
         scale_ = std::max(scale_, scale);
@@ -131,9 +152,6 @@ class ItemMaxima {
       square = std::max(square, found);
     }
     largest_ = known ? x.length(square, scale_) : kInfinity;
-    tile.words = words_.get();
-    tile.word_stride = x.words;
-    tile.word_count = (x.dim + 1) / 2;
   }
 
   void run_panels(const ScreenedItems& x, MaximaTile& tile, bool first, float* best) {

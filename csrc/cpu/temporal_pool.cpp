@@ -188,7 +188,8 @@ class Group {
     T* h_next = h_[(t + 1) % 2].get();
     const Tiles tiles(alive, height_);
     const bool from_zero = t == 0 && args_.h0 == nullptr;
-    member.phase(w_.groups, [&](int64_t g) {
+    // To and fro: a step begins with the weights that the one before has read last, and left in the cache.
+    const auto unit_group = [&](int64_t g) {
       if (scratch.packed_step != t && !from_zero)
         pack_states(h, states_, alive, shape_.state_size, scratch, scratch.packed_h);
       scratch.packed_step = t;
@@ -221,7 +222,8 @@ class Group {
             store(args_.cn, j, shape_.hidden_size, g, c_.get() + j * units_);
         }
       }
-    });
+    };
+    member.phase(w_.groups, unit_group, t % 2 == 1);
     if (projects()) project_state(member, scratch, t, tiles, h_next);
     if (args_.pool.pool == Pool::kAttention)
       member.phase(alive, [&](int64_t j) {

@@ -32,12 +32,12 @@ class Member {
  public:
   Member(Team& team, int rank) : team_(team), rank_(rank), before_(static_cast<size_t>(team.members())) {}
 
-  // f(item) once for every item in [0, items), by one member or another.
+  // f(item) once for every item in [0, items), by one member or another; `backwards`: each share from its end.
   template <class F>
-  void phase(int64_t items, F&& f) {
+  void phase(int64_t items, F&& f, bool backwards = false) {
     const int members = team_.members();
     if (members == 1) {
-      for (int64_t i = 0; i < items; ++i) f(i);
+      for (int64_t i = 0; i < items; ++i) f(backwards ? items - 1 - i : i);
       return;
     }
     for (int k = 0; k < members; ++k) {
@@ -48,7 +48,7 @@ class Member {
       int64_t taken = next.load(std::memory_order_relaxed);
       while (taken < before + end - begin) {
         if (!next.compare_exchange_weak(taken, taken + 1, std::memory_order_relaxed)) continue;
-        f(begin + taken - before);
+        f(backwards ? end - 1 - (taken - before) : begin + taken - before);
         team_.done_.value.fetch_add(1, std::memory_order_release);
         taken = next.load(std::memory_order_relaxed);
       }

@@ -20,16 +20,8 @@
 namespace pycm::cpu {
 namespace {
 
-constexpr double kScanWork = 4096;  // multiply-adds
-
 // Guessing a threshold: after a few panels and at last after this share of the blocks, of at least so many, for so large a k.
 constexpr int64_t kGuessPanels = 4, kGuessShare = 16, kGuessBlocks = 32, kGuessK = 8, kGuessRows = 64;
-
-// Whether to score every pair in fp64 at once: few queries are bound by reading the gallery, a k near M lets everything
-// through a screen, and a small problem is over before a screen is set up.
-bool use_scan(int64_t queries, int64_t gallery, int64_t k, double work, bool encoded) {
-  return (queries <= kScanQueries && !encoded) || 4 * k > gallery || work < kScanWork;
-}
 
 template <class M, class S>
 class TopK {
@@ -398,16 +390,7 @@ void topk(const TopKArgs& args, const EncodedGallery* encoded) {
 int64_t topk_workspace_bytes(int64_t queries, int64_t gallery, int64_t dim, int64_t k, int num_threads) {
   const int64_t scan = ScanTopK<Cosine, float>::workspace_bytes(queries, gallery, dim, k, num_threads);
   if (4 * k > gallery) return scan;
-  // The chunk's lists and packed rows; per thread a block, encoded in four bytes an element at most, and the survivors of the
-  // query it finishes; for all threads the pairs of grouped_pairs.h and their queries in fp64.
-  const int64_t chunk = chunk_rows(queries, k, num_threads), threads = num_threads;
-  const int64_t rows = threads * chunk * list_bytes(k) + (chunk + kMaxTileRows) * (dim * 8 + 128);
-  const int64_t block = (block_rows<float>((dim + 3) / 4) + 3 * kMaxTileColumns) * (dim + 16) * 8;
-  const int64_t survivors = threads * candidate_capacity(k) * static_cast<int64_t>(sizeof(Candidate)) + list_bytes(k);
-  const int64_t grouped =
-      threads * chunk * candidate_capacity(k) * 40 + std::min(chunk * dim * 8, kListBytes) + threads * gallery;
-  return std::max(scan,
-                  rows + threads * (block + survivors) + grouped + gallery * static_cast<int64_t>(sizeof(RowStats)));
+  return std::max(scan, chunk_workspace_bytes(queries, gallery, dim, k, num_threads));
 }
 
 }  // namespace pycm::cpu

@@ -27,6 +27,19 @@ inline int64_t chunk_rows(int64_t queries, int64_t k, int threads) {
   return std::min(queries, std::clamp<int64_t>(fit, kMaxTileRows, kMaxChunk));
 }
 
+// What the chunks of a search take.
+inline int64_t chunk_workspace_bytes(int64_t queries, int64_t gallery, int64_t dim, int64_t k, int num_threads) {
+  // The chunk's lists and packed rows; per thread a block, encoded in four bytes an element at most, and the survivors of the
+  // query it finishes; for all threads the pairs of grouped_pairs.h and their queries in fp64.
+  const int64_t chunk = chunk_rows(queries, k, num_threads), threads = num_threads;
+  const int64_t rows = threads * chunk * list_bytes(k) + (chunk + kMaxTileRows) * (dim * 8 + 128);
+  const int64_t block = (block_rows<float>((dim + 3) / 4) + 3 * kMaxTileColumns) * (dim + 16) * 8;
+  const int64_t survivors = threads * candidate_capacity(k) * static_cast<int64_t>(sizeof(Candidate)) + list_bytes(k);
+  const int64_t grouped =
+      threads * chunk * candidate_capacity(k) * 40 + std::min(chunk * dim * 8, kListBytes) + threads * gallery;
+  return rows + threads * (block + survivors) + grouped + gallery * static_cast<int64_t>(sizeof(RowStats));
+}
+
 // What one thread keeps for the chunk it works on.
 template <class S>
 struct TopKSlot {

@@ -2,10 +2,18 @@
 // near M, where everything would survive the screen.
 #pragma once
 
+#include "cpu/search.h"
 #include "cpu/verify.h"
 #include "ops/topk.h"
 
 namespace pycm::cpu {
+
+// Whether to score every pair in fp64 at once: few queries are bound by reading the gallery, a k near M lets everything
+// through a screen, and a small problem is over before a screen is set up.
+inline bool use_scan(int64_t queries, int64_t gallery, int64_t k, double work, bool encoded) {
+  constexpr double kScanWork = 4096;  // multiply-adds
+  return (queries <= kScanQueries && !encoded) || 4 * k > gallery || work < kScanWork;
+}
 
 template <class M, class S>
 class ScanTopK {

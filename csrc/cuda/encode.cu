@@ -67,9 +67,18 @@ __device__ Extent extent_of(const Centred<Element>& y, int64_t dim) {
           __any_sync(kAllLanes, nan) != 0};
 }
 
+// The code of one row: steps of kCodeStep halves, `stride` apart.
+struct Code {
+  uint16_t* data;
+  int64_t stride;
+  __device__ void write(int64_t d, uint32_t pair) const {
+    *reinterpret_cast<uint32_t*>(data + d / kCodeStep * stride + d % kCodeStep) = pair;
+  }
+};
+
 // Writes fp16(y * factor) and zeros up to `padded`; returns the squared length of what that lost.
 template <typename Element>
-__device__ double write_code(const Centred<Element>& y, double factor, int64_t dim, int64_t padded, uint16_t* code) {
+__device__ double write_code(const Centred<Element>& y, double factor, int64_t dim, int64_t padded, Code code) {
   double loss = 0;
   for (int64_t d = 2 * lane_index(); d < padded; d += 2 * kWarp) {
     uint32_t pair = 0;
@@ -82,12 +91,12 @@ __device__ double write_code(const Centred<Element>& y, double factor, int64_t d
       loss += rest * rest;
       pair |= uint32_t{half} << 16 * i;
     }
-    *reinterpret_cast<uint32_t*>(code + d) = pair;
+    code.write(d, pair);
   }
   return warp_reduce(loss, [](double a, double b) { return a + b; });
 }
-__device__ void clear_code(int64_t padded, uint16_t* code) {
-  for (int64_t d = 2 * lane_index(); d < padded; d += 2 * kWarp) *reinterpret_cast<uint32_t*>(code + d) = 0;
+__device__ void clear_code(int64_t padded, Code code) {
+  for (int64_t d = 2 * lane_index(); d < padded; d += 2 * kWarp) code.write(d, 0);
 }
 
 // Norms of normalised rows whose squares stay in the range of fp64.
@@ -95,7 +104,7 @@ __device__ bool representable(double norm) { return norm > 1e-140 && norm < 1e14
 
 template <typename Element>
 __device__ void encode_query(const Rows& queries, int64_t i, int64_t local, MetricTraits metric, bool exact,
-                             const double* centre, int64_t padded, uint16_t* code, QueryState& out, uint32_t* direct) {
+                             const double* centre, int64_t padded, Code code, QueryState& out, uint32_t* direct) {
   const int64_t dim = queries.dim;
   const Row<Element> row(queries, i);
   const RowStats stats = row_stats(row, dim, metric);
@@ -135,7 +144,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
                           const double* centre, uint16_t* codes, QueryState* states, uint32_t* direct) {
   const int64_t local = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (local >= round_up(count, kTileQueries)) return;
-  uint16_t* code = codes + local * padded;
+  const Code code{codes + local * padded, kCodeStep};
   if (local >= count) {  // fills the last tile up
     clear_code(padded, code);
     if (lane_index() == 0) {
@@ -173,7 +182,7 @@ __device__ void write_column(const Column& column, int64_t dim, int64_t padded, 
 
 template <typename Element>
 __device__ Column encode_column(const Row<Element>& row, int64_t dim, MetricTraits metric, const double* centre,
-                                int64_t padded, uint16_t* code) {
+                                int64_t padded, Code code) {
   const RowStats stats = row_stats(row, dim, metric);
   const Centred<Element> y{row, stats.mean, metric.distance ? centre : nullptr};
   const Extent extent = extent_of(y, dim);
@@ -195,8 +204,7 @@ __device__ Column encode_column(const Row<Element>& row, int64_t dim, MetricTrai
 
 // The same for dot and cosine where rows are no wider than fp32, without fp64: twice over the row.
 template <typename Element>
-__device__ Column encode_column_fp32(const Row<Element>& row, int64_t dim, bool normalise, int64_t padded,
-                                     uint16_t* code) {
+__device__ Column encode_column_fp32(const Row<Element>& row, int64_t dim, bool normalise, int64_t padded, Code code) {
   float largest = 0;
   bool nan = false;
 #pragma unroll 4
@@ -225,7 +233,7 @@ __device__ Column encode_column_fp32(const Row<Element>& row, int64_t dim, bool 
     for (int i = 0; i < 2; ++i)
       if (d + i < dim) value[i] = static_cast<float>(row[d + i]) * first * second;
     const uint32_t pair = pack_half2(value[0], value[1]);
-    *reinterpret_cast<uint32_t*>(code + d) = pair;
+    code.write(d, pair);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float rest = value[i] - half_to_float(static_cast<uint16_t>(pair >> 16 * i));  // exact
@@ -243,16 +251,15 @@ __device__ Column encode_column_fp32(const Row<Element>& row, int64_t dim, bool 
 
 __global__ void __launch_bounds__(kWarps* kWarp)
     encode_gallery_kernel(Rows gallery, Shuffle shuffle, int64_t begin, int64_t count, int64_t padded,
-                          MetricTraits metric, bool exact, const double* centre, uint16_t* codes,
-                          ScreenColumns columns) {
+                          MetricTraits metric, bool exact, Encoding to) {
   const int64_t local = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (local >= round_up(count, kTileColumns)) return;
-  uint16_t* code = codes + local * padded;
+  const Code code{to.codes + local * kCodeStep, to.stride};
   if (local >= count) {  // fills the last tile up; never a hit
     clear_code(padded, code);
     if (lane_index() != 0) return;
-    columns.scale_error[local] = {0, -INFINITY};
-    columns.bias[local] = 0;
+    to.columns.scale_error[local] = {0, -INFINITY};
+    to.columns.bias[local] = 0;
     return;
   }
   visit_elements(gallery.dtype, [&](auto element) {
@@ -260,10 +267,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     const Row<Element> row(gallery, shuffle(begin + local));
     const bool narrow = !std::is_same_v<Element, Float64Element> && !metric.centre && !metric.distance;
     const Column column = narrow ? encode_column_fp32(row, gallery.dim, metric.normalise, padded, code)
-                                 : encode_column(row, gallery.dim, metric, centre, padded, code);
+                                 : encode_column(row, gallery.dim, metric, to.centre, padded, code);
     if (lane_index() == 0)
-      write_column(column, gallery.dim, padded, metric.distance, exact, columns.scale_error[local],
-                   columns.bias[local]);
+      write_column(column, gallery.dim, padded, metric.distance, exact, to.columns.scale_error[local],
+                   to.columns.bias[local]);
   });
 }
 
@@ -292,6 +299,7 @@ Shuffle shuffle_of(int64_t rows) {
 Encoding lay_out_encoding(int64_t rows, int64_t dim, Workspace& workspace) {
   const int64_t padded = round_up(rows, kTileColumns);
   return {workspace.take<uint16_t>(padded * round_up(dim, kCodeStep)),
+          padded * kCodeStep,
           {workspace.take<float2>(padded), workspace.take<float>(padded)},
           workspace.take<double>(dim)};
 }
@@ -312,8 +320,7 @@ void launch_encode_queries(const Rows& queries, int64_t begin, int64_t count, Me
 void launch_encode_gallery(const Rows& gallery, int64_t begin, int64_t count, MetricTraits metric, bool exact,
                            const Encoding& to, const char* name, void* stream) {
   launch(encode_gallery_kernel, warps_grid(round_up(count, kTileColumns), stream), name, gallery,
-         shuffle_of(gallery.rows), begin, count, round_up(gallery.dim, kCodeStep), metric, exact, to.centre, to.codes,
-         to.columns);
+         shuffle_of(gallery.rows), begin, count, round_up(gallery.dim, kCodeStep), metric, exact, to);
 }
 
 int64_t encoded_bytes(int64_t rows, int64_t dim) {

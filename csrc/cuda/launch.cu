@@ -46,16 +46,23 @@ void allow(const void* kernel, const Grid& grid, const char* name) {
     cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
 }
 
-cudaLaunchConfig_t config_of(const Grid& grid, cudaLaunchAttribute& cluster) {
+cudaLaunchConfig_t config_of(const Grid& grid, cudaLaunchAttribute (&attributes)[2]) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid.grid;
   config.blockDim = grid.block;
   config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
   config.stream = static_cast<cudaStream_t>(grid.stream);
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
-  config.attrs = &cluster;
-  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  config.attrs = attributes;
+  if (grid.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+  }
+  if (grid.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
   return config;
 }
 
@@ -63,15 +70,15 @@ cudaLaunchConfig_t config_of(const Grid& grid, cudaLaunchAttribute& cluster) {
 
 void launch_arguments(const void* kernel, const Grid& grid, const char* name, void** arguments) {
   allow(kernel, grid, name);
-  cudaLaunchAttribute cluster = {};
-  const cudaLaunchConfig_t config = config_of(grid, cluster);
+  cudaLaunchAttribute attributes[2] = {};
+  const cudaLaunchConfig_t config = config_of(grid, attributes);
   cuda_check(cudaLaunchKernelExC(&config, kernel, arguments), name);
 }
 
 bool cluster_fits_device(const void* kernel, const Grid& grid) {
   allow(kernel, grid, "cluster_fits");
-  cudaLaunchAttribute cluster = {};
-  const cudaLaunchConfig_t config = config_of(grid, cluster);
+  cudaLaunchAttribute attributes[2] = {};
+  const cudaLaunchConfig_t config = config_of(grid, attributes);
   int clusters = 0;
   const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
   if (status != cudaSuccess) cudaGetLastError();  // a cluster that cannot be is no error here

@@ -21,12 +21,14 @@ struct DeviceLimits {
 };
 const DeviceLimits& device_limits();  // of the current device
 
-// Blocks, threads, and optionally blocks per cluster (along x), dynamic shared memory, stream (a cudaStream_t).
+// Blocks, threads, and optionally blocks per cluster (along x), dynamic shared memory, stream (a cudaStream_t), and whether all
+// blocks must run at once, since they wait for each other.
 struct Grid {
   dim3 grid, block;
   int cluster = 1;
   int64_t shared_bytes = 0;
   void* stream = nullptr;
+  bool cooperative = false;
 };
 
 // Carves arrays out of one buffer, each aligned to 256 bytes. With a null base it only counts: the function that lays
@@ -101,7 +103,7 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, const char* name, A
   auto body = [](void* context) {
     std::apply(static_cast<Call*>(context)->kernel, static_cast<Call*>(context)->values);
   };
-  simt::run({grid.grid, grid.block, grid.cluster, grid.shared_bytes, name}, body, &call, sizeof call);
+  simt::run({grid.grid, grid.block, grid.cluster, grid.cooperative, grid.shared_bytes, name}, body, &call, sizeof call);
 }
 
 #endif

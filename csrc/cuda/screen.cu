@@ -58,8 +58,9 @@ __global__ void __launch_bounds__(kThreads, 2) screen_kernel(Screen screen, int6
     for (int i = 0; i < 2; ++i) {
       const int row = thread / 4 + i * 64, chunk = thread % 4;
       cp_async16(to + place(row, chunk), screen.queries + (first_row + row) * screen.dim + depth + chunk * 8);
-      cp_async16(to + kOperandBytes + place(row, chunk),
-                 screen.gallery + (first_column + row) * screen.dim + depth + chunk * 8);
+      cp_async16(to + kOperandBytes + place(row, chunk), screen.gallery + depth / kCodeStep * screen.stride +
+                                                             (first_column + row) * kCodeStep + depth % kCodeStep +
+                                                             chunk * 8);
     }
   };
   const int64_t steps = screen.dim / kStep;

@@ -72,7 +72,9 @@ struct ScreenColumns {
 // A gallery, or a run of it, in the order of the screen: codes, what the bound needs of each row, and the point that distances are
 // encoded about. Whole tiles of rows; those beyond the last are never a hit.
 struct Encoding {
-  uint16_t* codes;
+  uint16_t*
+      codes;  // [D' / kCodeStep][rows][kCodeStep]: what a kernel copies of neighbouring rows at a time lies together
+  int64_t stride;  // of the first axis
   ScreenColumns columns;
   double* centre;
 };
@@ -103,7 +105,8 @@ __host__ __device__ constexpr int64_t round_up(int64_t value, int64_t step) { re
 
 struct Screen {
   const uint16_t* queries;  // [query_rows rounded up to kTileQueries, dim]
-  const uint16_t* gallery;  // [columns rounded up to kTileColumns, dim]
+  const uint16_t* gallery;  // [dim / kCodeStep, columns rounded up to kTileColumns, kCodeStep], steps `stride` apart
+  int64_t stride;
   ScreenColumns column;
   QueryState* state;
   Candidate* candidates;                                 // [query_rows, capacity]

@@ -7,11 +7,11 @@
 //   a warp   |      ...        |               tile t is warp t / blocks of block t % blocks: a short phase fills all processors
 //            +-----------------+
 //
-// Bytes: (2 D' + 12) a position from memory, once, 64 KiB of them in flight a block of 8 warps; queries 2 N D' a block. Operations: 2 N' M D' on
-// the tensor cores, N' = N rounded up to 16. Per stage and warp 4 KiB are written to and read from shared memory, and 128 N' bytes of the queries:
-// at N' = 64 and 3.35 TB/s on 132 processors 58 of the 128 bytes a cycle, and 35 % of mma.sync. Limits: N <= 64, and N' D' 2 bytes beside
-// 96 KiB in shared memory (N D <= 33,000 on sm_80, 65,000 on sm_90); 128 registers, 2 blocks an SM where shared memory allows.
-// The same kernel serves sm_80 and sm_90: no tensor core instruction is what limits it.
+// Bytes: (2 D' + 12) a position from memory, once, 64 KiB of them in flight a block of 8 warps; queries 2 N D' a block. Operations:
+// 2 N' M D' on the tensor cores, N' = N rounded up to 16. Per stage and warp 4 KiB are written to and read from shared memory, and 128 N'
+// bytes of the queries: at N' = 64 and 3.35 TB/s on 132 processors that is 58 of the 128 bytes a cycle and 35 % of mma.sync, by arithmetic.
+// Limits: N <= 64, and N' D' 2 bytes beside 96 KiB in shared memory (N D <= 33,000 on sm_80, 65,000 on sm_90); 128 registers, 2
+// blocks an SM where shared memory allows. The same kernel serves sm_80 and sm_90: no tensor core instruction is what limits it.
 #include <algorithm>
 
 #include "cuda/screen.cuh"
@@ -103,11 +103,11 @@ __global__ void __launch_bounds__(kThreads, 2) screen_few_kernel(Screen screen, 
   int slot = 0;
   const auto load = [&] {
     if (next_tile < tiles) {
-      const uint16_t* const from = screen.gallery + next_tile * kTileRows * screen.dim + next_step * kCodeStep;
+      const uint16_t* const from = screen.gallery + next_step * screen.stride + next_tile * kTileRows * kCodeStep;
 #pragma unroll
       for (int i = 0; i < kTileRows / 4; ++i) {
         const int row = lane / 8 + i * 4, chunk = lane % 8;
-        cp_async16(ring + slot * kStageBytes + place(row, chunk), from + row * screen.dim + chunk * 8);
+        cp_async16(ring + slot * kStageBytes + place(row, chunk), from + row * kCodeStep + chunk * 8);
       }
       if (++next_step == steps) {
         next_step = 0;

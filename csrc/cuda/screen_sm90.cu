@@ -79,11 +79,12 @@ __global__ void __launch_bounds__(kThreads, 1)
           mbarrier_arrive_expect_tx(&full[s], kStageBytes + (d == 0 ? kColumnBytes : 0));
           const int x = static_cast<int>(d) * kCodeStep;
           tma_load_2d(stage, &queries, &full[s], x, query);
+          const int y = static_cast<int>(d * (screen.stride / kCodeStep)) + column;
           if constexpr (kCluster == 1) {
-            tma_load_2d(stage + kQueryBytes, &gallery, &full[s], x, column);
+            tma_load_2d(stage + kQueryBytes, &gallery, &full[s], 0, y);
           } else {
             const int part = static_cast<int>(rank) * (kTileColumns / kCluster);
-            tma_load_2d_multicast(stage + kQueryBytes + part * kCodeStep * 2, &gallery, &full[s], x, column + part,
+            tma_load_2d_multicast(stage + kQueryBytes + part * kCodeStep * 2, &gallery, &full[s], 0, y + part,
                                   (1 << kCluster) - 1);
           }
           if (d == 0) {
@@ -157,7 +158,9 @@ void launch_clusters(const Screen& screen, const char* name, void* stream) {
   const int64_t clusters = std::min<int64_t>(tiles, device_limits().multiprocessors / kCluster);
   const TensorMap queries = make_tensor_map_2d(screen.queries, TensorElement::kFloat16, screen.dim, query_rows,
                                                row_bytes, kCodeStep, kTileQueries);
-  const TensorMap gallery = make_tensor_map_2d(screen.gallery, TensorElement::kFloat16, screen.dim, columns, row_bytes,
+  // Below 2^31 lines, which are 256 GiB.
+  const int64_t lines = (screen.dim / kCodeStep - 1) * (screen.stride / kCodeStep) + columns;
+  const TensorMap gallery = make_tensor_map_2d(screen.gallery, TensorElement::kFloat16, kCodeStep, lines, kCodeStep * 2,
                                                kCodeStep, kTileColumns / kCluster);
   launch(screen_kernel_sm90<kCluster>,
          {dim3(static_cast<unsigned>(clusters * kCluster)), dim3(kThreads), kCluster, kSharedBytes, stream}, name,

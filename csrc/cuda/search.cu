@@ -112,10 +112,11 @@ void Search::start(int64_t begin, int64_t rows) {
 
 void Search::screen(int64_t first, int64_t last) {
   const int64_t place = buffers_.kept ? first : 0;
-  const Encoding codes{codes_.codes + place * screen_.dim, codes_.columns.from(place), codes_.centre};
+  const Encoding codes{codes_.codes + place * kCodeStep, codes_.stride, codes_.columns.from(place), codes_.centre};
   if (!buffers_.encoded && (!buffers_.kept || screen_.query_begin == 0))
     launch_encode_gallery(gallery_, first, last - first, metric_, exact_, codes, names_.gallery, stream_);
   screen_.gallery = codes.codes;
+  screen_.stride = codes.stride;
   screen_.column = codes.columns;
   screen_.begin = first;
   screen_.columns = last - first;

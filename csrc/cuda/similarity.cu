@@ -20,7 +20,7 @@
 // once. Operations: 2 N M D on the tensor cores, 8 N M D when split. 16k x 16k x 512 from bf16: 32 MiB in, 1 GiB out, 275
 // GFLOP: bound by the write. 10,000 x (36 x 32 x 1024) in fp32: 2.8 GB in, bound by the read. Speed: not yet measured.
 // Limits: a sum is not split over blocks, so few rows of many elements leave the device idle; matrices in which every pair is
-// doubtful (equal rows, norms beyond fp32) cost 2 N M D fp64 operations; Hopper runs these kernels too, without wgmma.
+// doubtful (equal rows, norms beyond fp32) cost 2 N M D fp64 operations. Hopper multiplies large matrices in similarity_sm90.cu.
 #include "cuda/similarity_tile.cuh"
 
 namespace pycm::cuda {
@@ -148,20 +148,6 @@ void launch_tiles(const SimilarityProblem& p, void* stream) {
   else launch_tiles<kMma, kConvert, kSplit, true>(p, stream);
 }
 
-// When every matrix of the batch meets the same y, and the rows of x lie in one run over the batch, the batch is one tall
-// matrix.
-SimilarityArgs fold(const SimilarityArgs& args) {
-  SimilarityArgs folded = args;
-  folded.batch_ndim = 0;
-  for (int d = args.batch_ndim - 1; d >= 0; --d) {
-    if (args.batch_shape[d] == 1) continue;
-    if (folded.x.rows == 1) folded.x.row_stride = args.x_batch_strides[d];
-    if (args.y_batch_strides[d] != 0 || args.x_batch_strides[d] != folded.x.rows * folded.x.row_stride) return args;
-    folded.x.rows *= args.batch_shape[d];
-  }
-  return folded;
-}
-
 Operand operand(const Rows& rows, const SimilarityArgs& args, const int64_t* strides, bool tell_all) {
   Operand side = {};
   side.data = static_cast<const char*>(rows.data);
@@ -184,7 +170,7 @@ constexpr int64_t kShortRows = 16;
 
 // `workspace` takes what the rows need; with a null base it only counts.
 SimilarityProblem problem_of(const SimilarityArgs& unfolded, Workspace& workspace) {
-  const SimilarityArgs args = fold(unfolded);
+  const SimilarityArgs args = fold_batch(unfolded);
   SimilarityProblem p = {};
   p.dtype = args.x.dtype;
   p.dim = args.x.dim;

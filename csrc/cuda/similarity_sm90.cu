@@ -19,7 +19,9 @@
 // write. From bf16: 275 GFLOP, 0.31 ms; 2.5 GB of operands through L2, N M D (1/192 + 1/256) elements, 0.45 ms at 5.5 TB/s.
 // Shared memory: products read 96 bytes a clock and copies write 53, together more than the 128 there are: 86 % of the product's
 // rate at best. From fp32: four times the products, 1.2 ms; 8 bytes an element to make codes. Speed: not yet measured.
-// 160 registers a thread (32 the producer's), 213 KiB of shared memory: 1 block a multiprocessor.
+// 152 registers a consumer's thread (56 the producer's), 210 KiB of shared memory: 1 block a multiprocessor.
+// Not here: matrices with 64 rows or fewer on a side (255 of those that need codes), batches whose codes are more than a run, rows
+// TMA cannot map (not contiguous, or not 16-byte aligned). similarity.cu takes them: as accurate, not with the same bits.
 #include "cuda/similarity_tile.cuh"
 
 namespace pycm::cuda {
@@ -29,8 +31,15 @@ constexpr int kCluster = 2, kStages = 5, kSlots = 2;
 constexpr int kConsumers = 3, kThreads = 128 * (1 + kConsumers);
 constexpr int kM = 64 * kConsumers, kN = 128;
 constexpr int kXBytes = kM * kRowBytes, kStageBytes = kXBytes + kN * kRowBytes;
-constexpr int kRunStages = 16;  // a sum of more is the sum of such runs
-constexpr int64_t kRunRows = 8192, kRunBytes = int64_t{32} << 20, kMinRows = 64, kMinCodedRows = 255;
+[[maybe_unused]] constexpr int kRunStages = 16;  // a sum of more is the sum of such runs
+// Codes are worth their memory where a row meets as many of the other side as here.
+constexpr int64_t kMinRows = 65, kMinCodedRows = 256;
+// Rows that are coded at a time: so many, or so many bytes. Few on the host executor, so that small tests take several runs.
+#if defined(PYCM_SIMT)
+constexpr int64_t kRunRows = 520, kRunBytes = 0;
+#else
+constexpr int64_t kRunRows = 8192, kRunBytes = int64_t{32} << 20;
+#endif
 
 // What a tile's epilogue needs, written by the producer: of as many tiles as may be under way.
 struct Slot {
@@ -291,11 +300,11 @@ bool similarity_sm90_fits(const SimilarityProblem& p) {
   constexpr int64_t kLimit = int64_t{1} << 31;  // coordinates of TMA
   if (!device_limits().sm90() || p.wide || p.batch == 0 || p.dim >= kLimit / 4) return false;
   if (p.scaled) {
-    if (std::min(p.x.rows, p.y.rows) <= kMinCodedRows) return false;
+    if (std::min(p.x.rows, p.y.rows) < kMinCodedRows) return false;
     return p.batch == 1 ||
            (run_rows(p.x, p.dim) == p.x.matrices * p.x.rows && run_rows(p.y, p.dim) == p.y.matrices * p.y.rows);
   }
-  if (std::min(p.x.rows, p.y.rows) <= kMinRows) return false;
+  if (std::min(p.x.rows, p.y.rows) < kMinRows) return false;
   for (const Operand* side : {&p.x, &p.y}) {
     const int64_t apart = rows_apart(p, *side);
     if (apart == 0 || side->matrices * std::max(apart, side->rows) >= kLimit) return false;

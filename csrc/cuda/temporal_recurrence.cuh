@@ -1,183 +1,32 @@
 // What the forward and the reverse recurrence share: the product of a slice of the matrix with the states of a few rows, the
 // order of its operands in memory, teams of blocks, and where each row's steps lie.
 //
-// A team of blocks owns up to 32 rows for all their steps, and each of its blocks a slice of the units. A warp multiplies one
-// tile of 16 units at a time, all their gates, with the rows' states of the step before:
+// A team of blocks owns up to 32 rows for all their steps, and each of its blocks a slice of the units. Of every step:
 //
-//              K -> 32 bytes a step                8 rows
-//   16 units  [ gate 0 ][..]                    K [      ]      sums of all gates of units g, g + 8 and rows 2q, 2q + 1 in
-//             [ gate 1 ][..]   matrix, mma's A    [ h    ]      lane 4g + q: the cell's equations need no other lane.
-//             [ ...    ][..]                      [ B    ]
+//   1. a warp multiplies one gate of 16 units with        K -> 32 bytes a step             8 rows
+//      the rows' states of the step before, for each   16 units [ matrix, mma's A ]   K [ states, B ] -> sums[unit][row]
+//      gate and tile of its block                                                       [ ...       ]
+//   2. a block barrier; then a warp computes the cell of 16 units and 8 rows, each lane the units g, g + 8 and the rows
+//      2q, 2q + 1 (lane 4g + q), from the sums of all gates, and writes their operand of the next step
+//   3. the team's barrier: the operand of the next step is whole
 //
 // Both operands lie in memory in the order of mma's registers ("fragments"): 16 bytes a lane of the matrix, 8 of the states, so
 // every load is one conflict-free instruction. The matrix stays in the team's shared memory for all steps. Where it does not
 // fit it is read again each step from the second cache, and what else does not fit lies in the block's part of the workspace:
-// slower, and right for any size.
+// slower, and right for any size. The sum over K is one chain for each gate, however the work is divided: same bits.
 #pragma once
 
 #include <algorithm>
 
-#include "core/cell.h"
-#include "core/pool.h"
 #include "cuda/launch.h"
+#include "cuda/temporal_product.cuh"
 #include "ops/temporal_recurrence.h"
 
 namespace pycm::cuda {
 
-constexpr int kUnitTile = 16, kRowTile = 8, kMaxWarps = 8, kMaxRowTiles = 4, kMaxTeam = 16;
-constexpr int kPortableCluster = 8;  // what every device that has clusters can run
-
-// ---- numbers ----
-
-// A number of the working type, as core/cell.h and core/pool.h want it.
-template <class V>
-struct Scalar {
-  using T = V;
-  V v;
-  __host__ __device__ static Scalar set(V value) { return {value}; }
-  __host__ __device__ static Scalar zero() { return {V(0)}; }
-  friend __device__ Scalar operator+(Scalar a, Scalar b) { return {a.v + b.v}; }
-  friend __device__ Scalar operator-(Scalar a, Scalar b) { return {a.v - b.v}; }
-  friend __device__ Scalar operator*(Scalar a, Scalar b) { return {a.v * b.v}; }
-  friend __device__ Scalar max(Scalar a, Scalar b) { return {a.v < b.v ? b.v : a.v}; }  // a where either is NaN
-  friend __device__ Scalar least(Scalar a, Scalar b) { return {b.v < a.v ? b.v : a.v}; }
-};
-// Within 3 ulp of the result.
-__device__ __forceinline__ Scalar<float> sigmoid(Scalar<float> x) { return {__fdividef(1.0f, 1.0f + __expf(-x.v))}; }
-__device__ __forceinline__ Scalar<float> tanh(Scalar<float> x) { return {::tanhf(x.v)}; }
-__device__ __forceinline__ Scalar<double> sigmoid(Scalar<double> x) { return {1.0 / (1.0 + ::exp(-x.v))}; }
-__device__ __forceinline__ Scalar<double> tanh(Scalar<double> x) { return {::tanh(x.v)}; }
-
-// ---- products of 16 units and 8 rows ----
-
-// E: an element of both operands. V: the working type. kDepth: elements of 32 bytes, one step along K.
-template <Mma kKind>
-struct HalfProduct {
-  using E = uint16_t;
-  using V = float;
-  static constexpr int kDepth = 16;
-  __device__ static E element(float value) {
-    return kKind == Mma::kF16 ? float_to_half(value) : float_to_bfloat16(value);
-  }
-  // Where unit u and row r of a chunk of 16 units lie.
-  __device__ static int place(int u, int r) { return (r * 4 + u % 8 / 2) * 4 + u / 8 * 2 + u % 2; }
-
-  template <int kGates, int kRows, int kParts>
-  __device__ static void multiply(V (&sum)[kParts][kRows][4], int first, const uint4* a, const uint2* b, int steps,
-                                  int active) {
-    const int lane = threadIdx.x % kWarp;
-#pragma unroll 2
-    for (int k = 0; k < steps; ++k) {
-      uint32_t rows[kRows][2];
-#pragma unroll
-      for (int n = 0; n < kRows; ++n)
-        if (n < active) {
-          const uint2 pair = b[(n * steps + k) * kWarp + lane];
-          rows[n][0] = pair.x, rows[n][1] = pair.y;
-        }
-#pragma unroll
-      for (int gate = 0; gate < kGates; ++gate) {
-        const uint4 four = a[(gate * steps + k) * kWarp + lane];
-        const uint32_t units[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int n = 0; n < kRows; ++n)
-          if (n < active) mma<kKind>(sum[first + gate][n], units, rows[n]);
-      }
-    }
-  }
-};
-
-// fp32: each number as the sum of two of TF32's 11 bits, and three products; what is left is 2^-22 of a product. The tensor
-// cores cut what they add, so their chains are short: kChain steps, then one rounded addition.
-struct SingleProduct {
-  using E = float;
-  using V = float;
-  static constexpr int kDepth = 8, kChain = 4;
-  __device__ static E element(float value) { return value; }
-  __device__ static int place(int u, int r) { return u / 8 * 64 + (r * 4 + u % 4) * 2 + u % 8 / 4; }
-
-  template <int kCount>
-  __device__ static void split(const uint32_t (&value)[kCount], uint32_t (&high)[kCount], uint32_t (&low)[kCount]) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      high[i] = float_to_tf32(__uint_as_float(value[i]));
-      low[i] = float_to_tf32(__uint_as_float(value[i]) - __uint_as_float(high[i]));
-    }
-  }
-
-  template <int kGates, int kRows, int kParts>
-  __device__ static void multiply(V (&sum)[kParts][kRows][4], int first, const uint4* a, const uint2* b, int steps,
-                                  int active) {
-    const int lane = threadIdx.x % kWarp;
-    for (int begin = 0; begin < steps; begin += kChain) {
-      V chain[kGates][kRows][4] = {};
-      const int end = min(begin + kChain, steps);
-#pragma unroll 1
-      for (int k = begin; k < end; ++k) {
-        uint32_t high[kRows][2], low[kRows][2];
-#pragma unroll
-        for (int n = 0; n < kRows; ++n)
-          if (n < active) {
-            const uint2 pair = b[(n * steps + k) * kWarp + lane];
-            const uint32_t rows[2] = {pair.x, pair.y};
-            split(rows, high[n], low[n]);
-          }
-#pragma unroll
-        for (int gate = 0; gate < kGates; ++gate) {
-          const uint4 four = a[(gate * steps + k) * kWarp + lane];
-          const uint32_t units[4] = {four.x, four.y, four.z, four.w};
-          uint32_t units_high[4], units_low[4];
-          split(units, units_high, units_low);
-#pragma unroll
-          for (int n = 0; n < kRows; ++n)
-            if (n < active) {
-              mma<Mma::kTF32>(chain[gate][n], units_low, high[n]);
-              mma<Mma::kTF32>(chain[gate][n], units_high, low[n]);
-              mma<Mma::kTF32>(chain[gate][n], units_high, high[n]);
-            }
-        }
-      }
-#pragma unroll
-      for (int gate = 0; gate < kGates; ++gate)
-#pragma unroll
-        for (int n = 0; n < kRows; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) sum[first + gate][n][e] += chain[gate][n][e];
-    }
-  }
-};
-
-struct DoubleProduct {
-  using E = double;
-  using V = double;
-  static constexpr int kDepth = 4;
-  __device__ static E element(double value) { return value; }
-  __device__ static int place(int u, int r) { return u / 4 * 32 + r * 4 + u % 4; }
-
-  template <int kGates, int kRows, int kParts>
-  __device__ static void multiply(V (&sum)[kParts][kRows][4], int first, const uint4* a, const uint2* b, int steps,
-                                  int active) {
-    const int lane = threadIdx.x % kWarp;
-    const auto* matrix = reinterpret_cast<const double2*>(a);
-    const auto* states = reinterpret_cast<const double*>(b);
-#pragma unroll 1
-    for (int k = 0; k < steps; ++k)
-#pragma unroll
-      for (int n = 0; n < kRows; ++n)
-        if (n < active) {
-          const double row = states[(n * steps + k) * kWarp + lane];
-#pragma unroll
-          for (int gate = 0; gate < kGates; ++gate) {
-            const double2 units = matrix[(gate * steps + k) * kWarp + lane];
-            V(&d)[4] = sum[first + gate][n];
-            double low[2] = {d[0], d[1]}, high[2] = {d[2], d[3]};
-            mma_f64(low, units.x, row);
-            mma_f64(high, units.y, row);
-            d[0] = low[0], d[1] = low[1], d[2] = high[0], d[3] = high[1];
-          }
-        }
-  }
-};
+constexpr int kMaxRowTiles = 4, kMaxTeam = 16;
+// Clusters that every device which has them can run.
+constexpr bool portable_cluster(int blocks) { return blocks == 1 || blocks == 2 || blocks == 4 || blocks == 8; }
 
 // ---- memory ----
 
@@ -212,23 +61,36 @@ struct Team {
   int64_t batch, padded_steps;
   int hidden, state, unit_tiles, state_tiles;  // H and P, and 16s of them
   int row_tiles;                               // of 8 rows
-  int blocks;                                  // of the team: a cluster
+  int blocks;                                  // of the team
   bool reverse, resident;                      // resident: the matrix and both operands are in shared memory
+  bool grid;                                   // the team is no cluster: its turns go through global memory
   char* workspace;
   int64_t workspace_bytes;  // of a block
+  // Of teams that are no clusters: arrivals and two buffers for each.
+  unsigned long long* arrivals;
+  char* exchange;
+  int64_t exchange_bytes;  // of one buffer
   Slot places, barriers;
 
   __device__ char* at(Slot slot) const {
     return slot.shared ? dynamic_shared() + slot.offset : workspace + blockIdx.x * workspace_bytes + slot.offset;
   }
+  // Others of a cluster write the operand of the next step while this block may still read that of this one. Else there is a
+  // barrier between.
+  __host__ __device__ int buffers() const { return blocks > 1 && !grid ? 2 : 1; }
   __device__ int rank() const { return static_cast<int>(blockIdx.x) % blocks; }
   // Tiles of units that belong to this block.
   __device__ int first_tile() const { return min(rank() * ((unit_tiles + blocks - 1) / blocks), unit_tiles); }
   __device__ int last_tile() const { return min(first_tile() + (unit_tiles + blocks - 1) / blocks, unit_tiles); }
   __device__ RowPlace* rows() const { return reinterpret_cast<RowPlace*>(at(places)); }
 
-  __device__ void find_rows() const {
-    const int64_t first = static_cast<int64_t>(blockIdx.x) / blocks * row_tiles * kRowTile;
+  // Groups of rows, longest first: each team's own, and where teams are fewer, every so-many-th.
+  __device__ int64_t groups() const { return (batch + row_tiles * kRowTile - 1) / (row_tiles * kRowTile); }
+  __device__ int64_t first_group() const { return blockIdx.x / blocks; }
+  __device__ int64_t teams() const { return gridDim.x / blocks; }
+
+  __device__ void find_rows(int64_t group) const {
+    const int64_t first = group * row_tiles * kRowTile;
     for (int i = static_cast<int>(threadIdx.x); i < row_tiles * kRowTile; i += static_cast<int>(blockDim.x)) {
       RowPlace place{-1, 0, 0, 0};
       if (first + i < batch) {
@@ -248,37 +110,63 @@ struct Team {
   }
 };
 
-// Turns of an operand in two buffers: what is written in turn i is read in turn i + 1, by all blocks of the team.
+// Turns of an operand: what is written in turn i is read in turn i + 1, by all blocks of the team.
 //
-// One block has __syncthreads(). In a cluster the writers send each chunk to the other blocks, which count its bytes, and every
-// warp tells every block that it has written, and read the buffer that will be written next.
+// One block has __syncthreads(). In a cluster there are two buffers: the writers send each chunk to the other blocks, which
+// count its bytes, and every warp tells every block that it has written, and read the buffer that will be written next. A team that is no cluster has its
+// buffers in global memory and counts its blocks' arrivals; all its blocks run at once (a cooperative launch), or they would
+// wait for ever.
 struct Turns {
-  uint64_t* barriers;  // of the two buffers
-  int blocks, rank;
+  const Team& team;
+  uint64_t* const barriers;  // of the two buffers
+  const int blocks, rank;
+  char* const exchange;
+  unsigned long long* const arrivals;
+  unsigned long long arrived = 0;  // of one block
 
-  __device__ Turns(const Team& team)
-      : barriers(reinterpret_cast<uint64_t*>(team.at(team.barriers))), blocks(team.blocks), rank(team.rank()) {}
+  __device__ explicit Turns(const Team& t)
+      : team(t),
+        barriers(reinterpret_cast<uint64_t*>(team.at(team.barriers))),
+        blocks(team.blocks),
+        rank(team.rank()),
+        exchange(team.exchange + team.first_group() * 2 * team.exchange_bytes),
+        arrivals(team.arrivals + team.first_group()) {}
   __device__ void init() const {
 #if PYCM_SM90
-    if (blocks > 1 && threadIdx.x == 0) {
+    if (blocks > 1 && !team.grid && threadIdx.x == 0) {
       for (int i = 0; i < 2; ++i) mbarrier_init(&barriers[i], static_cast<uint32_t>(blocks * (blockDim.x / kWarp)));
       fence_mbarrier_init();
     }
 #endif
   }
-  // Until turn `turn` >= 1 can be read.
-  __device__ void wait(int64_t turn) const {
+  // Until the first `bytes` of turn `turn` >= 1, which lies in `buffer`, can be read.
+  __device__ void wait(int64_t turn, void* buffer, int64_t bytes) const {
+    if (team.grid) {
+      await();
+      const uint4* from = reinterpret_cast<const uint4*>(exchange + (turn & 1) * team.exchange_bytes);
+      for (int64_t i = threadIdx.x; i < bytes / 16; i += blockDim.x) static_cast<uint4*>(buffer)[i] = load_l2(from + i);
+      __syncthreads();
+      return;
+    }
 #if PYCM_SM90
     if (blocks > 1) mbarrier_wait_cluster(&barriers[turn & 1], static_cast<uint32_t>((turn - 1) >> 1 & 1));
 #endif
   }
-  // A warp's own 128 elements, which it has written, to the buffer of turn `turn` of the others.
+  // A warp's own 128 elements, which it has written to element `at` of the buffer of turn `turn`, to the others.
   template <class E>
-  __device__ void send(E* chunk, int64_t turn) const {
-#if PYCM_SM90
-    auto* words = reinterpret_cast<uint64_t*>(chunk) + threadIdx.x % kWarp;
+  __device__ void send(E* buffer, int64_t at, int64_t turn) const {
+    constexpr int kWords = static_cast<int>(sizeof(E)) / 2;  // of a lane
+    auto* words = reinterpret_cast<uint64_t*>(buffer + at) + threadIdx.x % kWarp;
+    if (team.grid) {
+      auto* to = reinterpret_cast<uint64_t*>(reinterpret_cast<E*>(exchange + (turn & 1) * team.exchange_bytes) + at) +
+                 threadIdx.x % kWarp;
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(E)) / 2; ++i)
+      for (int i = 0; i < kWords; ++i) to[i * kWarp] = words[i * kWarp];
+      return;
+    }
+#if PYCM_SM90
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
       for (int to = 1; to < blocks; ++to) {
         const int other = rank + to < blocks ? rank + to : rank + to - blocks;
         store_async(&words[i * kWarp], words[i * kWarp], &barriers[turn & 1], static_cast<uint32_t>(other));
@@ -286,7 +174,8 @@ struct Turns {
 #endif
   }
   // This warp has written its part of turn `turn`; `bytes` come from the other blocks.
-  __device__ void done(int64_t turn, uint32_t bytes) const {
+  __device__ void done(int64_t turn, uint32_t bytes) {
+    if (team.grid) return arrive();
 #if PYCM_SM90
     if (blocks > 1) {
       if (threadIdx.x == 0) mbarrier_expect_tx(&barriers[turn & 1], bytes);
@@ -299,22 +188,52 @@ struct Turns {
     __syncthreads();
   }
   // Before the first turn and after the last.
-  __device__ void all() const {
+  __device__ void all() {
+    if (team.grid) {
+      arrive();
+      return await();
+    }
 #if PYCM_SM90
     if (blocks > 1) return cluster_sync();
 #endif
     __syncthreads();
   }
+
+ private:
+  __device__ void arrive() {
+    ++arrived;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    __threadfence();
+    atomicAdd(arrivals, 1ull);
+  }
+  __device__ void await() const {
+    if (threadIdx.x == 0) {
+      while (atomicAdd(arrivals, 0ull) < arrived * blocks) __nanosleep(20);
+      __threadfence();
+    }
+    __syncthreads();
+  }
 };
 
-// What a lane has of the tiles of 16 units and 8 rows that its warp multiplies.
-template <class M, int kRows>
-struct Lanes {
+// A matrix in mma's order: tiles of 16 rows, of each `gates` runs of `tiles` tiles along K.
+struct Matrix {
+  const uint4* fragments;
+  int gates, tiles;
+};
+
+// One thread's part of both stages.
+template <class M>
+struct Lane {
+  using V = typename M::V;
+  using E = typename M::E;
+
   const Team& team;
   const int lane, warp, warps, g, q, first, last;  // the block's tiles of units: first ... last - 1
   const RowPlace* rows;
+  Four<V>* sums;
 
-  __device__ explicit Lanes(const Team& t)
+  __device__ Lane(const Team& t, Slot sums_slot)
       : team(t),
         lane(threadIdx.x % kWarp),
         warp(threadIdx.x / kWarp),
@@ -323,45 +242,46 @@ struct Lanes {
         q(lane % 4),
         first(team.first_tile()),
         last(team.last_tile()),
-        rows(team.rows()) {}
+        rows(team.rows()),
+        sums(reinterpret_cast<Four<V>*>(team.at(sums_slot))) {}
 
-  // f(tile of rows, element of its sums, row, unit)
-  template <class Function>
-  __device__ __forceinline__ void each(int tile, int active, Function f) const {
-#pragma unroll
-    for (int n = 0; n < kRows; ++n)
-      if (n < active)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) f(n, e, n * kRowTile + 2 * q + e % 2, tile * kUnitTile + g + e / 2 * 8);
+  // Stage 1: the sums of every gate of tiles [begin, end), from the operand's element `from` on. `kept`: where the matrix is in
+  // shared memory, with the operand; else null. Gates have K in common, or, `run_of_gate`, each its own run of it.
+  __device__ void multiply_tiles(const Matrix& matrix, const Slot* kept, Slot operand, int64_t from, int begin, int end,
+                                 bool run_of_gate, int active) const {
+    const int steps = matrix.tiles * (kUnitTile / M::kDepth), stride = run_of_gate ? matrix.gates * steps : steps;
+    for (int i = warp; i < (end - begin) * matrix.gates; i += warps) {
+      Four<V>* to = sums + int64_t{i} * team.row_tiles * kWarp + lane;
+      const int64_t a = int64_t{i} * steps * kWarp + lane;
+      const int64_t b = int64_t{run_of_gate ? i % matrix.gates : 0} * steps * kWarp + lane;
+      if (kept != nullptr)
+        multiply<M>(
+            to, reinterpret_cast<const uint4*>(dynamic_shared() + kept->offset) + a,
+            reinterpret_cast<const uint2*>(reinterpret_cast<const E*>(dynamic_shared() + operand.offset) + from) + b,
+            steps, stride, active);
+      else
+        multiply_anywhere<M>(to, matrix.fragments + int64_t{begin} * matrix.gates * steps * kWarp + a,
+                             reinterpret_cast<const uint2*>(reinterpret_cast<const E*>(team.at(operand)) + from) + b,
+                             steps, stride, active);
+    }
   }
-  // Where a number of this lane's own is kept between steps.
-  __device__ int64_t slot(int local_tile, int n, int e) const {
-    return ((int64_t{local_tile} * team.row_tiles + n) * kWarp + lane) * 4 + e;
+
+  // Stage 2: f(local tile, tile of rows) for the warp's own. Those of a tile of rows are always the same warp's.
+  template <class F>
+  __device__ __forceinline__ void each(int tiles, int active, F f) const {
+    for (int i = warp; i < tiles * team.row_tiles; i += warps)
+      if (i % team.row_tiles < active) f(i / team.row_tiles, i % team.row_tiles);
   }
+  __device__ int row(int n, int e) const { return n * kRowTile + 2 * q + e % 2; }
+  __device__ int unit(int tile, int e) const { return tile * kUnitTile + g + e / 2 * 8; }
+  // Where the lane's numbers are kept between steps.
+  __device__ int64_t slot(int local_tile, int n) const {
+    return (int64_t{local_tile} * team.row_tiles + n) * kWarp + lane;
+  }
+  __device__ V sum(int item, int n, int e) const { return sums[(item * team.row_tiles + n) * kWarp + lane].v[e]; }
   // The element's place in an operand of `tiles` tiles along K.
-  __device__ typename M::E& place(typename M::E* operand, int tiles, int n, int tile, int e) const {
+  __device__ E& place(E* operand, int tiles, int n, int tile, int e) const {
     return operand[(int64_t{n} * tiles + tile) * 128 + M::place(g + e / 2 * 8, 2 * q + e % 2)];
-  }
-  template <int kGates, int kParts>
-  __device__ __forceinline__ void product(typename M::V (&sum)[kParts][kRows][4], int from, const uint4* matrix,
-                                          const typename M::E* operand, int tile, int tiles_of_k, int active) const {
-    const int steps = tiles_of_k * kUnitTile / M::kDepth;
-    M::template multiply<kGates>(sum, from, matrix + int64_t{tile} * kGates * steps * kWarp,
-                                 reinterpret_cast<const uint2*>(operand), steps, active);
-  }
-  // The same where both operands are in shared memory if the team's are resident; `local` is the tile in the block.
-  template <int kGates, int kParts>
-  __device__ __forceinline__ void team_product(typename M::V (&sum)[kParts][kRows][4], int from, const uint4* matrix,
-                                               Slot kept, Slot operand, int64_t operand_from, int tile, int tiles_of_k,
-                                               int active) const {
-    using E = typename M::E;
-    if (team.resident)
-      product<kGates>(sum, from, reinterpret_cast<const uint4*>(dynamic_shared() + kept.offset),
-                      reinterpret_cast<const E*>(dynamic_shared() + operand.offset) + operand_from, tile - first,
-                      tiles_of_k, active);
-    else
-      product<kGates>(sum, from, matrix, reinterpret_cast<const E*>(team.at(operand)) + operand_from, tile, tiles_of_k,
-                      active);
   }
 };
 
@@ -401,25 +321,34 @@ void order_matrix(const MatrixOrder& order, DType element, void* stream);
 // How a batch is divided.
 struct TeamChoice {
   int blocks = 1, row_tiles = 1;
+  bool grid = false;  // no cluster
 };
 
-// The smallest team whose shared memory holds what `fits(blocks, row_tiles)` asks for; one block where none does. A projection
-// wants both products' operands in one block.
+// The smallest team whose shared memory holds what `fits(choice)` asks for: a cluster, else a part of the grid; one block where
+// none does. Rather a larger team than more groups of rows than can run at once. A projection wants both products' operands in
+// one block.
 template <class Fits>
-TeamChoice choose_team(const RecurrenceShape& shape, int most_row_tiles, Fits fits) {
+TeamChoice choose_team(const RecurrenceShape& shape, Fits fits) {
   const DeviceLimits& limits = device_limits();
   const int unit_tiles = static_cast<int>((shape.hidden + kUnitTile - 1) / kUnitTile);
-  TeamChoice last;
-  for (int blocks = 1; blocks <= (limits.sm90() && shape.weight_hr == nullptr ? kMaxTeam : 1); blocks *= 2) {
-    const int tiles = (unit_tiles + blocks - 1) / blocks;
-    if ((blocks - 1) * tiles >= unit_tiles) break;  // one would have none
+  const auto wanted = [&](int blocks) {
     const int64_t teams = std::max(1, limits.multiprocessors / blocks), rows = (shape.batch + teams - 1) / teams;
-    const int wanted = static_cast<int>(std::min<int64_t>(most_row_tiles, (rows + kRowTile - 1) / kRowTile));
-    if (blocks == 1) last.row_tiles = wanted;
-    for (int row_tiles = wanted; row_tiles >= 1; row_tiles = row_tiles > 1 ? 1 : 0)
-      if (fits(blocks, row_tiles)) return {blocks, row_tiles};
-  }
-  return last;
+    return static_cast<int>(std::min<int64_t>(kMaxRowTiles, (rows + kRowTile - 1) / kRowTile));
+  };
+  for (const bool grid : {false, true})
+    for (const bool all_rows : {true, false}) {
+      const int most = shape.weight_hr != nullptr ? 1 : grid ? limits.multiprocessors : limits.sm90() ? kMaxTeam : 1;
+      // By the tiles of a block: every block has some.
+      for (int tiles = unit_tiles, blocks = 0; tiles >= 1; --tiles) {
+        if ((unit_tiles + tiles - 1) / tiles == blocks) continue;
+        blocks = (unit_tiles + tiles - 1) / tiles;
+        if (blocks > most) break;
+        if (grid && blocks == 1) continue;
+        for (int row_tiles = wanted(blocks); row_tiles >= (all_rows ? wanted(blocks) : 1); --row_tiles)
+          if (fits(TeamChoice{blocks, row_tiles, grid})) return {blocks, row_tiles, grid};
+      }
+    }
+  return {1, wanted(1), false};
 }
 
 inline Team team_of(const RecurrenceShape& shape, TeamChoice choice) {
@@ -434,40 +363,39 @@ inline Team team_of(const RecurrenceShape& shape, TeamChoice choice) {
   team.state_tiles = (team.state + kUnitTile - 1) / kUnitTile;
   team.row_tiles = choice.row_tiles;
   team.blocks = choice.blocks;
+  team.grid = choice.grid;
   team.reverse = shape.reverse;
   return team;
 }
 
-inline int64_t blocks_of(const Team& team) {
-  const int64_t rows = int64_t{team.row_tiles} * kRowTile;
-  return (team.batch + rows - 1) / rows * team.blocks;
+inline int64_t teams_of(const Team& team) {
+  const int64_t rows = int64_t{team.row_tiles} * kRowTile, groups = (team.batch + rows - 1) / rows;
+  return team.grid ? std::min<int64_t>(groups, device_limits().multiprocessors / team.blocks) : groups;
+}
+inline int64_t blocks_of(const Team& team) { return teams_of(team) * team.blocks; }
+
+// What the team has in global memory; with a stream, made ready for a launch.
+inline void take_workspace(Team& team, Workspace& workspace, const CudaContext* context) {
+  team.workspace = workspace.take<char>(blocks_of(team) * team.workspace_bytes);
+  if (!team.grid) return;
+  team.exchange = workspace.take<char>(teams_of(team) * 2 * team.exchange_bytes);
+  team.arrivals = workspace.take<unsigned long long>(teams_of(team));
+  if (context != nullptr)
+    memset_async(team.arrivals, 0, teams_of(team) * static_cast<int64_t>(sizeof *team.arrivals), context->stream,
+                 "temporal_pool: arrivals");
 }
 
-// One for each tile of a block, up to kMaxWarps.
-inline int warps_of(const Team& team) {
-  return std::min(kMaxWarps, (std::max(team.unit_tiles, team.state_tiles) + team.blocks - 1) / team.blocks);
-}
-
-inline Grid grid_of(const Team& team, int64_t shared_bytes, void* stream) {
+// A warp for each gate and tile of a block, up to `most_warps`.
+inline Grid grid_of(const Team& team, int gates, int most_warps, int64_t shared_bytes, void* stream) {
+  const int tiles = (std::max(team.unit_tiles, team.state_tiles) + team.blocks - 1) / team.blocks;
   Grid grid;
   grid.grid = dim3(static_cast<unsigned>(blocks_of(team)));
-  grid.block = dim3(static_cast<unsigned>(warps_of(team) * kWarp));
-  grid.cluster = team.blocks;
+  grid.block = dim3(static_cast<unsigned>(std::min(most_warps, tiles * gates) * kWarp));
+  grid.cluster = team.grid ? 1 : team.blocks;
+  grid.cooperative = team.grid;
   grid.shared_bytes = shared_bytes;
   grid.stream = stream;
   return grid;
-}
-
-// Calls f(product) for the product of the weights' type.
-template <class F>
-decltype(auto) visit_product(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::kFloat16: return f(HalfProduct<Mma::kF16>{});
-    case DType::kBFloat16: return f(HalfProduct<Mma::kBF16>{});
-    case DType::kFloat64: return f(DoubleProduct{});
-    case DType::kFloat32: break;
-  }
-  return f(SingleProduct{});
 }
 
 }  // namespace pycm::cuda

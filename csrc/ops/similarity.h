@@ -25,6 +25,20 @@ struct SimilarityArgs {
   Float32Product float32_product = Float32Product::kFloat32;  // CUDA
 };
 
+// When every matrix of the batch meets the same y, and the rows of x lie in one run over the batch, the batch is one tall
+// matrix.
+inline SimilarityArgs fold_batch(const SimilarityArgs& args) {
+  SimilarityArgs folded = args;
+  folded.batch_ndim = 0;
+  for (int d = args.batch_ndim - 1; d >= 0; --d) {
+    if (args.batch_shape[d] == 1) continue;
+    if (folded.x.rows == 1) folded.x.row_stride = args.x_batch_strides[d];
+    if (args.y_batch_strides[d] != 0 || args.x_batch_strides[d] != folded.x.rows * folded.x.row_stride) return args;
+    folded.x.rows *= args.batch_shape[d];
+  }
+  return folded;
+}
+
 namespace cpu {
 void similarity(const SimilarityArgs& args);
 }

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .app_systems import evaluate, index, search, train
+from .options import Cache, Debug, MetricName, NoCache
+
 app = typer.Typer(
     name="pycm",
-    help="Match images with texts, exactly and fast.",
+    help="Match images, videos and texts, exactly and fast.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Cache = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache",
-        metavar="DIR",
-        help="Keep features here, so that nothing is encoded twice. Default: $XDG_CACHE_HOME/pycm or ~/.cache/pycm.",
-    ),
-]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no features, and read none.")]
-
-
-class MetricName(str, Enum):
-    """The metrics, as choices of an option."""
-
-    cosine = "cosine"
-    dot = "dot"
-    pearson = "pearson"
-    euclidean = "euclidean"
-    sqeuclidean = "sqeuclidean"
 
 
 @app.callback(invoke_without_command=True)
@@ -45,7 +26,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Match images with texts, exactly and fast."""
+    """Match images, videos and texts, exactly and fast."""
     if version:
         from pycm import __version__
 
@@ -72,15 +53,19 @@ def demo(
 
 @app.command()
 def match(
+    texts: Annotated[Path, typer.Option("--texts", metavar="FILE", help="Texts: .txt (one a line), .jsonl or .csv.")],
     images: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--images",
             metavar="PATH",
             help="A folder, searched with its subfolders, or JSONL or CSV with an image column.",
         ),
-    ],
-    texts: Annotated[Path, typer.Option("--texts", metavar="FILE", help="Texts: .txt (one a line), .jsonl or .csv.")],
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option("--videos", metavar="PATH", help="The same with clips; needs --space with a trained matcher."),
+    ] = None,
     k: Annotated[
         str | None,
         typer.Option(
@@ -120,16 +105,17 @@ def match(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Match your images with your texts, both ways.
+    """Match your images, or clips, with your texts, both ways.
 
-    Where the texts' file names the image of each text (columns image and text), right and wrong are
-    told apart.
+    Where the texts' file names the image or clip of each text (columns image and
+    text, or clip and text), right and wrong are told apart.
     """
     from .match import MatchOptions, run_match
 
     run_match(
         MatchOptions(
             images=images,
+            videos=videos,
             texts=texts,
             k=k,
             metric=None if metric is None else metric.value,
@@ -142,6 +128,10 @@ def match(
             out=out,
         )
     )
+
+
+for command in (train, evaluate, index, search):
+    app.command()(command)
 
 
 @app.command()

@@ -8,23 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
 from pycm import backend_info
 
 from ..matchers.features import encode_items
-from ..report import Report, Stat, write_report
-from ..report.render import bar_widths
+from ..report import HeatMap, Report, Stat, heat_map, write_report
+from ..report.render import bar_widths, duration, ordinal
 from .caching import check_cache_options, open_cache
 from .demo_data import photograph_paths, photographs
 from .output import check_output, print_table
-from .present import Direction, Results, duration, facts, groups, ordinal, score_name
+from .present import Items, facts, groups, score_name
+from .results import Results
+from .systems import IMAGE, IMAGE_TEXT, TEXT, Found, Kind
 
 if TYPE_CHECKING:
     from ..matchers import ImageTextMatcher
 
 _KEEP = 3
+_SENTENCE = Kind("sentence", "sentences", TEXT.field, TEXT.embed)
 
 
 def run_demo(out: Path, *, every: bool, cache: Path | None, no_cache: bool) -> None:
@@ -45,11 +49,11 @@ def run_demo(out: Path, *, every: bool, cache: Path | None, no_cache: bool) -> N
     with Console(stderr=True).status("Loading the encoders"):
         matcher = ImageTextMatcher.default(kept)
     loading = time.perf_counter() - start
-    found = matcher.match(paths, sentences, k=(len(sentences), len(paths)))
+    found = Found.of(IMAGE_TEXT, matcher.match(paths, sentences, k=(len(sentences), len(paths))))
     seen = _seen(matcher, paths)
 
-    results = Results(found, [photograph.title for photograph in chosen], owner)
-    directions: list[tuple[str, Direction, tuple[str, str]]] = [
+    results = Results(IMAGE_TEXT, found, [photograph.title for photograph in chosen], sentences, owner)
+    directions = [
         ("Images to sentences", "image_to_text", ("image", "sentence")),
         ("Sentences to images", "text_to_image", ("sentence", "image")),
     ]
@@ -77,15 +81,30 @@ def run_demo(out: Path, *, every: bool, cache: Path | None, no_cache: bool) -> N
                 "image where the names of its most probable classes are among the sentences. Nothing was "
                 "trained for this."
             ),
-            groups=groups(results, paths, keep=_KEEP, unit="sentence", remarks=seen),
+            groups=groups(
+                results,
+                Items(IMAGE, results.left, paths),
+                Items(TEXT, sentences),
+                keep=_KEEP,
+                units=(IMAGE, _SENTENCE),
+                remarks=seen,
+            ),
             stats=stats,
             notes=notes,
-            facts=facts(matcher, found, loading, backend_info()),
+            figures=[_every_pair(results)],
+            facts=facts(matcher, IMAGE_TEXT, (len(paths), len(sentences)), seconds, loading, backend_info()),
             score_name=score_name(found.metric),
         ),
         out,
     )
     console.print(Text(f"Report: {out}"), soft_wrap=True)
+
+
+def _every_pair(results: Results) -> HeatMap:
+    """All scores; `found` has them, since every candidate of an image was asked for."""
+    scores = np.empty((len(results.left), len(results.right)), np.float32)
+    np.put_along_axis(scores, results.found.forward.indices, results.found.forward.scores, axis=1)
+    return heat_map("Every pair", scores, results.left, results.right, row_axis="photographs", column_axis="sentences")
 
 
 def _seen(matcher: ImageTextMatcher, paths: Sequence[Path]) -> list[str]:
@@ -101,14 +120,14 @@ def _seen(matcher: ImageTextMatcher, paths: Sequence[Path]) -> list[str]:
 
 
 def _summary(results: Results, *, every: bool) -> tuple[list[Stat], list[str]]:
-    right_images, images = results.right("image_to_text")
-    right_texts, texts = results.right("text_to_image")
+    right_images, images = results.right_of("image_to_text")
+    right_texts, texts = results.right_of("text_to_image")
     stats = [
         Stat(f"{right_images} of {images}", "images whose best sentence is right"),
         Stat(f"{right_texts} of {texts}", "sentences whose best image is right"),
     ]
     places = results.places("image_to_text")
-    wrong = [f"{results.names[i]} {ordinal(place)}" for i, place in places.items() if place is not None and place > 0]
+    wrong = [f"{results.left[i]} {ordinal(place)}" for i, place in places.items() if place is not None and place > 0]
     notes = []
     if wrong:
         notes.append(f"Wrong images, and where their first own sentence came: {', '.join(wrong)}.")

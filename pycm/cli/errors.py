@@ -10,6 +10,10 @@ class CommandError(Exception):
     """A mistake in what the user gave; the message names the thing."""
 
 
+class StoppedError(Exception):
+    """Ctrl-C where there is more to say than that; the message tells how to go on."""
+
+
 def one_line(error: BaseException) -> str:
     """What to print for `error`: its message without line breaks, with the file's name where it has one."""
     if isinstance(error, OSError) and error.strerror:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .errors import EXIT_ERROR, EXIT_INTERRUPTED, CommandError, one_line
+from .errors import EXIT_ERROR, EXIT_INTERRUPTED, CommandError, StoppedError, one_line
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -24,6 +24,8 @@ def run(args: Sequence[str]) -> int:
         return _command(args)
     except KeyboardInterrupt:
         return _failed("interrupted", EXIT_INTERRUPTED, debug)
+    except StoppedError as error:
+        return _failed(f"interrupted: {error}", EXIT_INTERRUPTED, debug)
     except BrokenPipeError:  # the reader of our output, e.g. `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR

@@ -1,4 +1,4 @@
-"""`pycm match`: the user's images and texts."""
+"""`pycm match`: the user's images, or clips, and texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -19,29 +19,32 @@ from ..encoders import known_encoders
 from ..functional import DISTANCES, Metric
 from ..matchers.default import DEFAULT_SPECS
 from ..matchers.features import check_k
-from ..report import Report, Stat, write_report
-from ..report.render import bar_widths
+from ..report import Report, write_report
+from ..report.render import bar_widths, duration
 from .caching import check_cache_options, open_cache
+from .embedding import load_matcher, matcher_class
 from .errors import CommandError
-from .inputs import TextLine, read_images, read_texts
-from .output import check_output, print_table, shown, write_rows
-from .present import Direction, Results, duration, facts, groupby_query, groups, score_name
+from .inputs import CLIP_COLUMNS, TextLine, common_folder, read_clips, read_images, read_texts
+from .output import an, check_output, print_table, shown, write_rows
+from .present import SHOWN, Items, facts, groups, score_name, stats
+from .results import Results, groupby_query
+from .systems import IMAGE_TEXT, TEXT, VIDEO_TEXT, Found, System
 
 if TYPE_CHECKING:
     from ..encoders import FeatureCache
-    from ..matchers import ImageTextMatcher, ImageTextMatches
+    from ..matchers import ImageTextMatcher
 
 _ENDINGS = (".html", ".csv", ".jsonl")
 _TERMINAL_QUERIES = 20
-_REPORT_QUERIES = 200
 _TWO_SIDED = ("clip:", "siglip:", "open_clip:")
 
 
 @dataclass(frozen=True)
 class MatchOptions:
-    """The options of `pycm match`, as given."""
+    """The options of `pycm match`, as given; one of images and videos is not None."""
 
-    images: Path
+    images: Path | None
+    videos: Path | None
     texts: Path
     k: str | None
     metric: Metric | None
@@ -58,31 +61,61 @@ def run_match(options: MatchOptions) -> None:
     """Check all that can be checked, then match, print, and write."""
     if options.out is not None:
         check_output(options.out, _ENDINGS)
-    images, lines = read_images(options.images), read_texts(options.texts)
+    given, system = _given(options)
+    if system is VIDEO_TEXT:
+        files, lines = read_clips(given), read_texts(options.texts, CLIP_COLUMNS)
+    else:
+        files, lines = read_images(given), read_texts(options.texts)
     k = _parse_k(options.k)
-    check_k("--k", k, len(images), len(lines))
-    base = _common_folder(options.images, images)
-    plan = _plan(options)
+    check_k("--k", k, len(files), len(lines), (system.left.many, system.right.many))
+    base = given if given.is_dir() else common_folder(files)
+    check_cache_options(options.cache, options.no_cache)
+    plan = _video_matcher(options) if system is VIDEO_TEXT else _plan(options)
     cache = open_cache(options.cache, options.no_cache)
 
     start = time.perf_counter()
     with Console(stderr=True).status("Loading the encoders"):
-        matcher = _matcher(options, plan, cache)
+        if isinstance(plan, Path):
+            matcher = load_matcher("--space", plan, cache, metric=options.metric)
+        else:
+            matcher = _matcher(options, plan, cache)
     loading = time.perf_counter() - start
-    found = matcher.match(
-        images, [line.text for line in lines], k, on_error="skip" if options.skip_unreadable else "raise"
-    )
+    texts = [line.text for line in lines]
+    on_error = "skip" if options.skip_unreadable else "raise"
+    found = Found.of(system, matcher.match(files, texts, k, on_error=on_error))
 
-    paths = [images[i] for i in found.kept]
-    results = Results(found, [shown(path, base) for path in paths], _owners(lines, paths, options.images))
+    paths = [files[i] for i in found.kept[0]]
+    names = [shown(path, base) for path in paths]
+    results = Results(system, found, names, texts, _owners(lines, paths, given))
     _print(results, loading)
     if options.out is None:
         return
     if options.out.suffix.lower() == ".html":
         write_report(_report(options, matcher, results, paths, loading), options.out)
     else:
-        write_rows(options.out, [*results.rows("image_to_text"), *results.rows("text_to_image")])
+        write_rows(options.out, [*results.rows(system.forward), *results.rows(system.backward)])
     Console(highlight=False).print(Text(f"Written: {options.out}"), soft_wrap=True)
+
+
+def _given(options: MatchOptions) -> tuple[Path, System]:
+    """What is matched with the texts, and the system for it."""
+    if (options.images is None) == (options.videos is None):
+        raise CommandError("match: give one of --images and --videos")
+    if options.images is not None:
+        return options.images, IMAGE_TEXT
+    assert options.videos is not None
+    return options.videos, VIDEO_TEXT
+
+
+def _video_matcher(options: MatchOptions) -> Path:
+    """The folder of the matcher for clips."""
+    if options.encoder is not None or options.text_encoder is not None:
+        raise CommandError("--encoder and --text-encoder: not with --videos, whose matcher has its own")
+    if options.space is None:
+        raise CommandError("--videos needs --space with a matcher that pycm train made: clips have no default one")
+    if (name := matcher_class("--space", options.space)) != VIDEO_TEXT.matcher:
+        raise CommandError(f"--space {options.space}: holds a matcher of another kind, {name}")
+    return options.space
 
 
 def _parse_k(text: str | None) -> int | tuple[int, int] | None:
@@ -97,15 +130,6 @@ def _parse_k(text: str | None) -> int | tuple[int, int] | None:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _common_folder(given: Path, images: Sequence[Path]) -> Path | None:
-    """The folder that images are named relative to; None where they share none but the root."""
-    if given.is_dir():
-        return given
-    # Absolute first: a list may mix both kinds.
-    folder = Path(os.path.commonpath([os.path.abspath(path.parent) for path in images]))
-    return None if folder == Path(folder.anchor) else folder
-
-
 class _Plan(NamedTuple):
     """What to load: a saved matcher, or encoders by their specs."""
 
@@ -116,10 +140,9 @@ class _Plan(NamedTuple):
 
 def _plan(options: MatchOptions) -> _Plan:
     """Find every mistake in the options that can be told without loading anything."""
-    check_cache_options(options.cache, options.no_cache)
     for option, spec in (("--encoder", options.encoder), ("--text-encoder", options.text_encoder)):
         if spec is not None:
-            _check_spec(option, spec)
+            check_spec(option, spec)
     image_spec = options.encoder or DEFAULT_SPECS[0]
     two_sided = image_spec.startswith(_TWO_SIDED)
     text_spec = options.text_encoder or (image_spec if two_sided else DEFAULT_SPECS[1])
@@ -154,7 +177,7 @@ def _matcher(options: MatchOptions, plan: _Plan, cache: FeatureCache | Literal[F
     return ImageTextMatcher(plan.image_spec, plan.text_spec, space, metric, cache=cache)
 
 
-def _check_spec(option: str, spec: str) -> None:
+def check_spec(option: str, spec: str) -> None:
     """Refuse a spec that no encoder has, before one is loaded."""
     known = known_encoders()
     if spec not in known and spec.partition(":")[0] not in {name.partition(":")[0] for name in known if ":" in name}:
@@ -171,11 +194,11 @@ def _is_matcher(folder: Path) -> bool:
         raise CommandError(f"--space {folder}: config.json is not that of a space or matcher: {error}") from error
 
 
-def _owners(lines: Sequence[TextLine], paths: Sequence[Path], images: Path) -> list[int | None] | None:
+def _owners(lines: Sequence[TextLine], paths: Sequence[Path], given: Path) -> list[int | None] | None:
     """For each text its image's row, -1 where that is not among `paths`, None where the text names none.
 
     None in place of the list where no text names an image. Names are relative to the list of texts, or to the
-    folder of images.
+    folder of images or clips.
     """
     if all(line.image is None for line in lines):
         return None
@@ -183,79 +206,66 @@ def _owners(lines: Sequence[TextLine], paths: Sequence[Path], images: Path) -> l
     owners: list[int | None] = []
     for line in lines:
         places = [] if line.image is None else [line.image]
-        if line.name is not None and images.is_dir():
-            places.append(images / line.name)
+        if line.name is not None and given.is_dir():
+            places.append(given / line.name)
         rows = [row for place in places if (row := row_of.get(os.path.realpath(place))) is not None]
         owners.append(None if not places else rows[0] if rows else -1)
     return owners
 
 
 def _unknown(results: Results) -> list[str]:
-    """What is to be said of the texts whose image is not known."""
+    """What is to be said of the texts whose image or clip is not known."""
     if results.owner is None:
         return []
-    total = len(results.owner)
+    total, one = len(results.owner), results.system.left.one
     lost, silent = results.owner.count(-1), results.owner.count(None)
-    lines = [f"{lost:,} of {total:,} texts name an image that is not among those matched."] if lost else []
-    return lines + ([f"{silent:,} of {total:,} texts name no image."] if silent else [])
+    lines = [f"{lost:,} of {total:,} texts name {an(one)} that is not among those matched."] if lost else []
+    return lines + ([f"{silent:,} of {total:,} texts name no {one}."] if silent else [])
 
 
 def _print(results: Results, loading: float) -> None:
     console = Console(highlight=False)
-    found = results.found
+    found, system = results.found, results.system
     distance = found.metric in DISTANCES
-    directions: list[tuple[str, Direction, tuple[str, str]]] = [
-        ("Images to texts", "image_to_text", ("image", "text")),
-        ("Texts to images", "text_to_image", ("text", "image")),
-    ]
-    for title, direction, heads in directions:
+    for asked, answer, direction in (
+        (system.left, system.right, system.forward),
+        (system.right, system.left, system.backward),
+    ):
         by_query = groupby_query(results.rows(direction))
         rows = [row for query in list(by_query)[:_TERMINAL_QUERIES] for row in by_query[query]]
-        print_table(console, title, *heads, rows, bar_widths([row.score for row in rows], distance))
+        title = f"{asked.many.capitalize()} to {answer.many}"
+        print_table(console, title, asked.one, answer.one, rows, bar_widths([row.score for row in rows], distance))
         if len(by_query) > _TERMINAL_QUERIES:
             console.print(f"... and {len(by_query) - _TERMINAL_QUERIES:,} more; --out keeps all\n", style="dim")
-    for stat in _stats(results):
+    for stat in stats(results):
         console.print(Text.assemble((f"{stat.value} ", "bold"), stat.label))
     for line in _unknown(results):
         console.print(Text(line, style="yellow"), soft_wrap=True)
     for name, reason in found.errors:
         console.print(Text(f"left out: {shown(name)}: {reason}", style="yellow"), soft_wrap=True)
-    seconds = found.seconds
-    encoding = seconds["encode images"] + seconds["encode texts"]
+    encoding = sum(seconds for name, seconds in found.seconds.items() if name != "score")
     console.print(
-        f"{len(found.images):,} images, {len(found.texts):,} texts: loading {duration(loading)}, "
-        f"encoding {duration(encoding)}, scoring {duration(seconds['score'])}."
+        f"{len(results.left):,} {system.left.many}, {len(results.right):,} {system.right.many}: "
+        f"loading {duration(loading)}, encoding {duration(encoding)}, scoring {duration(found.seconds['score'])}."
     )
 
 
-def _stats(results: Results) -> list[Stat]:
-    if results.owner is None:
-        return []
-    right_images, images = results.right("image_to_text")
-    right_texts, texts = results.right("text_to_image")
-    return [
-        Stat(f"{right_images:,} of {images:,}", "images whose best text is right"),
-        Stat(f"{right_texts:,} of {texts:,}", "texts whose best image is right"),
-    ]
-
-
-def _report(
-    options: MatchOptions, matcher: ImageTextMatcher, results: Results, paths: Sequence[Path], loading: float
-) -> Report:
-    found: ImageTextMatches = results.found
+def _report(options: MatchOptions, matcher: Any, results: Results, paths: Sequence[Path], loading: float) -> Report:
+    found, system = results.found, results.system
     notes = [*_unknown(results), *(f"Left out: {shown(name)} ({reason})." for name, reason in found.errors)]
-    most = max(len(found.images), len(found.texts))
-    if most > _REPORT_QUERIES:
-        notes.append(f"The first {_REPORT_QUERIES} of each kind are shown. CSV and JSONL output has all.")
+    counts = len(results.left), len(results.right)
+    if max(counts) > SHOWN:
+        notes.append("CSV and JSONL output has the matches that are not shown here.")
+    many = system.left.many
     return Report(
-        title="Images and texts, matched",
-        lede=f"{len(found.images):,} images of {shown(options.images)} and {len(found.texts):,} texts of "
+        title=f"{many.capitalize()} and texts, matched",
+        lede=f"{counts[0]:,} {many} of {shown(_given(options)[0])} and {counts[1]:,} texts of "
         f"{shown(options.texts)}, compared by {found.metric}"
         + (" (a distance: smaller is better)." if found.metric in DISTANCES else "."),
-        groups=groups(results, paths, keep=5, limit=_REPORT_QUERIES),
-        stats=_stats(results),
+        groups=groups(results, Items(system.left, results.left, paths), Items(TEXT, results.right), keep=5),
+        stats=stats(results),
         notes=notes,
-        facts=facts(matcher, found, loading, backend_info()),
+        facts=facts(matcher, system, counts, found.seconds, loading, backend_info()),
         score_name=score_name(found.metric),
         distance=found.metric in DISTANCES,
     )

@@ -32,6 +32,16 @@ class Ranked(NamedTuple):
     correct: bool | None
 
 
+def check_folder(option: str, folder: Path) -> None:
+    """Raise unless `folder` is one that can be written to, or can be made; nothing stays behind."""
+    above = folder
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        raise CommandError(f"{option} {folder}: {above} is not a folder")
+    _probe(f"{option} {folder}", above)
+
+
 def check_output(path: Path, endings: Sequence[str]) -> None:
     """Raise unless `path` has one of `endings` and can be written; nothing stays behind.
 
@@ -47,6 +57,10 @@ def check_output(path: Path, endings: Sequence[str]) -> None:
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "no such folder"
         raise CommandError(f"--out {path}: {folder}: {reason}")
+    _probe(f"--out {path}", folder)
+
+
+def _probe(what: str, folder: Path) -> None:
     probe = folder / f".pycm-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         try:
@@ -54,7 +68,12 @@ def check_output(path: Path, endings: Sequence[str]) -> None:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise CommandError(f"--out {path}: cannot write to {folder}: {error.strerror or error}") from error
+        raise CommandError(f"{what}: cannot write to {folder}: {error.strerror or error}") from error
+
+
+def an(word: str) -> str:
+    """The word with its article."""
+    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
 
 
 def shown(path: str | os.PathLike[str], base: Path | None = None) -> str:

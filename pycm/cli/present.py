@@ -1,161 +1,120 @@
-"""Matches as ranked rows, as a report, and as words: what `demo` and `match` share."""
+"""Results as a report and as words: what the commands share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple
 
-from ..functional import DISTANCES, Metric
-from ..matchers import ImageTextMatcher, ImageTextMatches
-from ..report import Candidate, Entry, Facts, Group, Item, picture
+from ..functional import DISTANCES
+from ..report import Candidate, Entry, Facts, Group, Item, Stat, moving_picture, picture
+from ..report.render import duration, ordinal
 from .caching import short_path
 from .output import Ranked
+from .results import Results, groupby_query
+from .systems import CLIP, IMAGE_TEXT, TEXT, Kind, System
 
-Direction = Literal["image_to_text", "text_to_image"]
-CARD_PIXELS, ROW_PIXELS = 480, 200
+PICTURE_PIXELS, CLIP_PIXELS = 360, 160
+SHOWN, SHOWN_BYTES = 200, 24 << 20
 
 
-@dataclass(frozen=True)
-class Results:
-    """Matches with names for people, and the truth where it is known.
+class Items:
+    """The items of one kind as a report shows them: a text, a picture or a playing clip.
 
     Attributes:
-        found: the matches.
-        names: of the images in `found`.
-        owner: for each text the image that it belongs to, -1 if that is not in `found`, None if it is not known;
-            or None where no truth is known.
+        bytes: what the pictures and clips made so far take in the page.
     """
 
-    found: ImageTextMatches
-    names: Sequence[str]
-    owner: list[int | None] | None = None
+    def __init__(self, kind: Kind, names: Sequence[str], paths: Sequence[Path] | None = None) -> None:
+        self.kind, self.names, self.paths = kind, names, paths
+        self.bytes = 0
+        self._made: dict[int, Item] = {}
 
-    def rows(self, direction: Direction, keep: int | None = None) -> list[Ranked]:
-        """The ranked rows of one direction, at most `keep` a query."""
-        matches = self.found.image_to_text if direction == "image_to_text" else self.found.text_to_image
-        queries: Sequence[str] = self.names
-        gallery: Sequence[str] = self.found.texts
-        if direction == "text_to_image":
-            queries, gallery = gallery, self.names
-        rows = []
-        for i, (scores, indices) in enumerate(zip(matches.scores, matches.indices, strict=True)):
-            for rank, (score, j) in enumerate(zip(scores[:keep], indices[:keep], strict=True)):
-                if j < 0:  # no further candidate
-                    break
-                value = float(f"{score:.9g}")  # the shortest text that gives the float32 back
-                rows.append(
-                    Ranked(
-                        direction,
-                        i,
-                        queries[i],
-                        rank,
-                        int(j),
-                        gallery[j],
-                        value,
-                        self._correct(direction, i, j),
-                    )
-                )
-        return rows
+    def __len__(self) -> int:
+        return len(self.names)
 
-    def _correct(self, direction: Direction, query: int, match: Any) -> bool | None:
-        if self.owner is None:
-            return None
-        image, text = (query, int(match)) if direction == "image_to_text" else (int(match), query)
-        owner = self.owner[text]
-        return None if owner is None else owner == image
+    def __getitem__(self, row: int) -> Item:
+        if row not in self._made:
+            self._made[row] = item = self._make(row)
+            self.bytes += len(item.picture or "") + len(item.clip or "")
+        return self._made[row]
 
-    def right(self, direction: Direction) -> tuple[int, int]:
-        """(queries whose best match is right, queries that have a right match)."""
-        best = self.rows(direction, keep=1)
-        if self.owner is not None:
-            texts = {i for i, owner in enumerate(self.owner) if owner is not None and owner >= 0}
-            have = texts if direction == "text_to_image" else {self.owner[i] for i in texts}
-            best = [row for row in best if row.query_index in have]
-        return sum(row.correct is True for row in best), len(best)
-
-    def places(self, direction: Direction) -> dict[int, int | None]:
-        """Query -> the rank of its first right match, None where it is not among those found."""
-        return {
-            query: next((row.rank for row in rows if row.correct), None)
-            for query, rows in groupby_query(self.rows(direction)).items()
-        }
+    def _make(self, row: int) -> Item:
+        if self.paths is None:
+            return Item(self.names[row])
+        if self.kind is CLIP:
+            clip, still = moving_picture(self.paths[row], CLIP_PIXELS)
+            return Item(self.names[row], still, clip)
+        return Item(self.names[row], picture(self.paths[row], PICTURE_PIXELS))
 
 
-def groupby_query(rows: Sequence[Ranked]) -> dict[int, list[Ranked]]:
-    """Rows by query, in their order."""
-    return {query: list(group) for query, group in groupby(rows, key=lambda row: row.query_index)}
+class Truth(NamedTuple):
+    """The best true candidate of a query: its row, its score and its rank, from 0."""
 
-
-def ordinal(rank: int) -> str:
-    """The rank 0 is "1st"."""
-    place = rank + 1
-    suffix = "th" if 10 <= place % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
-    return f"{place}{suffix}"
+    row: int
+    score: float
+    rank: int
 
 
 def groups(
     results: Results,
-    paths: Sequence[Path],
+    left: Items,
+    right: Items,
     *,
     keep: int,
-    limit: int | None = None,
-    unit: str = "text",
+    units: tuple[Kind, Kind] | None = None,
     remarks: Sequence[str] = (),
+    truths: Mapping[str, Mapping[int, Truth]] | None = None,
 ) -> list[Group]:
-    """Both directions for a report: `keep` candidates a query, the first `limit` queries.
+    """Both directions for a report: `keep` candidates a query, and so many queries as the page has room for.
 
-    `remarks`, if given, has one for each image.
+    Args:
+        results: what was found.
+        left, right: the items.
+        keep: candidates that are shown of each query.
+        units: what the items are called, if not as the system calls them.
+        remarks: if given, one for each item of the first kind.
+        truths: direction -> query -> its best true candidate, where that is known: it is shown if it is not among the
+            best.
     """
-    cards: dict[int, str] = {}
-    thumbs: dict[int, str] = {}
-
-    def image_item(i: int, cache: dict[int, str], size: int) -> Item:
-        if i not in cache:
-            cache[i] = picture(paths[i], size)
-        return Item(results.names[i], cache[i])
-
-    forward = list(groupby_query(results.rows("image_to_text", keep)).items())[:limit]
-    backward = list(groupby_query(results.rows("text_to_image", keep)).items())[:limit]
-    places = {side: results.places(side) for side in get_args(Direction)}
-    return [
-        Group(
-            f"Images to {unit}s",
-            [
-                Entry(
-                    image_item(i, cards, CARD_PIXELS),
-                    [Candidate(Item(row.match), row.score, row.correct) for row in rows],
-                    " ".join(
-                        [
-                            _remark(rows, places["image_to_text"][i], f"Its first own {unit}"),
-                            *remarks[i : i + 1],
-                        ]
-                    ).strip(),
+    one, other = units or (results.system.left, results.system.right)
+    sides = [(results.system.forward, one, other, left, right), (results.system.backward, other, one, right, left)]
+    made = []
+    for direction, asked, answer, queries, gallery in sides:
+        by_query = groupby_query(results.rows(direction, keep))
+        places = results.places(direction)
+        known = (truths or {}).get(direction, {})
+        entries: list[Entry] = []
+        for i, rows in by_query.items():
+            if len(entries) == SHOWN or left.bytes + right.bytes > SHOWN_BYTES:
+                break
+            truth = None if any(row.correct for row in rows) else known.get(i)
+            said = (
+                ""
+                if truth
+                else _remark(
+                    rows, places[i], f"Its {'first ' if answer is other and right.kind is TEXT else ''}own {answer.one}"
                 )
-                for i, rows in forward
-            ],
-            f"Each image with its best {unit}s of {len(results.found.texts):,}.",
-        ),
-        Group(
-            f"{unit.capitalize()}s to images",
-            [
+            )
+            entries.append(
                 Entry(
-                    Item(rows[0].query),
-                    [
-                        Candidate(image_item(row.match_index, thumbs, ROW_PIXELS), row.score, row.correct)
-                        for row in rows
-                    ],
-                    _remark(rows, places["text_to_image"][i], "Its own image"),
+                    queries[i],
+                    [Candidate(gallery[row.match_index], row.score, row.correct) for row in rows],
+                    " ".join([said, *(remarks[i : i + 1] if asked is one else ())]).strip(),
+                    None if truth is None else Candidate(gallery[truth.row], truth.score, True, truth.rank),
                 )
-                for i, rows in backward
-            ],
-            f"Each {unit} with its best images of {len(results.names):,}.",
-            layout="rows",
-        ),
-    ]
+            )
+        made.append(
+            Group(
+                f"{asked.many.capitalize()} to {answer.many}",
+                entries,
+                f"Each {asked.one} with its best {answer.many} of {len(gallery):,}.",
+                "cards" if answer is other and right.kind is TEXT else "rows",
+                len(by_query),
+            )
+        )
+    return made
 
 
 def _remark(rows: Sequence[Ranked], place: int | None, what: str) -> str:
@@ -164,28 +123,71 @@ def _remark(rows: Sequence[Ranked], place: int | None, what: str) -> str:
     return f"{what} is not among those found." if place is None else f"{what} came {ordinal(place)}."
 
 
-def score_name(metric: Metric) -> str:
+def stats(results: Results) -> list[Stat]:
+    """How many of each kind came out right; nothing where the truth is not known."""
+    if results.owner is None:
+        return []
+    system = results.system
+    made = []
+    for direction, asked, answer in (
+        (system.forward, system.left, system.right),
+        (system.backward, system.right, system.left),
+    ):
+        right, total = results.right_of(direction)
+        made.append(Stat(f"{right:,} of {total:,}", f"{asked.many} whose best {answer.one} is right"))
+    return made
+
+
+def score_name(metric: str) -> str:
     """What a reader calls the scores of a metric."""
-    names = {"pearson": "Pearson correlations", "dot": "dot products", "cosine": "cosines"}
-    return names.get(metric, "Euclidean distances" if metric == "euclidean" else "squared Euclidean distances")
+    names = {
+        "pearson": "Pearson correlations",
+        "dot": "dot products",
+        "cosine": "cosines",
+        "euclidean": "Euclidean distances",
+        "sqeuclidean": "squared Euclidean distances",
+        "logit": "log-odds",
+    }
+    return names[metric]
 
 
-def duration(seconds: float) -> str:
-    """Seconds with a unit that suits their size."""
-    if seconds >= 1:
-        return f"{seconds:.1f} s"
-    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e6:.0f} µs"
-
-
-def facts(matcher: ImageTextMatcher, found: ImageTextMatches, loading: float, info: Mapping[str, Any]) -> list[Facts]:
+def facts(
+    matcher: Any,
+    system: System,
+    counts: tuple[int, int],
+    seconds: Mapping[str, float],
+    loading: float,
+    info: Mapping[str, Any],
+) -> list[Facts]:
     """What ran, on what, and how fast."""
-    n, m = len(found.images), len(found.texts)
+    n, m = counts
 
-    def rate(name: str, count: int, unit: str) -> str:
-        seconds = found.seconds[name]
-        speed = f" ({count / seconds:,.0f} {unit}/s)" if seconds > 0 and math.isfinite(seconds) else ""
-        return duration(seconds) + speed
+    def rate(name: str) -> str:
+        count, unit = next(((c, k.many) for c, k in ((n, system.left), (m, system.right)) if k.many in name), (0, ""))
+        speed = f" ({count / seconds[name]:,.0f} {unit}/s)" if count and 0 < seconds[name] < math.inf else ""
+        return duration(seconds[name]) + speed
 
+    machine = machine_pairs(info)
+    machine.append(("Encoders ran on", device_of(matcher)))
+    cache = "none" if matcher.cache is None else short_path(matcher.cache.folder)
+    timed = [(name.capitalize(), rate(name)) for name in seconds if name != "score"]
+    return [
+        Facts("Matcher", _parts(matcher, system)),
+        Facts(
+            "Time",
+            [
+                ("Load the encoders", duration(loading)),
+                *timed,
+                ("Score and rank", f"{duration(seconds['score'])} for {n * m:,} pairs, both ways"),
+                ("Feature cache", cache),
+            ],
+        ),
+        Facts("Machine", machine),
+    ]
+
+
+def machine_pairs(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What `backend_info` says of this build and machine, in a few lines."""
     cpu = info.get("cpu", {})
     packages = info.get("packages", {})
     machine = [("pycm", str(info.get("version", "")))]
@@ -195,32 +197,25 @@ def facts(matcher: ImageTextMatcher, found: ImageTextMatches, loading: float, in
         for label, key in (("CPU", "machine"), ("CPU level in use", "level"), ("Threads", "threads"))
         if cpu.get(key) is not None
     ]
-    device = getattr(matcher.image_encoder, "device", None)
-    if device is not None:
-        machine.append(("Encoders ran on", str(device)))
-    cache = "none" if matcher.cache is None else short_path(matcher.cache.folder)
-    return [
-        Facts(
-            "Matcher",
-            [
-                ("Image encoder", matcher.image_encoder.name),
-                ("Text encoder", matcher.text_encoder.name),
-                (
-                    "Space",
-                    "shared by the encoders" if matcher.space is None else type(matcher.space).__name__,
-                ),
-                ("Metric", matcher.metric + (" (smaller is better)" if matcher.metric in DISTANCES else "")),
-            ],
-        ),
-        Facts(
-            "Time",
-            [
-                ("Load the encoders", duration(loading)),
-                (f"Encode {n:,} images", rate("encode images", n, "images")),
-                (f"Encode {m:,} texts", rate("encode texts", m, "texts")),
-                ("Score and rank", f"{duration(found.seconds['score'])} for {n * m:,} pairs, both ways"),
-                ("Feature cache", cache),
-            ],
-        ),
-        Facts("Machine", machine),
-    ]
+    return machine
+
+
+def device_of(matcher: Any) -> str:
+    """Where the matcher's encoders and networks run."""
+    encoder = getattr(matcher, "image_encoder", None)
+    return str(getattr(matcher, "device", None) or getattr(encoder, "device", None) or "cpu")
+
+
+def _parts(matcher: Any, system: System) -> list[tuple[str, str]]:
+    """What the matcher is made of."""
+    if system is IMAGE_TEXT:
+        space = "shared by the encoders" if matcher.space is None else type(matcher.space).__name__
+        made = [("Image encoder", matcher.image_encoder.name), ("Text encoder", matcher.text_encoder.name)]
+        made.append(("Space", space))
+    else:
+        options = matcher.get_params()
+        named = {name: getattr(value, "name", value) for name, value in options.items() if name.endswith("_encoder")}
+        made = [(name.replace("_", " ").capitalize(), str(value)) for name, value in named.items()]
+        made.append(("Streams", ", ".join(str(getattr(stream, "name", stream)) for stream in matcher.streams)))
+        made += [(name.capitalize(), str(options[name])) for name in ("cell", "pool", "head", "sampling")]
+    return [*made, ("Metric", matcher.metric + (" (smaller is better)" if matcher.metric in DISTANCES else ""))]

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .._device import device_of, dtype_name, is_tensor, on_host, to_device
 from .._optional import require
 from ..functional import METRICS, _as_mask, _as_numpy, _like
-from .device import DeviceFilter, device_of, dtype_name, is_tensor, tables, to_device
+from .device import DeviceFilter, tables
 from .ids import NO_ID, IdArray, as_ids, check_unicode, name_some, without_repeats
 from .metadata import as_table
 from .search import Filter
@@ -126,6 +127,7 @@ class IdLists(NamedTuple):
 
 def as_id_lists(function: str, argument: str, value: Any, queries: int, *, optional: bool) -> IdLists:
     """One id for each query (None or -1 for none, where `optional`), a list of ids for each, or (offsets, ids)."""
+    value = on_host(value)
     if isinstance(value, tuple):
         if len(value) != 2:
             raise ValueError(f"{function}: {argument} must be a pair (offsets, ids), got {len(value)} items")
@@ -258,10 +260,8 @@ def as_device_filter(
         allowed = to_device(host.mask, store.device)
     elif not store.complete:
         allowed = tables(store).alive
-    if there is not None and not store.complete:
-        wide = there.new_zeros((*there.shape[:-1], store.rows))
-        wide[..., tables(store).alive] = there
-        there = wide
+    if there is not None and not store.complete:  # removed rows have any position; they are not in `allowed`
+        there = there[..., tables(store).positions[:-1]]
     if allowed is None or there is None:
         return DeviceFilter(there if allowed is None else allowed, host.exclude)
     return DeviceFilter(allowed & there, host.exclude)

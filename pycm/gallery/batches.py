@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .._device import device_of
 from . import persist
 from ._locks import overwriting, unlock
 from .arguments import as_batch
-from .device import device_of
 from .store import Array, Store
 
 _FUNCTION = "Gallery.create"

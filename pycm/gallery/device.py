@@ -6,7 +6,6 @@ never leave it, but by `Gallery.to`.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -14,60 +13,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .._device import compressed, to_device, to_host
 from .search import Filter
-from .storage import dtype_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .._torch_cuda_encoded import EncodedGallery, HostResults
     from .store import Store
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
 T = TypeVar("T")
 
-_DEVICES: tuple[str, ...] = ("cuda",)  # for tests/simt the CPU's tensors are on a device too
 _PIECE_BYTES = 256 << 20
-
-
-def is_tensor(array: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
-
-
-def device_of(array: Any) -> Any:
-    """The CUDA device that an array is on; None for the host's memory, and for what is no tensor."""
-    return array.device if is_tensor(array) and array.device.type in _DEVICES else None
-
-
-def dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def to_device(array: Array, device: Any) -> Tensor:
-    """A host array, copied to the device."""
-    import torch
-
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16).to(device)
-    return torch.from_numpy(np.array(array)).to(device)
-
-
-def to_host(tensor: Tensor) -> Array:
-    """A tensor of any device as a host array."""
-    import torch
-
-    if tensor.dtype == torch.bfloat16:
-        return np.asarray(tensor.cpu().view(torch.int16).numpy().view(dtype_of("bfloat16")))
-    return np.asarray(tensor.cpu().numpy())
-
-
-def moved(rows: Any, device: Any) -> Any:
-    """Rows of the host or of a device on another; None is the host."""
-    if device is None:
-        return to_host(rows) if is_tensor(rows) else rows
-    return rows.to(device) if is_tensor(rows) else to_device(rows, device)
 
 
 class DeviceRows:
@@ -113,7 +73,7 @@ class DeviceBlock:
     """Rows on a device, encoded at the first search after they came."""
 
     def __init__(self, metric: str, rows: DeviceRows) -> None:
-        from .._torch_cuda import EncodedGallery
+        from .._torch_cuda_encoded import EncodedGallery
 
         self._rows = rows
         self._encoded = EncodedGallery(metric)
@@ -136,47 +96,15 @@ class DeviceBlock:
 
     def encoded(self) -> HostResults:
         """For the searches of `search.py`, which work on host arrays."""
+        from .._torch_cuda_encoded import HostResults
+
         return HostResults(self.tensors())
 
-    def tensors(self) -> Any:
+    def tensors(self) -> EncodedGallery:
         with self._encoding:
             if len(self._encoded) < len(self):
                 self._encoded.extend(self._rows.values)
             return self._encoded
-
-
-class HostResults:
-    """An encoded gallery on a device whose results, and excluded rows, are arrays of the host."""
-
-    def __init__(self, encoded: Any) -> None:
-        self._encoded = encoded
-
-    def topk(
-        self, queries: Tensor, k: int, mask: Any, excluded: Any, offsets: Any, *, precision: str, num_threads: int
-    ) -> tuple[Array, Int64]:
-        exclude = compressed(excluded, offsets, queries.device)
-        scores, rows = self._encoded.topk(queries, k, mask, *exclude, precision)
-        return to_host(scores), to_host(rows)
-
-    def rank(
-        self,
-        queries: Tensor,
-        positives: Int64,
-        offsets: Int64,
-        mask: Any,
-        excluded: Any,
-        excluded_offsets: Any,
-        *,
-        num_threads: int,
-    ) -> tuple[Array, ...]:
-        some = compressed(positives, offsets, queries.device)
-        exclude = compressed(excluded, excluded_offsets, queries.device)
-        return tuple(to_host(part) for part in self._encoded.rank(queries, *some, mask, *exclude))
-
-
-def compressed(rows: Int64 | None, offsets: Int64 | None, device: Any) -> tuple[Any, Any]:
-    """Compressed rows on the device, or twice None."""
-    return (None, None) if rows is None or offsets is None else (to_device(rows, device), to_device(offsets, device))
 
 
 class _Tables(NamedTuple):

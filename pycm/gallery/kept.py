@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .._device import moved
 from . import persist
 from ._locks import ReadWriteLock, lock_file, overwriting, unlock
 from .arguments import Array, Int64
-from .device import moved
 from .ids import IdArray
 from .journal import JournalWriter
 from .storage import GalleryFile

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._device import device_of, dtype_name
 from .blocks import Block, Growable, RowsBlock
-from .device import DeviceBlock, DeviceRows, device_of, dtype_name
+from .device import DeviceBlock, DeviceRows
 from .ids import IdArray, Ids
 from .metadata import Metadata
 from .search import take

@@ -13,11 +13,14 @@ from .image_text import ImageTextMatcher
 from .results import (
     ImageTextMatches,
     ImageTextMetrics,
+    ImageVideoMatches,
+    ImageVideoMetrics,
     VideoTextMatches,
     VideoTextMetrics,
 )
 
 if TYPE_CHECKING:
+    from .image_video import ImageVideoMatcher
     from .region_classifier import RegionTextClassifier
     from .region_text import RegionTextMatcher
     from .regions import Boxes
@@ -30,6 +33,9 @@ __all__ = [
     "ImageTextMatcher",
     "ImageTextMatches",
     "ImageTextMetrics",
+    "ImageVideoMatcher",
+    "ImageVideoMatches",
+    "ImageVideoMetrics",
     "Matcher",
     "RegionTextClassifier",
     "RegionTextMatcher",
@@ -42,6 +48,7 @@ __all__ = [
 
 _TRAINED = {
     "Boxes": "regions",
+    "ImageVideoMatcher": "image_video",
     "RegionTextClassifier": "region_classifier",
     "RegionTextMatcher": "region_text",
     "Training": "training",

@@ -64,7 +64,7 @@ class Matcher(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: str | os.PathLike[str], **options: Any) -> Self: ...
+    def load(cls, *folder: Any, **options: Any) -> Self: ...
 
 
 def load(folder: str | os.PathLike[str], **options: Any) -> Matcher:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..functional import Metric
 from ..losses import InfoNCE, MaxHinge, SigmoidLoss, Triplet
-from .inputs import Inputs
+from .inputs import Features, Inputs
 from .towers import Embedding, mlp
 
 #: The losses of the ranking embedding, by name.
@@ -41,6 +41,11 @@ class Ranking(nn.Module):
         self.first, self.second = Embedding(first, unit), Embedding(second, unit)
         self.criterion = criterion
 
+    def fit_scales(self, first: Features, second: Features) -> None:
+        """Standardise by the features of the training items."""
+        self.first.tower.fit_scales(first)  # type: ignore[operator]
+        self.second.tower.fit_scales(second)  # type: ignore[operator]
+
     def forward(self, first: Inputs, second: Inputs, pairs: Tensor, groups: Tensor, done: float) -> Tensor:
         """The loss of pairs [P, 2] of rows of both inputs.
 
@@ -62,20 +67,32 @@ States: TypeAlias = Any
 
 
 class PairClassifier(Ranking):
-    """The ranking embedding, and an MLP on each pair's [a, b, a * b, |a - b|] that says whether it is one."""
+    """The ranking embedding, and a classifier of pairs.
+
+    The log-odds of a pair are ``scale · cosine + bias``, to which an MLP on [a, b, a * b, |a - b|] adds. The MLP begins
+    with nothing: the classifier starts from the order that the embeddings give.
+
+    Args:
+        unit: embeddings of unit length.
+        dim, hidden, dropout: of the embeddings and the MLP.
+        extra: features of a pair beside those of its embeddings; see `ImageVideoMatcher`.
+    """
 
     def __init__(
         self,
         first: nn.Module,
         second: nn.Module,
         criterion: nn.Module,
+        *,
         unit: bool,
         dim: int,
         hidden: int,
         dropout: float,
+        extra: int = 0,
     ) -> None:
         super().__init__(first, second, criterion, unit)
-        self.head = mlp(4 * dim, hidden, 1, dropout)
+        self.scale, self.bias = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(-5.0))
+        self.head = mlp(4 * dim + extra, hidden, 1, dropout, zero=True)
 
     def states(self, first: Inputs, second: Inputs, a: Tensor, b: Tensor) -> tuple[States, States]:
         """What `logits` reads, from both sides' inputs and embeddings."""
@@ -83,8 +100,11 @@ class PairClassifier(Ranking):
 
     def logits(self, first: States, second: States, i: Tensor, j: Tensor) -> Tensor:
         """[P] for the pairs (i[p], j[p])."""
-        x, y = first[i], second[j]
-        return self.head(torch.cat([x, y, x * y, (x - y).abs()], 1))[:, 0].float()  # type: ignore[no-any-return]
+        return self._logits(first[i], second[j])
+
+    def _logits(self, x: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
+        found: Tensor = self.head(torch.cat([x, y, x * y, (x - y).abs(), *extra], 1))[:, 0].float()
+        return self.scale * (x * y).sum(1).float() + self.bias + found
 
     def forward(self, first: Inputs, second: Inputs, pairs: Tensor, groups: Tensor, done: float) -> Tensor:
         a, b = self.first(first), self.second(second)
@@ -119,6 +139,10 @@ class LabelClassifier(nn.Module):
         super().__init__()
         self.first = Embedding(tower, unit=False)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, labels))
+
+    def fit_scales(self, features: Features) -> None:
+        """Standardise by the features of the training items."""
+        self.first.tower.fit_scales(features)  # type: ignore[operator]
 
     def logits(self, inputs: Inputs) -> Tensor:
         """[N, labels]."""

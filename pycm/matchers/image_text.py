@@ -17,6 +17,7 @@ from ..evaluate import retrieval_metrics
 from ..functional import METRICS, Metric, similarity, topk
 from ..spaces import CORAL, ConSE, HubnessCorrection, Space
 from . import storage
+from .base import Matcher
 from .default import DEFAULT_SPECS, class_name_space
 from .features import (
     CacheOption,
@@ -35,7 +36,7 @@ from .pseudo_pairs import fit_pseudo_pairs
 from .results import ImageTextMatches, ImageTextMetrics
 
 
-class ImageTextMatcher:
+class ImageTextMatcher(Matcher):
     """Matches images with texts, both ways.
 
     Args:
@@ -146,6 +147,11 @@ class ImageTextMatcher:
             f"ImageTextMatcher({self.image_encoder.name!r}, {self.text_encoder.name!r}, "
             f"space={self.space!r}, metric={self.metric!r})"
         )
+
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoders, as "image" and "text"."""
+        return {"image": self.image_encoder, "text": self.text_encoder}
 
     def fit(
         self,

@@ -104,6 +104,19 @@ class Inputs:
         return stream.digest()
 
 
+def joined(first: Features, second: Features) -> Features:
+    """The items of both, of one kind and the same streams."""
+    if isinstance(first, Rows) and isinstance(second, Rows):
+        return Rows(torch.cat([first.values, second.values]))
+    if isinstance(first, Steps) and isinstance(second, Steps):
+        ends = torch.cat([first.cu_seqlens, second.cu_seqlens[1:] + first.cu_seqlens[-1]])
+        return Steps(torch.cat([first.values, second.values]), ends, torch.cat([first.present, second.present]))
+    assert isinstance(first, Streams)
+    assert isinstance(second, Streams)
+    parts = {name: joined(steps, second.parts[name]) for name, steps in first.parts.items()}
+    return Streams(parts)  # type: ignore[arg-type]
+
+
 def _tensors(features: Features) -> Any:
     if isinstance(features, Rows):
         yield features.values

@@ -47,19 +47,3 @@ def start_rows(rows: Any, metric: Metric) -> npt.NDArray[np.float32]:
         if metric not in ("dot", "pearson")
         else np.asarray(rows, np.float32)
     )
-
-
-def groups_of(pairs: npt.NDArray[np.int64], n: int, m: int) -> npt.NDArray[np.int64]:
-    """The group of each of n first and m second rows, [n + m]: those that pairs join, directly or through others."""
-    group = np.arange(n + m, dtype=np.int64)
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = int(group[i])
-        return i
-
-    for a, b in pairs:
-        x, y = root(int(a)), root(n + int(b))
-        group[max(x, y)] = min(x, y)
-    return np.array([root(i) for i in range(n + m)], np.int64)

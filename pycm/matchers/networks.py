@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .fusion import FusedClassifier
 from .heads import LabelClassifier, PairClassifier, Ranking
 from .towers import RowTower, SequenceTower, WordTower
 
 
 def make_tower(about: Mapping[str, Any], dim: int, *, zero: bool, options: Mapping[str, Any]) -> nn.Module:
-    """The tower of one side: its kind and sizes, and the options of all towers."""
-    hidden, dropout = options["hidden"], options["dropout"]
+    """The tower of one side: its kind and sizes, and the options of all towers, over which its own go."""
+    chosen = {**options, **about}
+    hidden, dropout = chosen["hidden"], chosen["dropout"]
     if about["kind"] == "sequence":
         return SequenceTower(
-            about["dims"], dim, hidden=hidden, cell=options["cell"], pool=options["pool"],
-            bidirectional=options["bidirectional"], dropout=dropout, zero=zero,
+            about["dims"], dim, hidden=hidden, cell=chosen["cell"], pool=chosen["pool"],
+            bidirectional=chosen["bidirectional"], dropout=dropout, zero=zero,
         )  # fmt: skip
     if about["kind"] == "words":
         return WordTower(about["words"], dim, hidden=hidden, dropout=dropout)
@@ -26,7 +28,7 @@ def make_tower(about: Mapping[str, Any], dim: int, *, zero: bool, options: Mappi
 
 
 def make_network(about: Mapping[str, Any], criterion: nn.Module) -> nn.Module:
-    """The network of a configuration: head, sides, dim, unit length, options, labels.
+    """The network of a configuration: head, sides, dim, unit length, options, fusion, labels.
 
     With a linear start (`about["linear"]`) both towers begin at 0.
     """
@@ -35,9 +37,17 @@ def make_network(about: Mapping[str, Any], criterion: nn.Module) -> nn.Module:
     if about["head"] == "labels":
         return LabelClassifier(first, dim, about["labels"], options["dropout"])
     second = make_tower(about["second"], dim, zero=about["linear"], options=options)
-    if about["head"] == "pairs":
-        return PairClassifier(first, second, criterion, about["unit"], dim, options["hidden"], options["dropout"])
-    return Ranking(first, second, criterion, about["unit"])
+    if about["head"] == "ranking":
+        return Ranking(first, second, criterion, about["unit"])
+    sizes = {name: options[name] for name in ("hidden", "dropout")}
+    if options.get("fusion"):
+        assert isinstance(first, SequenceTower)
+        assert isinstance(second, SequenceTower)
+        clip = {"dims": about["second"]["dims"], "pool": options["pool"], "bidirectional": options["bidirectional"]}
+        return FusedClassifier(
+            first, second, criterion, unit=about["unit"], dim=dim, fusion=options["fusion"], **clip, **sizes
+        )
+    return PairClassifier(first, second, criterion, unit=about["unit"], dim=dim, **sizes)
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:

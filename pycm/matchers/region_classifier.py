@@ -15,9 +15,10 @@ from ..encoders import Encoder
 from ..encoders.base import check_items, check_texts
 from .features import CacheOption
 from .inputs import Steps
+from .learning import split
 from .region_base import RegionModel
 from .region_networks import RegionPairClassifier
-from .trained import check_folder, split
+from .trained import check_folder
 from .training import Training, Validation
 
 if TYPE_CHECKING:

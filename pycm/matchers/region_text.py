@@ -21,12 +21,12 @@ from .base import Matcher
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
 from .heads import LOSSES
 from .inputs import Steps
-from .linear_start import groups_of
+from .learning import groups_of, members, split
 from .region_base import RegionModel
 from .region_networks import RegionRanking, Score
 from .regions import Boxes
 from .results import ImageTextMatches, ImageTextMetrics
-from .trained import check_folder, members, split
+from .trained import check_folder
 from .training import Training, Validation
 
 if TYPE_CHECKING:

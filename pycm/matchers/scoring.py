@@ -1,18 +1,44 @@
-"""Scores of pairs by a classifier: all of them in blocks, or those that the embeddings propose."""
+"""Embeddings in blocks, metrics both ways, and the pair classifier over all pairs or those that embeddings propose."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..functional import Matches, Metric, topk
+from ..evaluate import RetrievalMetrics, retrieval_metrics
+from ..functional import DISTANCES, Matches, Metric, similarity, topk
+from .heads import PairClassifier
 from .inputs import Inputs
 
 Float32 = npt.NDArray[np.float32]
-_PAIRS = 4096  # scored at a time
+_ITEMS, _PAIRS = 512, 4096  # embedded, and scored, at a time
+
+
+def by_blocks(function: Any, inputs: Inputs) -> Float32:
+    """What a side, or a part of a network, gives for all items, a block at a time, without gradients: [N, ...]."""
+    out = []
+    with torch.no_grad():
+        for start in range(0, len(inputs), _ITEMS):
+            rows = np.arange(start, min(start + _ITEMS, len(inputs)))
+            out.append(function(inputs.take(rows)).float().cpu().numpy())
+    return np.concatenate(out)
+
+
+def both_ways(
+    network: Any, first: Inputs, second: Inputs, of_first: Any, of_second: Any, ks: Sequence[int], metric: Metric,
+    candidates: int | None,
+) -> tuple[RetrievalMetrics, RetrievalMetrics]:  # fmt: skip
+    """Metrics of the ranking that `match` gives, where the positives of both sides' rows are known."""
+    a, b = by_blocks(network.first, first), by_blocks(network.second, second)
+    there: Any = (a, b, metric)
+    back: Any = (b, a, metric)
+    if isinstance(network, PairClassifier):
+        there, back = ranked_matrices(network, first, second, a, b, metric, candidates)
+    return retrieval_metrics(there, of_first, ks), retrieval_metrics(back, of_second, ks)
 
 
 class PairScorer:
@@ -49,19 +75,49 @@ def pair_matches(
 ) -> tuple[Matches, Matches]:  # fmt: skip
     """The best by the classifier, both ways: of all pairs, or of the `candidates` nearest embeddings of each item."""
     score = PairScorer(network, first, second, a, b)
-    n, m = score.counts
     if candidates is None:
+        n, m = score.counts
         matrix = score(*np.divmod(np.arange(n * m), m)).reshape(n, m)
         everything = (np.broadcast_to(np.arange(size), (rows, size)) for rows, size in ((n, m), (m, n)))
         left, right = everything
         return _best(matrix, left, ks[0]), _best(matrix.T, right, ks[1])
-    found = []
-    for forward, queries, gallery, k in ((True, a, b, ks[0]), (False, b, a, ks[1])):
-        near = topk(queries, gallery, min(max(candidates, k), len(gallery)), metric).indices
-        rows = np.repeat(np.arange(len(queries)), near.shape[1])
-        pairs = (rows, near.ravel()) if forward else (near.ravel(), rows)
-        found.append(_best(score(*pairs).reshape(near.shape), near, k))
-    return found[0], found[1]
+    near = [nearest(a, b, max(candidates, ks[0]), metric), nearest(b, a, max(candidates, ks[1]), metric)]
+    scores = [_proposed(score, indices, back) for indices, back in zip(near, (False, True), strict=True)]
+    return _best(scores[0], near[0], ks[0]), _best(scores[1], near[1], ks[1])
+
+
+def ranked_matrices(
+    network: Any, first: Inputs, second: Inputs, a: Float32, b: Float32, metric: Metric, candidates: int | None
+) -> tuple[Float32, Float32]:
+    """Matrices [N, M] and [M, N] whose rows have the order of `pair_matches`.
+
+    Candidates have their logits; the others lie below, in the order of their embeddings.
+    """
+    if candidates is None:
+        matrix = pair_matrix(network, first, second, a, b)
+        return matrix, np.ascontiguousarray(matrix.T)
+    score = PairScorer(network, first, second, a, b)
+    out = []
+    for queries, gallery, back in ((a, b, False), (b, a, True)):
+        near = nearest(queries, gallery, candidates, metric)
+        logits = _proposed(score, near, back)
+        sign = -1 if metric in DISTANCES else 1
+        rest = sign * np.asarray(similarity(queries, gallery, metric), np.float32)
+        rest += logits.min(axis=1, keepdims=True) - rest.max(axis=1, keepdims=True) - 1
+        np.put_along_axis(rest, near, logits, 1)
+        out.append(rest)
+    return out[0], out[1]
+
+
+def nearest(queries: Float32, gallery: Float32, candidates: int, metric: Metric) -> npt.NDArray[np.int64]:
+    """The gallery rows that each query proposes, [N, C]."""
+    return topk(queries, gallery, min(candidates, len(gallery)), metric).indices  # type: ignore[no-any-return]
+
+
+def _proposed(score: PairScorer, near: npt.NDArray[np.int64], back: bool) -> Float32:
+    """The logits of each row's candidates; `back` where the rows are those of the second side."""
+    rows, others = np.repeat(np.arange(len(near)), near.shape[1]), near.ravel()
+    return (score(others, rows) if back else score(rows, others)).reshape(near.shape)
 
 
 def _best(scores: Float32, indices: npt.NDArray[np.int64], k: int) -> Matches:

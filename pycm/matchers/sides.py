@@ -15,10 +15,10 @@ from .._rows import normalize_rows
 from ..encoders import Encoder, FeatureCache, get_encoder
 from ..encoders.base import Modality, check_items, check_texts
 from ..encoders.descriptor import TextDescriptor
-from ..encoders.images import item_name
+from ..encoders.images import UnreadableInputError, item_name
 from ..streams import ClipFeatures, encode_clips, get_streams
 from .features import OnError, check_finite, encode_items
-from .inputs import Features, Rows, Steps, Streams
+from .inputs import Features, Inputs, Rows, Steps, Streams
 
 WORDS = "words"
 _TOKEN = re.compile(r"\w+")
@@ -32,6 +32,12 @@ class Encoded(NamedTuple):
     kept: npt.NDArray[np.int64]
     errors: list[tuple[str, str]]
     seconds: Mapping[str, float]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Encoded:
+        """The items of these rows."""
+        index = torch.from_numpy(rows).to(Inputs(self.features).device)
+        names = [self.names[i] for i in rows]
+        return self._replace(features=self.features.take(index), names=names, kept=self.kept[rows])
 
 
 class Options(NamedTuple):
@@ -206,6 +212,45 @@ class RowSide:
         """Kind and sizes of the tower that reads these features, as plain values."""
         assert isinstance(features, Rows)
         return {"kind": "rows", "inputs": features.values.shape[1]}
+
+
+class ImageSide(RowSide):
+    """Images as sequences for an LSTM: an item is one image, or several of the same thing in their order."""
+
+    def __init__(self, function: str, given: Encoder | str) -> None:
+        super().__init__(function, "image", given)
+
+    def encode(self, function: str, items: Sequence[Any], options: Options, on_error: OnError = "raise") -> Encoded:
+        """As `RowSide.encode`; an item is left out with any of its images."""
+        check_items(function, items)
+        groups = [list(item) if isinstance(item, (list, tuple)) else [item] for item in items]
+        empty = next((i for i, group in enumerate(groups) if not group), None)
+        if empty is not None:
+            raise ValueError(f"{function}: images[{empty}] is an empty list")
+        flat = super().encode(function, [image for group in groups for image in group], options, on_error)
+        lengths = np.array([len(group) for group in groups])
+        owner = np.repeat(np.arange(len(groups)), lengths)
+        kept = np.flatnonzero(np.bincount(owner[flat.kept], minlength=len(groups)) == lengths)
+        if not len(kept):
+            raise UnreadableInputError(flat.errors, len(items))
+        assert isinstance(flat.features, Rows)
+        used = np.isin(owner[flat.kept], kept)
+        values = flat.features.values[torch.from_numpy(np.flatnonzero(used)).to(options.device)]
+        ends = torch.from_numpy(np.cumsum([0, *lengths[kept]])).to(options.device)
+        steps = Steps(values, ends, torch.ones(len(kept), dtype=torch.bool, device=options.device))
+        first = dict(zip(owner[flat.kept][::-1], flat.names[::-1], strict=True))  # an item's name is its first image's
+        return Encoded(Streams({"image": steps}), [first[i] for i in kept], kept, flat.errors, {})
+
+    def start_rows(self, features: Features) -> npt.NDArray[np.float64]:
+        """What the linear start reads: the mean of an item's rows."""
+        assert isinstance(features, Streams)
+        return features.parts["image"].means().cpu().numpy()
+
+    def tower(self, features: Features) -> dict[str, Any]:
+        """Kind and sizes of the tower that reads these features, as plain values."""
+        assert isinstance(features, Streams)
+        dims = {"image": features.parts["image"].values.shape[1]}
+        return {"kind": "sequence", "dims": dims, "cell": "lstm", "pool": "last", "bidirectional": False}
 
 
 class WordSide:

@@ -59,7 +59,7 @@ def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
         "streams": next(side for side in matcher._sides if isinstance(side, ClipSide)).describe(),
         "encoders": encoders,
         "vocabulary": vocabulary,
-        "space": matcher.space is not None,
+        "space": matcher.space_ is not None,
         "labels": matcher.labels_,
         "network": matcher._about,
     }
@@ -68,8 +68,8 @@ def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
     def write(parts: Path) -> None:
         with atomic_write(parts / _NETWORK, "wb") as file:
             file.write(data)
-        if matcher.space is not None:
-            matcher.space.save(parts / SPACE)
+        if matcher.space_ is not None:
+            matcher.space_.save(parts / SPACE)
         if fitted is not None:
             fitted.save(parts / TEXT_ENCODER)
 
@@ -116,9 +116,9 @@ def load(
             )
     for name in [name for name in arguments if name.endswith("_encoder") and arguments[name] is None]:
         del arguments[name]  # a classifier of labels has none
-    if has_space:
-        arguments["space"] = Ridge.load(path.parent / parts / SPACE)
-    matcher = kind(**arguments)
+    space = Ridge.load(path.parent / parts / SPACE) if has_space else None
+    matcher = kind(**{**arguments, "space": None if space is None else Ridge(**space.get_params())})
+    matcher.space_ = space
     device = matcher._options().device
     for side in matcher._sides:
         if isinstance(side, WordSide):

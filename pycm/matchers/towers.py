@@ -129,8 +129,8 @@ class SequenceTower(nn.Module):
         self.names = list(dims)
         options: dict[str, Any] = {"bidirectional": bidirectional, "extra": extra}
         self.streams = nn.ModuleList(StreamPool(d, hidden, cell, pool, dropout, **options) for d in dims.values())
-        width = sum(stream.output_size for stream in self.streams)  # type: ignore[misc]
-        self.mlp = mlp(width, hidden, dim, dropout, zero=zero)
+        self.width: int = sum(stream.output_size for stream in self.streams)  # type: ignore[misc]
+        self.mlp = mlp(self.width, hidden, dim, dropout, zero=zero)
 
     def fit_scales(self, features: Streams) -> None:
         """Standardise by the steps that are there."""
@@ -142,9 +142,13 @@ class SequenceTower(nn.Module):
                 )
             stream.standardize.fit(steps.take(torch.nonzero(steps.present)[:, 0]).values)  # type: ignore[union-attr, operator]
 
-    def forward(self, features: Streams, **state: Tensor) -> Tensor:
+    def pooled(self, features: Streams, **state: Tensor | None) -> Tensor:
+        """The pooled streams side by side; `state` as `StreamPool.forward` takes it."""
         pooled = [stream(features.parts[name], **state) for name, stream in zip(self.names, self.streams, strict=True)]
-        return self.mlp(torch.cat(pooled, 1))  # type: ignore[no-any-return]
+        return torch.cat(pooled, 1)
+
+    def forward(self, features: Streams, **state: Tensor | None) -> Tensor:
+        return self.mlp(self.pooled(features, **state))  # type: ignore[no-any-return]
 
 
 class WordTower(nn.Module):

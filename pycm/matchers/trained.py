@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,46 +15,24 @@ from torch import Tensor, nn
 
 from .._temporal_layers import CELLS, POOLS, STATE_POOLS
 from ..encoders.base import check_batch_size
-from ..evaluate import RetrievalMetrics, retrieval_metrics
-from ..functional import DISTANCES, METRICS, Matches, Metric, similarity, topk
+from ..evaluate import RetrievalMetrics
+from ..functional import DISTANCES, METRICS, Matches, similarity, topk
 from ..spaces import Ridge
 from . import storage_trained
+from .adaptation import pseudo_pairs
 from .base import Head, Matcher
 from .features import CacheOption, as_cache
-from .heads import LOSSES, LabelClassifier, Ranking, make_criterion
-from .inputs import Features, Inputs, Streams
-from .linear_start import fit_start, groups_of, start_rows
-from .networks import device_of, make_network
-from .scoring import PairScorer, pair_matches, pair_matrix
+from .heads import LOSSES, LabelClassifier
+from .inputs import Features, Inputs, Streams, joined
+from .learning import Labels, Pairs, Recipe, learn
+from .linear_start import fit_start, start_rows
+from .networks import device_of
+from .scoring import PairScorer, both_ways, by_blocks, pair_matches, pair_matrix
 from .sides import ClipSide, Encoded, Options
-from .training import Record, Training, Validation, train
+from .training import Record, Training
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_EMBED_ROWS = 512
-Int64 = npt.NDArray[np.int64]
-
-
-class Known(NamedTuple):
-    """Inputs of both sides with what is known of them: pairs [P, 2] of rows, and each row's group."""
-
-    first: Inputs
-    second: Inputs
-    pairs: Int64
-    first_group: Int64
-    second_group: Int64
-
-    def take(self, rows: Int64) -> Known:
-        """Those first rows with the second rows that belong to them."""
-        chosen = np.isin(self.pairs[:, 0], rows)
-        seconds = np.unique(self.pairs[chosen, 1])
-        place = np.full(len(self.first_group), -1, np.int64)
-        place[rows] = np.arange(len(rows))
-        pairs = np.stack([place[self.pairs[chosen, 0]], np.searchsorted(seconds, self.pairs[chosen, 1])], 1)
-        return Known(
-            self.first.take(rows), self.second.take(seconds), pairs, self.first_group[rows], self.second_group[seconds]
-        )
 
 
 class TrainedMatcher(Matcher):
@@ -101,6 +77,7 @@ class TrainedMatcher(Matcher):
         self.seed, self.device, self.progress = seed, device, progress
         self._network: nn.Module | None = None
         self._about: dict[str, Any] = {}
+        self.space_: Ridge | None = None
         self.labels_: list[Any] = []
         self.history_: list[Record] = []
 
@@ -135,38 +112,29 @@ class TrainedMatcher(Matcher):
     # -- learning --
 
     def _learn(
-        self,
-        function: str,
-        first: Features,
-        second: Features,
-        pairs: Int64,
-        validation: float | tuple[Features, Features, Int64] | None,
-        training: Training,
-        **files: Any,
-    ) -> None:
-        """Fit the linear start and the network to pairs [P, 2] of rows of both sides."""
-        sides = self._sides
-        starts: tuple[Tensor | None, Tensor | None] = (None, None)
-        device = device_of(self.device)
+        self, function: str, first: Features, second: Features, pairs: npt.NDArray[np.int64], validation: Any,
+        training: Training, *, extra: int = 0, **files: Any,
+    ) -> None:  # fmt: skip
+        """Fit the linear start and the network to pairs [P, 2] of rows of both sides.
+
+        extra: the last so many first rows are never held out.
+        """
+        sides, device = self._sides, device_of(self.device)
+        start: tuple[Tensor | None, Tensor | None] = (None, None)
         dim = self.dim
-        if self.space is not None:
+        self.space_ = None if self.space is None else Ridge(**self.space.get_params())
+        if self.space_ is not None:
             rows = sides[0].start_rows(first), sides[1].start_rows(second)
-            outside = fit_start(self.space, *rows, pairs, self.seed)
-            inside = self.space.transform_texts(rows[1])
+            outside = fit_start(self.space_, *rows, pairs, self.seed)
+            inside = self.space_.transform_texts(rows[1])
             dim = inside.shape[1]
             left, right = (torch.from_numpy(start_rows(x, self.metric)).to(device) for x in (outside, inside))
-            starts = left, right
-        groups = groups_of(pairs, len(first), len(second))
-        known = Known(Inputs(first, starts[0]), Inputs(second, starts[1]), pairs, *np.split(groups, [len(first)]))
-        held: Known | None = None
+            start = left, right
         if isinstance(validation, tuple):
             a, b, between = validation
-            groups = groups_of(between, len(a), len(b))
             begin = self._start(a, b)
-            held = Known(Inputs(a, begin[0]), Inputs(b, begin[1]), between, *np.split(groups, [len(a)]))
-        elif validation:
-            mine, theirs = split(function, len(first), validation, self.seed)
-            known, held = known.take(mine), known.take(theirs)
+            validation = Pairs.of(Inputs(a, begin[0]), Inputs(b, begin[1]), between)
+        problem = Pairs.of(Inputs(first, start[0]), Inputs(second, start[1]), pairs, extra)
         about = {
             "head": self.head,
             "dim": dim,
@@ -176,111 +144,65 @@ class TrainedMatcher(Matcher):
             "unit": self.metric in DISTANCES,
             "options": self._network_options(),
         }
-        network = self._new_network(about, training)
-        network.first.tower.fit_scales(known.first.features)
-        network.second.tower.fit_scales(known.second.features)
+        self._network, self.history_ = learn(function, self._recipe(), about, problem, validation, training, files)
+        self._about = about
 
-        def loss(rows: Int64, done: float) -> Tensor:
-            batch = known.pairs[rows]
-            a, i = np.unique(batch[:, 0], return_inverse=True)
-            b, j = np.unique(batch[:, 1], return_inverse=True)
-            groups = torch.from_numpy(known.first_group[batch[:, 0]]).to(device)
-            index = torch.from_numpy(np.stack([i, j], 1)).to(device)
-            return network(known.first.take(a), known.second.take(b), index, groups, done)  # type: ignore[no-any-return]
-
-        check = None if held is None else lambda: self._validate_ranking(network, held)
-        data = [known.first, known.second, *([] if held is None else [held.first, held.second])]
-        arrays = [known.pairs, known.first_group, *([] if held is None else [held.pairs])]
-        identity = self._identity(about, training, data, arrays)
-        self.history_ = train(
-            network, loss, check, len(known.pairs), training, seed=self.seed, identity=identity,
-            progress=self.progress, **files,
-        )  # fmt: skip
-        self._network, self._about = network, about
+    def _learn_again(
+        self, function: str, known: tuple[Features, Features, npt.NDArray[np.int64], Any], first: Encoded,
+        second: Encoded, threshold: float, training: Training, files: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Learn from what is known (both sides' features, pairs, validation) and from the pairs that the matcher finds
+        itself among items that nobody paired."""
+        a, b, pairs, validation = known
+        inputs = self._inputs_of(function, first, second)
+        found = pseudo_pairs(self._rows(0, inputs[0]), self._rows(1, inputs[1]), self.metric, threshold)
+        if not len(found):
+            return
+        more = [
+            encoded.features.take(torch.from_numpy(rows).to(device_of(self.device)))
+            for encoded, rows in zip((first, second), found.T, strict=True)
+        ]
+        count = np.arange(len(found))
+        pairs = np.concatenate([pairs, np.stack([count + len(a), count + len(b)], 1)])
+        if files["checkpoint"] is not None:
+            files = {**files, "checkpoint": Path(files["checkpoint"], "again")}
+        both = joined(a, more[0]), joined(b, more[1])
+        self._learn(function, *both, pairs, validation, training, extra=len(found), **files)
 
     def _learn_labels(
-        self, function: str, features: Features, labels: Int64, validation: Any, training: Training, **files: Any
-    ) -> None:
-        """Fit the classifier of labels [N] of the first side's items, indices into `labels_`."""
-        side = self._sides[0]
-        device = device_of(self.device)
-        inputs = Inputs(features)
-        held: tuple[Inputs, Tensor] | None = None
+        self, function: str, features: Features, labels: npt.NDArray[np.int64], validation: Any, training: Training,
+        **files: Any,
+    ) -> None:  # fmt: skip
+        """Fit the classifier of labels [N] of the first side's items, rows of `labels_`."""
         if isinstance(validation, tuple):
-            held = Inputs(validation[0]), torch.from_numpy(validation[1]).to(device)
-        elif validation:
-            mine, theirs = split(function, len(inputs), validation, self.seed)
-            held = inputs.take(theirs), torch.from_numpy(labels[theirs]).to(device)
-            inputs, labels = inputs.take(mine), labels[mine]
-        truth = torch.from_numpy(labels).to(device)
+            validation = Labels(Inputs(validation[0]), validation[1])
         about = {
-            "head": "labels", "dim": self.dim, "first": side.tower(features), "labels": len(self.labels_),
-            "linear": False, "unit": False, "options": self._network_options(),
-        }  # fmt: skip
-        network = self._new_network(about, training)
-        network.first.tower.fit_scales(inputs.features)
+            "head": "labels",
+            "dim": self.dim,
+            "first": self._sides[0].tower(features),
+            "labels": len(self.labels_),
+            "linear": False,
+            "options": self._network_options(),
+        }
+        problem = Labels(Inputs(features), labels)
+        self._network, self.history_ = learn(function, self._recipe(), about, problem, validation, training, files)
+        self._about = about
 
-        def check() -> Validation:
-            assert held is not None
-            scores = network.logits(held[0])
-            right = float((scores.argmax(1) == held[1]).double().mean())
-            loss = float(nn.functional.cross_entropy(scores, held[1]))
-            return Validation((right, -loss), {"validation loss": loss, "accuracy": right})
-
-        data, arrays = [inputs, *([] if held is None else held[:1])], [labels]
-        self.history_ = train(
-            network, lambda rows, done: network(inputs.take(rows), truth[torch.from_numpy(rows).to(device)]),
-            None if held is None else check, len(inputs), training, seed=self.seed,
-            identity=self._identity(about, training, data, arrays), progress=self.progress, **files,
-        )  # fmt: skip
-        self._network, self._about = network, about
+    def _recipe(self) -> Recipe:
+        device = device_of(self.device)
+        return Recipe(self.loss, self.metric, self.candidates, self.seed, device, self.progress)
 
     def _network_options(self) -> dict[str, Any]:
         names = ("cell", "pool", "hidden", "bidirectional", "dropout")
         return {name: getattr(self, name) for name in names}
-
-    def _new_network(self, about: Mapping[str, Any], training: Training) -> Any:
-        """A network with fresh weights, drawn from `seed` alone."""
-        with torch.random.fork_rng([]):
-            torch.manual_seed(self.seed)
-            network = make_network(about, make_criterion(self.loss, self.metric))
-        return network.to(device_of(self.device))
-
-    def _identity(
-        self, about: Mapping[str, Any], training: Training, data: Sequence[Inputs], arrays: Sequence[Any]
-    ) -> str:
-        """A digest of all that the outcome of a training depends on."""
-        digest = hashlib.sha256()
-        plain = {"about": about, "training": asdict(training), "seed": self.seed, "metric": self.metric}
-        digest.update(json.dumps({**plain, "loss": repr(self.loss)}, sort_keys=True, default=str).encode())
-        for inputs in data:
-            digest.update(inputs.digest())
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
-
-    def _validate_ranking(self, network: Ranking, held: Known) -> Validation:
-        """Mean reciprocal rank, both ways, is what is compared: recall of a few items hardly moves."""
-        a, b = (embed(side, inputs) for side, inputs in ((network.first, held.first), (network.second, held.second)))
-        scores: Any = (a, b, self.metric)
-        back: Any = (b, a, self.metric)
-        if self.head == "pairs":
-            scores = pair_matrix(network, held.first, held.second, a, b)
-            back = np.ascontiguousarray(scores.T)
-        there = retrieval_metrics(scores, members(held.first_group, held.second_group), (1, 5))
-        again = retrieval_metrics(back, members(held.second_group, held.first_group), (1, 5))
-        figures = {
-            f"recall@{k}": (there.recall_at_k[k] + again.recall_at_k[k]) / 2 for k in (1, 5)
-        } | {"mrr": (there.mrr + again.mrr) / 2}  # fmt: skip
-        return Validation((figures["mrr"],), figures)
 
     # -- using what was learned --
 
     def _start(self, first: Features | None, second: Features | None) -> list[Tensor | None]:
         """The linear start of each side's items; None where there is no space."""
         out: list[Tensor | None] = [None, None]
-        if self.space is not None:
-            maps = self.space.transform_images, self.space.transform_texts
+        if self.space_ is not None:
+            maps = self.space_.transform_images, self.space_.transform_texts
             for i, (side, features) in enumerate(zip(self._sides, (first, second), strict=True)):
                 if features is not None:
                     rows = start_rows(maps[i](side.start_rows(features)), self.metric)
@@ -301,7 +223,7 @@ class TrainedMatcher(Matcher):
     def _rows(self, which: int, inputs: Inputs) -> npt.NDArray[np.float32]:
         """The embeddings [N, dim]."""
         network: Any = self._network
-        return embed((network.first, network.second)[which], inputs)
+        return by_blocks((network.first, network.second)[which], inputs)
 
     def _ranked(self, function: str, first: Encoded, second: Encoded, ks: tuple[int, int]) -> tuple[Matches, Matches]:
         """The best of both ways."""
@@ -325,18 +247,15 @@ class TrainedMatcher(Matcher):
         return torch.sigmoid(torch.from_numpy(score(rows, rows))).numpy()
 
     def _recalls(
-        self, first: Inputs, second: Inputs, owner: Int64, ks: Sequence[int]
+        self, first: Inputs, second: Inputs, owner: npt.NDArray[np.int64], ks: Sequence[int]
     ) -> tuple[RetrievalMetrics, RetrievalMetrics]:
         """Metrics both ways, where second row j belongs to first row owner[j]."""
-        a, b = self._rows(0, first), self._rows(1, second)
         of = [np.flatnonzero(owner == row) for row in range(len(first))]
-        if self.head == "pairs":
-            scores = pair_matrix(self._network, first, second, a, b)
-            return retrieval_metrics(scores, of, ks), retrieval_metrics(np.ascontiguousarray(scores.T), owner, ks)
-        metric: Metric = self.metric
-        return retrieval_metrics((a, b, metric), of, ks), retrieval_metrics((b, a, metric), owner, ks)
+        return both_ways(self._network, first, second, of, owner, ks, self.metric, self.candidates)
 
-    def _exchanged(self, function: str, first: Encoded, second: Encoded, owner: Int64, k: int) -> dict[str, float]:
+    def _exchanged(
+        self, function: str, first: Encoded, second: Encoded, owner: npt.NDArray[np.int64], k: int
+    ) -> dict[str, float]:
         """How much recall at k falls when a stream's rows change clips, for each stream."""
         inputs = list(self._inputs_of(function, first, second))
         which = next(i for i, side in enumerate(self._sides) if isinstance(side, ClipSide))
@@ -396,41 +315,26 @@ class TrainedMatcher(Matcher):
         return storage_trained.load(cls, folder, options, strict=strict)  # type: ignore[return-value]
 
 
-def embed(side: nn.Module, inputs: Inputs) -> npt.NDArray[np.float32]:
-    """What a side gives for all items, float32 [N, dim]."""
-    return by_blocks(side, inputs)
-
-
-def by_blocks(function: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
-    """`function` over blocks of items, without gradients."""
-    out = []
-    with torch.no_grad():
-        for start in range(0, len(inputs), _EMBED_ROWS):
-            rows = np.arange(start, min(start + _EMBED_ROWS, len(inputs)))
-            out.append(function(inputs.take(rows)).float().cpu().numpy())
-    return np.concatenate(out)
-
-
-def members(queries: Int64, gallery: Int64) -> list[Int64]:
-    """For each query's group, the gallery rows that are in it."""
-    order = np.argsort(gallery, kind="stable")
-    low, high = (np.searchsorted(gallery[order], queries, side=side) for side in ("left", "right"))
-    return [order[a:b] for a, b in zip(low, high, strict=True)]
-
-
-def split(function: str, count: int, share: float, seed: int) -> tuple[Int64, Int64]:
-    """Rows to learn from and rows to validate on, both ascending."""
-    if isinstance(share, bool) or not isinstance(share, float) or not 0 < share < 1:
-        raise ValueError(f"{function}: validation must be a share in (0, 1), (items, others) or None, got {share!r}")
-    held = max(2, round(share * count))
-    if count - held < 2:
-        raise ValueError(f"{function}: validation={share} of {count} items leaves fewer than 2 to learn from")
-    order = np.random.default_rng([seed, 1]).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
-
-
 def check_folder(function: str, **paths: str | os.PathLike[str] | None) -> None:
     """Raise TypeError for a path that is none, before any long work."""
     for name, path in paths.items():
         if path is not None and not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"{function}: {name} must be a path or None, got {type(path).__name__}")
+
+
+def check_unlabelled(function: str, unlabelled: Any, threshold: float | None) -> None:
+    """Raise ValueError where one of the two is given without the other."""
+    if (unlabelled is None) != (threshold is None):
+        raise ValueError(f"{function}: unlabelled and threshold go together")
+
+
+def check_once(function: str, what: str, items: Encoded) -> None:
+    """Raise ValueError for an item that is given twice: its second row would be a wrong answer to its own match."""
+    seen: dict[str, int] = {}
+    for row, name in zip(items.kept, items.names, strict=True):
+        if name in seen:
+            advice = ", with a list of its texts" if what == "clips" else ""
+            raise ValueError(
+                f"{function}: {what}[{seen[name]}] and {what}[{row}] are both {name!r}; give each once{advice}"
+            )
+        seen[name] = int(row)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -33,7 +33,8 @@ class Training:
 
     Attributes:
         epochs: passes over the pairs, at most.
-        lr: AdamW's largest learning rate (Loshchilov & Hutter 2019).
+        lr: AdamW's largest learning rate (Loshchilov & Hutter 2019). None is 1e-3, and 1e-4 on a linear start, which
+            larger steps soon leave for what a few training items have by chance.
         weight_decay: AdamW's, for matrices; biases, scales and temperatures have none.
         warmup: the share of the steps in which the learning rate rises; then it falls to 0 as a half cosine.
         batch_size: pairs a step; the other pairs of a batch are the negatives.
@@ -46,7 +47,7 @@ class Training:
     """
 
     epochs: int = 100
-    lr: float = 1e-3
+    lr: float | None = None
     weight_decay: float = 0.05
     warmup: float = 0.1
     batch_size: int = 128
@@ -68,10 +69,16 @@ class Training:
             ("max_norm", math.inf, False),
         ):
             value = getattr(self, name)
+            if value is None and name == "lr":
+                continue
             if not (0 <= value <= high) or (value == 0 and not closed):
                 raise ValueError(f"fit: {name} must be in {'[' if closed else '('}0.0, {high}], got {value!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f'fit: precision must be "float32" or "bfloat16", got {self.precision!r}')
+
+    def on(self, *, linear: bool) -> Training:
+        """With the learning rate of this start, where none was given."""
+        return self if self.lr is not None else replace(self, lr=1e-4 if linear else 1e-3)
 
     @classmethod
     def of(cls, function: str, given: dict[str, Any]) -> Training:
@@ -102,6 +109,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     log: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
+    stop: int | None = None,
 ) -> list[Record]:
     """Train `network` in place and leave it with its best weights.
 
@@ -118,6 +126,7 @@ def train(
             never cut off; one that had ended is loaded. The same number of threads is assumed, as torch's sums
             depend on it.
         log: a .csv file, or a folder for TensorBoard.
+        stop: end after this epoch, with the learning rates that a training of all `epochs` has until then.
 
     Returns:
         One record an epoch, the first being that before training where there is a validation.
@@ -127,15 +136,19 @@ def train(
         KeyboardInterrupt: untouched.
     """
     device = next(network.parameters()).device
-    loop = _Loop(network, loss, validate, count, training, seed, device)
+    training = training.on(linear=False)
+    loop = _Loop(network, loss, validate, count, training, seed, device, stop)
     kept = None if checkpoint is None else Checkpoint(checkpoint, identity)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         found = None if kept is None else kept.read(device)
         if found is not None:
             loop.restore(found)
-        meter = stack.enter_context(progress_meter(training.epochs, progress))
+        meter = stack.enter_context(progress_meter(loop.last, progress))
         book = stack.enter_context(open_log(log, loop.history))
         interrupts = stack.enter_context(Interrupts(active=kept is not None))
         saved = time.monotonic()
@@ -165,8 +178,11 @@ class _Loop:
         training: Training,
         seed: int,
         device: torch.device,
+        stop: int | None,
     ) -> None:
-        self.network, self.loss, self.validate = network, loss, validate
+        self.last = training.epochs if stop is None else min(stop, training.epochs)
+        assert training.lr is not None
+        self.network, self.loss, self.validate, self.lr = network, loss, validate, training.lr
         self.count, self.training, self.seed, self.device = count, training, seed, device
         size = training.batch_size
         # A lone row would have no negatives.
@@ -175,7 +191,7 @@ class _Loop:
         others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
         self.parameters = matrices + others
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=training.weight_decay)
         self.epoch = self.step = self.best_epoch = 0
         self.sum = 0.0
         self.done = False
@@ -187,7 +203,7 @@ class _Loop:
         """Goes on from the present state; yields after each step, a record at the end of an epoch."""
         if not self.history and self.validate is not None:
             yield self._close({"epoch": 0.0, "loss": math.nan, "lr": 0.0})
-        while self.epoch < self.training.epochs and not self.done:
+        while self.epoch < self.last and not self.done:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
             self.network.train()
             while self.step < self.steps:
@@ -202,7 +218,7 @@ class _Loop:
 
     def _one_step(self, rows: npt.NDArray[np.int64]) -> float:
         at = self.epoch * self.steps + self.step
-        rate = self.training.lr * _schedule(at, self.training.epochs * self.steps, self.training.warmup)
+        rate = self.lr * _schedule(at, self.training.epochs * self.steps, self.training.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16"):
@@ -211,7 +227,7 @@ class _Loop:
         if not math.isfinite(value):
             raise ValueError(
                 f"fit: the loss of step {self.step} of epoch {self.epoch + 1} is {value}; try a smaller lr than "
-                f"{self.training.lr:g}"
+                f"{self.lr:g}"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

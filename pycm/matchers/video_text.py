@@ -17,11 +17,12 @@ from ..functional import Metric
 from ..spaces import Ridge
 from ..streams import ClipFeatures
 from ..video import clip_name
+from .adaptation import aligned
 from .base import Head
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
 from .results import VideoTextMatches, VideoTextMetrics
 from .sides import WORDS, ClipSide, Encoded, RowSide, WordSide
-from .trained import TrainedMatcher, check_folder
+from .trained import TrainedMatcher, check_folder, check_once, check_unlabelled
 from .training import Training
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class VideoTextMatcher(TrainedMatcher):
         progress: None shows bars on a terminal only, True always, False never.
 
     Attributes:
+        space_: after `fit`, the fitted linear start; `space` itself stays as it was given.
         history_: after `fit`, one record an epoch: "epoch", "loss", "lr", and the validation's figures.
         labels_: with head="labels", the labels in the order of `predict_proba`'s columns.
 
@@ -144,7 +146,10 @@ class VideoTextMatcher(TrainedMatcher):
         clips: Any,
         texts: Texts | Sequence[Any],
         *,
-        validation: float | tuple[Any, Any] | None = 0.1,
+        validation: float | int | tuple[Any, Any] | None = 0.1,
+        target_clips: Any = None,
+        unlabelled: tuple[Any, Sequence[str]] | None = None,
+        threshold: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | None = None,
         on_error: OnError = "raise",
@@ -156,8 +161,14 @@ class VideoTextMatcher(TrainedMatcher):
             clips: N clips, each once.
             texts: N entries: the text of clip i, or a list of its texts. Clips that share a text are no negatives of
                 each other, nor are a clip's own texts. With head="labels" the N labels.
-            validation: the share of the clips that is held out for early stopping, or (clips, texts) for that, or
-                None: no early stopping, the last weights are kept.
+            validation: the share of the clips that is held out for early stopping; or (clips, texts) for that; or an
+                int: so many folds are held out in turn to find the best number of epochs, for which all clips are then
+                learned from: on few clips one share says little; or None: the last weights are kept.
+            target_clips: clips of the kind that will be matched, where it is another than the training's: the training
+                clips' features get their mean and covariance (`pycm.spaces.CORAL`), stream by stream.
+            unlabelled: (clips, texts) that nobody paired: once fitted, the matcher is fitted again, to its pairs and to
+                the mutual nearest neighbours among these whose embeddings score `threshold` or better (are as near,
+                for a distance). Those are never validated on. Not with head="labels".
             checkpoint: a folder for the state of the training, written every half minute and on Ctrl-C. The same call
                 then goes on from it, to the bits of a run that was never cut off.
             log: a .csv file, or a folder for TensorBoard.
@@ -177,15 +188,29 @@ class VideoTextMatcher(TrainedMatcher):
         options = Training.of(function, training)
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
+        check_unlabelled(function, unlabelled, threshold)
+        if unlabelled is not None and self.head == "labels":
+            raise ValueError(f"{function}: unlabelled must be None with head='labels'")
         files: dict[str, Any] = {"checkpoint": checkpoint, "log": log}
         self._network = None
-        learn = self._fit_labels if self.head == "labels" else self._fit_pairs
-        learn(function, clips, texts, validation, on_error, options, files)
+        target = None
+        if target_clips is not None:
+            target = self._clips.encode(function, target_clips, self._options(), on_error).features
+        if self.head == "labels":
+            self._fit_labels(function, clips, texts, target, validation, on_error, options, files)
+            return self
+        known = self._fit_pairs(function, clips, texts, target, validation, on_error, options, files)
+        if unlabelled is not None and threshold is not None:
+            first = self._clips.encode(function, unlabelled[0], self._options(), on_error)
+            second = self._texts.encode(function, unlabelled[1], self._options())
+            self._learn_again(function, known, first, second, threshold, options, files)
         return self
 
     def _fit_pairs(
-        self, function: str, clips: Any, texts: Any, validation: Any, on_error: OnError, options: Training, files: Any
-    ) -> None:
+        self, function: str, clips: Any, texts: Any, target: Any, validation: Any, on_error: OnError,
+        options: Training, files: Any,
+    ) -> Any:  # fmt: skip
+        """Returns what it learned from: both sides' features, pairs, and what was held out."""
         first, flat, owner = self._labelled(function, clips, texts, on_error)
         self._texts.fit(list(dict.fromkeys(flat)), self._options())
         second, pairs = self._unique_texts(function, flat, owner)
@@ -193,7 +218,9 @@ class VideoTextMatcher(TrainedMatcher):
         if isinstance(validation, tuple):
             there, others, owner_there = self._labelled(function, validation[0], validation[1], on_error)
             held = (there.features, *self._unique_texts(function, others, owner_there))
-        self._learn(function, first.features, second, pairs, held, options, **files)
+        features = first.features if target is None else aligned(first.features, target)
+        self._learn(function, features, second, pairs, held, options, **files)
+        return features, second, pairs, held
 
     def _unique_texts(self, function: str, flat: Sequence[str], owner: npt.NDArray[np.int64]) -> Any:
         """Each different text once, and the pairs of (clip, text) rows."""
@@ -208,13 +235,14 @@ class VideoTextMatcher(TrainedMatcher):
         """Encoded clips, all the texts of those that were kept, and the row of each text's clip."""
         flat, owner = flatten_texts(function, _items(clips), texts, "clip", clip_name)
         first = self._clips.encode(function, clips, self._options(), on_error)
-        _check_once(function, first)
+        check_once(function, "clips", first)
         used, row = keep_pairs(owner, first.kept)
         return first, [flat[i] for i in used], row
 
     def _fit_labels(
-        self, function: str, clips: Any, labels: Any, validation: Any, on_error: OnError, options: Training, files: Any
-    ) -> None:
+        self, function: str, clips: Any, labels: Any, target: Any, validation: Any, on_error: OnError,
+        options: Training, files: Any,
+    ) -> None:  # fmt: skip
         first, own = self._with_labels(function, clips, labels, on_error)
         self.labels_ = sorted(set(own))
         held: Any = validation
@@ -224,16 +252,18 @@ class VideoTextMatcher(TrainedMatcher):
         if len(self.labels_) < 2:
             raise ValueError(f"{function}: at least 2 different labels are needed, got {self.labels_}")
         rows = self._label_rows(function, own)
-        self._learn_labels(function, first.features, rows, held, options, **files)
+        features = first.features if target is None else aligned(first.features, target)
+        self._learn_labels(function, features, rows, held, options, **files)
 
     def _with_labels(self, function: str, clips: Any, labels: Any, on_error: OnError) -> tuple[Encoded, list[Any]]:
         if len(clips) != len(labels):
             raise ValueError(f"{function}: there must be a label for each of {len(clips)} clips, got {len(labels)}")
         first = self._clips.encode(function, clips, self._options(), on_error)
         plain = [label.item() if isinstance(label, np.generic) else label for label in labels]
+        kind = str if plain and isinstance(plain[0], str) else int
         for i, label in enumerate(plain):
-            if not isinstance(label, (str, int)):
-                raise TypeError(f"{function}: labels[{i}] must be a str or an int, got {type(label).__name__}")
+            if not isinstance(label, kind):
+                raise TypeError(f"{function}: labels must be all str or all int, labels[{i}] is {label!r}")
         return first, [plain[i] for i in first.kept]
 
     def _label_rows(self, function: str, labels: Sequence[Any]) -> npt.NDArray[np.int64]:
@@ -364,15 +394,3 @@ class VideoTextMatcher(TrainedMatcher):
 def _items(clips: Any) -> Any:
     """What names can be told of."""
     return clips.names if isinstance(clips, ClipFeatures) else clips
-
-
-def _check_once(function: str, clips: Encoded) -> None:
-    """Raise ValueError for a clip that is given twice: its second row would be a wrong answer to its own texts."""
-    seen: dict[str, int] = {}
-    for row, name in zip(clips.kept, clips.names, strict=True):
-        if name in seen:
-            raise ValueError(
-                f"{function}: clips[{seen[name]}] and clips[{row}] are both {name!r}; give a clip once, with a list "
-                "of its texts"
-            )
-        seen[name] = int(row)

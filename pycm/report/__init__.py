@@ -1,27 +1,55 @@
-"""Reports: ranked matches as one self-contained HTML file."""
+"""Reports: ranked matches, with pictures and playing clips, as one self-contained HTML file."""
 
-from .render import (
+from .figures import contributions, embedding_map, heat_map, rank_histogram, recall, times
+from .media import MovingPicture, encode_clip, moving_picture, picture
+from .parts import (
+    Bar,
+    Bars,
     Candidate,
     Entry,
     Facts,
+    Figure,
     Group,
+    HeatMap,
+    Histogram,
     Item,
+    Point,
+    PointMap,
+    Recall,
     Report,
     Stat,
-    picture,
-    render_report,
-    write_report,
+    Times,
 )
+from .render import bar_widths, render_report, write_report
 
 __all__ = [
+    "Bar",
+    "Bars",
     "Candidate",
     "Entry",
     "Facts",
+    "Figure",
     "Group",
+    "HeatMap",
+    "Histogram",
     "Item",
+    "MovingPicture",
+    "Point",
+    "PointMap",
+    "Recall",
     "Report",
     "Stat",
+    "Times",
+    "bar_widths",
+    "contributions",
+    "embedding_map",
+    "encode_clip",
+    "heat_map",
+    "moving_picture",
     "picture",
+    "rank_histogram",
+    "recall",
     "render_report",
+    "times",
     "write_report",
 ]

@@ -1,131 +1,25 @@
-"""What a report consists of, and its rendering to one HTML file without outside resources.
+"""A report rendered to one HTML file without outside resources.
 
-A report is groups of entries; an entry is a query with its ranked candidates; either side is an `Item`, a
-text with or without a picture. Nothing here knows of images and sentences in particular.
+A picture stands in the page once, where it is first shown; a clip once, in a table at its end. Whatever shows them
+again refers to them, and the page's script fills it in. Without scripts the page has every text and every first
+picture.
 """
 
 from __future__ import annotations
 
-import base64
-import io
+import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .._files import atomic_write
 from .._optional import require
-from ..encoders import ImageItem, load_image
+from .parts import Report
 
 if TYPE_CHECKING:
     import jinja2
-
-
-@dataclass(frozen=True)
-class Item:
-    """A query or a candidate.
-
-    Attributes:
-        text: the sentence, or the picture's name; also what a screen reader says of the picture.
-        picture: a data URI from `picture`, or None.
-    """
-
-    text: str
-    picture: str | None = None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A ranked candidate. `correct` is None where the truth is not known."""
-
-    item: Item
-    score: float
-    correct: bool | None = None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A query with its candidates, best first, and a remark that stands below them."""
-
-    query: Item
-    candidates: Sequence[Candidate]
-    remark: str = ""
-
-    @property
-    def verdict(self) -> bool | None:
-        """Whether the best candidate is right; None where the truth is not known."""
-        return self.candidates[0].correct if self.candidates else None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Entries under a heading: "cards" for queries with a picture, "rows" for texts."""
-
-    title: str
-    entries: Sequence[Entry]
-    intro: str = ""
-    layout: Literal["cards", "rows"] = "cards"
-
-
-@dataclass(frozen=True)
-class Stat:
-    """A figure of the summary: "8 of 10" over "images whose best sentence is right"."""
-
-    value: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Name and value pairs under a heading: what ran where, and how fast."""
-
-    title: str
-    pairs: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Report:
-    """A whole report.
-
-    Attributes:
-        title, lede: the heading and one or two sentences below it.
-        groups: the matches.
-        stats: the figures of the summary.
-        notes: what a reader must know first: what is wrong, what was left out.
-        facts: what ran where.
-        score_name: what the numbers are, in the plural, e.g. "cosines".
-        distance: smaller is better, and a longer bar is farther away.
-    """
-
-    title: str
-    lede: str
-    groups: Sequence[Group]
-    stats: Sequence[Stat] = ()
-    notes: Sequence[str] = ()
-    facts: Sequence[Facts] = ()
-    score_name: str = "scores"
-    distance: bool = False
-    language: str = "en"
-    footer: str = field(default="Made by pycm. This file needs nothing but itself.")
-
-
-def picture(item: ImageItem, size: int) -> str:
-    """An image as a data URI, at most `size` pixels wide and high; JPEG, or PNG where that is smaller.
-
-    Raises:
-        ImageReadError: it cannot be read.
-    """
-    image = load_image(item)
-    image.thumbnail((size, size))
-    encoded = {}
-    for kind, options in (("jpeg", {"quality": 82, "optimize": True}), ("png", {"optimize": True})):
-        buffer = io.BytesIO()
-        image.save(buffer, kind, **options)
-        encoded[kind] = buffer.getvalue()
-    kind, data = min(encoded.items(), key=lambda pair: len(pair[1]))
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def bar_widths(scores: Sequence[float], distance: bool = False) -> list[float]:
@@ -141,6 +35,47 @@ def bar_widths(scores: Sequence[float], distance: bool = False) -> list[float]:
     ]
 
 
+def ordinal(rank: int) -> str:
+    """The rank 0 is "1st"."""
+    place = rank + 1
+    suffix = "th" if 10 <= place % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f"{place:,}{suffix}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds with a unit that suits their size."""
+    if seconds >= 1 or seconds == 0:
+        return f"{seconds:,.1f} s" if seconds else "0 s"
+    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e6:.0f} µs"
+
+
+class _Media:
+    """The pictures and clips of a page, by content: each is written once."""
+
+    def __init__(self) -> None:
+        self._pictures: dict[str, str] = {}
+        self.clips: dict[str, str] = {}
+
+    def picture(self, uri: str) -> tuple[str, bool]:
+        """(its id, whether this is the first time)."""
+        first = uri not in self._pictures
+        return self._pictures.setdefault(uri, f"p{len(self._pictures)}"), first
+
+    def clip(self, uri: str) -> str:
+        """Its key in the table of clips."""
+        return self.clips.setdefault(uri, f"c{len(self.clips)}")
+
+    @property
+    def table(self) -> str:
+        """Key -> data URI as JSON that may stand in a script element."""
+        return script_json({key: uri for uri, key in self.clips.items()})
+
+
+def script_json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
 @lru_cache(maxsize=1)
 def _template() -> jinja2.Template:
     jinja = require("jinja2", "cli", "a report")
@@ -151,16 +86,25 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja.StrictUndefined,
     )
+    environment.filters |= {"ordinal": ordinal, "duration": duration, "script_json": script_json}
     template: jinja2.Template = environment.get_template("template.html.j2")
     return template
 
 
 def render_report(report: Report) -> str:
     """The report as one HTML document; every text is escaped. Raises ImportError without Jinja2."""
-    candidates = [c for group in report.groups for entry in group.entries for c in entry.candidates]
+    entries = [entry for group in report.groups for entry in group.entries]
+    candidates = [c for entry in entries for c in (*entry.candidates, *filter(None, [entry.truth]))]
     widths = bar_widths([c.score for c in candidates], report.distance)
     width_of = {id(c): width for c, width in zip(candidates, widths, strict=True)}
-    return _template().render(report=report, width=lambda candidate: width_of[id(candidate)])
+    return _template().render(
+        report=report,
+        media=_Media(),
+        width=lambda candidate: width_of[id(candidate)],
+        names_of=lambda columns: dict.fromkeys(name for column in columns for name in column.shares),
+        judged=any(entry.verdict is not None for entry in entries),
+        moving=any(c.item.clip for c in candidates) or any(entry.query.clip for entry in entries),
+    )
 
 
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:

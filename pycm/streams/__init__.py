@@ -9,9 +9,10 @@ from .base import DerivedStream, Stream
 from .differences import FeatureDifferences, PixelDifferences
 from .encode import ClipFeatures, encode_clips
 from .motion import Motion
-from .registry import get_stream, get_streams, known_streams
+from .registry import get_stream, get_streams, known_streams, stream_name
 from .sequences import Sequences, align, concatenate
 from .sound import Sound
+from .speech import Speech
 
 __all__ = [
     "Appearance",
@@ -22,6 +23,7 @@ __all__ = [
     "PixelDifferences",
     "Sequences",
     "Sound",
+    "Speech",
     "Stream",
     "align",
     "concatenate",
@@ -29,4 +31,5 @@ __all__ = [
     "get_stream",
     "get_streams",
     "known_streams",
+    "stream_name",
 ]

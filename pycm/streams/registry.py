@@ -11,6 +11,7 @@ from .base import Stream
 from .differences import FeatureDifferences, PixelDifferences
 from .motion import Motion
 from .sound import Sound
+from .speech import Speech
 
 _OF_ENCODER: dict[str, Callable[..., Stream]] = {"appearance": Appearance, "differences": FeatureDifferences}
 _PLAIN: dict[str, Callable[..., Stream]] = {
@@ -18,6 +19,7 @@ _PLAIN: dict[str, Callable[..., Stream]] = {
     "motion": lambda name: Motion("phase", name=name),
     "flow": lambda name: Motion("flow", name=name),
     "sound": Sound,
+    "speech": Speech,
 }
 _ENCODER = "efficientnet-lite0"
 
@@ -42,6 +44,16 @@ def get_stream(spec: str, *, device: Any = None) -> Stream:
     return get_streams([spec], device=device)[0]
 
 
+def stream_name(stream: str | Stream) -> str:
+    """What `get_streams` calls a stream, told without making it. Raises ValueError for an unknown spec."""
+    if not isinstance(stream, str):
+        return stream.name
+    kind, colon, encoder = stream.partition(":")
+    if stream not in _PLAIN and (kind not in _OF_ENCODER or bool(colon) != bool(encoder)):
+        raise ValueError(f"unknown stream {stream!r}; known: {', '.join(known_streams())}")
+    return stream
+
+
 def get_streams(specs: Sequence[str | Stream], *, device: Any = None) -> list[Stream]:
     """The streams of several specs; an encoder that several of them name is made once. Streams are taken as they are.
 
@@ -59,16 +71,15 @@ def get_streams(specs: Sequence[str | Stream], *, device: Any = None) -> list[St
                 raise TypeError(f"streams must hold streams and specs, got {type(spec).__name__}")
             streams.append(spec)
             continue
-        kind, colon, encoder = spec.partition(":")
+        name = stream_name(spec)
         if spec in _PLAIN:
-            streams.append(_PLAIN[spec](name=spec))
-        elif kind in _OF_ENCODER and bool(colon) == bool(encoder):
-            encoder = encoder or _ENCODER
-            if encoder not in encoders:
-                encoders[encoder] = get_encoder(encoder, "image", device=device)
-            streams.append(_OF_ENCODER[kind](encoders[encoder], name=spec))
-        else:
-            raise ValueError(f"unknown stream {spec!r}; known: {', '.join(known_streams())}")
+            streams.append(_PLAIN[spec](name=name))
+            continue
+        kind, _, encoder = spec.partition(":")
+        encoder = encoder or _ENCODER
+        if encoder not in encoders:
+            encoders[encoder] = get_encoder(encoder, "image", device=device)
+        streams.append(_OF_ENCODER[kind](encoders[encoder], name=name))
     names = [stream.name for stream in streams]
     if len(set(names)) < len(names):
         raise ValueError(f"streams must have distinct names, got {', '.join(names)}")

@@ -46,7 +46,8 @@ enum Bug {
   kStage,  // product
   kExit,
   kNoClusterSync,
-  kArrivals  // exchange
+  kArrivals,  // exchange
+  kGridFence  // turns
 };
 
 // ---- sum of blocks of 256: shared memory and barriers ----
@@ -325,6 +326,34 @@ void run_exchange() {
   if (out != std::vector<int>{11, 10}) throw std::runtime_error("wrong result");
 }
 
+// ---- blocks that run at once wait for each other ----
+
+template <Bug B>
+__global__ void turns(int* values, unsigned long long* arrivals, int* out) {
+  const unsigned blocks = gridDim.x, own = blockIdx.x;
+  values[own] = static_cast<int>(own) + 1;
+  if (B != kGridFence) __threadfence();
+  atomicAdd(arrivals, 1ull);
+  while (atomicAdd(arrivals, 0ull) < blocks) __nanosleep(20);
+  int sum = 0;
+  for (unsigned i = 0; i < blocks; ++i) sum += values[i];  // grid_fence
+  out[own] = sum;
+}
+
+template <Bug B>
+void run_turns() {
+  std::vector<int> values(4), out(4);
+  unsigned long long arrivals = 0;
+  simt::Memory memory;
+  memory.add(values.data(), 16, false);
+  memory.add(out.data(), 16, false);
+  memory.add(&arrivals, 8);
+  Grid grid{{4}, {1}};
+  grid.cooperative = true;
+  launch(turns<B>, grid, "turns", values.data(), &arrivals, out.data());
+  if (out != std::vector<int>(4, 10)) throw std::runtime_error("wrong result");
+}
+
 struct Case {
   const char* name;
   void (*run)();
@@ -335,6 +364,7 @@ const Case kCases[] = {{"sum", run_sum<kNone>},
                        {"copy", run_copy<kNone>},
                        {"product", run_product<kNone>},
                        {"exchange", run_exchange<kNone>},
+                       {"turns", run_turns<kNone>},
                        {"barrier", run_sum<kBarrier>},
                        {"loop_barrier", run_sum<kLoopBarrier>},
                        {"bounds", run_sum<kBounds>},
@@ -364,7 +394,8 @@ const Case kCases[] = {{"sum", run_sum<kNone>},
                        {"stage", run_product<kStage>},
                        {"exit", run_exchange<kExit>},
                        {"no_cluster_sync", run_exchange<kNoClusterSync>},
-                       {"arrivals", run_exchange<kArrivals>}};
+                       {"arrivals", run_exchange<kArrivals>},
+                       {"grid_fence", run_turns<kGridFence>}};
 
 }  // namespace
 

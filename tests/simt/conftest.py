@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,15 +18,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pycm import _torch_cuda, _torch_cuda_sets  # noqa: E402
+from pycm import _device, _torch_cuda, _torch_cuda_sets  # noqa: E402
 
 ARCHITECTURES = os.environ.get("PYCM_SIMT_ARCH", "80 90 chip").split()
 
 
 def find_module() -> Path | None:
-    """`_simt` in the folder PYCM_SIMT_MODULE, or where README.md builds it."""
-    folder = os.environ.get("PYCM_SIMT_MODULE") or Path(__file__).parents[2] / "build" / "simt"
-    return next(iter(sorted(Path(folder).rglob("_simt.*.so"))), None)
+    """The file PYCM_SIMT_MODULE, or `_simt` in the folder of that name, or where README.md builds it."""
+    path = Path(os.environ.get("PYCM_SIMT_MODULE") or Path(__file__).parents[2] / "build" / "simt")
+    return path if path.is_file() else next(iter(sorted(path.rglob("_simt.*.so"))), None)
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +98,15 @@ def cuda(functions: Any) -> Any:
 def cuda_sets(functions: Any) -> Any:
     """`cuda_sets.maxsim`, `maxsim_backward`, `maxsim_topk` and `xattn_score`, likewise."""
     return functions(_torch_cuda_sets)
+
+
+@pytest.fixture
+def place(
+    arch: str, functions: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Any], torch.Tensor]:
+    """Takes an array to the device; on the executor the CPU's tensors are on one."""
+    if arch == "chip":
+        gpu = request.getfixturevalue("gpu")
+        return lambda array: torch.from_numpy(array).to(gpu)
+    monkeypatch.setattr(_device, "_DEVICES", ("cuda", "cpu"))
+    return torch.from_numpy

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <map>
 #include <stdexcept>
+#include <utility>
 
 #if !defined(__x86_64__) || defined(SIMT_UCONTEXT)
 #include <ucontext.h>
@@ -158,8 +159,13 @@ uint32_t random_bits() {  // xorshift64*
   return static_cast<uint32_t>((random_state * 0x2545F4914F6CDD1Dull) >> 32);
 }
 
+static std::vector<std::string> launches;
+
+std::vector<std::string> take_launches() { return std::exchange(launches, {}); }
+
 void run(const Launch& launch, void (*body)(void*), void* context, size_t context_bytes) {
   if (current != nullptr) throw std::logic_error("simt: launch inside a kernel");
+  launches.push_back(launch.name);
   const std::string name = std::string("simt: ") + launch.name + ": ";
   const int64_t block_threads = int64_t{launch.block.x} * launch.block.y * launch.block.z;
   const int64_t blocks = int64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
@@ -179,23 +185,27 @@ void run(const Launch& launch, void (*body)(void*), void* context, size_t contex
   body_function = body;
   body_context = context;
   const uint32_t launch_serial = next_serial;
-  const int threads = static_cast<int>(block_threads) * launch.cluster;
+  // The blocks of one run.
+  const int together = launch.cooperative ? static_cast<int>(blocks) : launch.cluster;
+  want(together <= kMaxCluster && (!launch.cooperative || launch.cluster == 1),
+       "a cooperative grid has at most " + std::to_string(kMaxCluster) + " blocks here and no clusters");
+  const int threads = static_cast<int>(block_threads) * together;
   begin_memory();
-  for (int64_t first = 0; first < blocks; first += launch.cluster) {
+  for (int64_t first = 0; first < blocks; first += together) {
     Run state;
     state.launch = &launch;
     state.arguments = reinterpret_cast<uintptr_t>(context);
     state.arguments_end = state.arguments + context_bytes;
     state.serial = next_serial++;
     state.launch_serial = launch_serial;
-    state.blocks.resize(launch.cluster);
+    state.blocks.resize(together);
     state.threads.resize(threads);
-    state.collectives.resize((block_threads + 31) / 32 * launch.cluster);
+    state.collectives.resize((block_threads + 31) / 32 * together);
     state.alive = threads;
     state.shared_used = state.shared_end = launch.shared_bytes;
     run_state = &state;
-    const ClockRef start = std::make_shared<Clock>(threads + kAgents * launch.cluster, 0);
-    for (int rank = 0; rank < launch.cluster; ++rank) {
+    const ClockRef start = std::make_shared<Clock>(threads + kAgents * together, 0);
+    for (int rank = 0; rank < together; ++rank) {
       Block& block = state.blocks[rank];
       const int64_t linear = first + rank;
       block.index = {static_cast<unsigned>(linear % launch.grid.x),

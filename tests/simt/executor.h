@@ -55,6 +55,8 @@ struct Region {
   Block* block = nullptr;  // of shared memory
   // Shared memory only, per byte: asynchronous copies into it, and readers of it, under way.
   uint8_t *writing = nullptr, *reading = nullptr;
+
+  size_t cell_count() const { return ((end + 7) / 8 - begin / 8) * 4; }
 };
 
 // ---- threads ----
@@ -140,6 +142,8 @@ void warp_collective(uint32_t mask, const char* name, void* mine, void (*compute
 
 void begin_memory();  // of a launch
 void begin_block_memory(Block& block, int64_t dynamic_bytes);
+void begin_checks();
+void begin_block_checks();
 void check_exit(Block& block);  // nobody else may still access its shared memory
 Region* region_of(uintptr_t address);
 // An access of the current thread; asynchronous readers are remembered by their agent.

@@ -9,7 +9,9 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <string>
 #include <type_traits>
+#include <vector>
 
 #define SIMT_API __attribute__((visibility("default")))
 #define SIMT_RAW __attribute__((no_sanitize("thread"), noinline))  // the executor checks these accesses itself
@@ -65,11 +67,14 @@ namespace simt {
 struct Launch {
   dim3 grid, block;
   int cluster;
+  bool cooperative;  // all blocks at once
   int64_t shared_bytes;
   const char* name;
 };
 // Runs body(context) once per thread; throws std::runtime_error with the kernel, block, thread and line of an error.
 SIMT_API void run(const Launch& launch, void (*body)(void*), void* context, size_t context_bytes);
+// The name of every launch since the last call.
+SIMT_API std::vector<std::string> take_launches();
 // A memset or copy in stream order: bounds, and what it initialises.
 SIMT_API void device_memset(void* data, int value, size_t bytes, const char* name);
 SIMT_API void device_copy(void* to, const void* from, size_t bytes, const char* name);

@@ -95,3 +95,7 @@ def test_the_most_scratch_of_any_metric_is_told_ahead(module: ModuleType, cuda: 
     for metric in ("dot", "cosine", "pearson", "euclidean", "sqeuclidean"):
         needed = module.cuda_topk_workspace_bytes(Q, G, 3, metric, "exact", None, None, None, "auto", None)
         assert 0 < needed <= ahead
+        encoded = cuda.encode(G, metric)
+        for precision in ("exact", "fast"):
+            needed = module.cuda_topk_workspace_bytes(Q, G, 3, metric, precision, None, None, None, "auto", encoded)
+            assert 0 < needed <= _torch_cuda.workspace_bytes(4, 30, 8, 3, Q.device, encoded=True) < ahead

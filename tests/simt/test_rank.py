@@ -9,21 +9,7 @@ import pytest
 import torch
 
 from pycm import reference
-
-METRICS = ("dot", "cosine", "pearson", "euclidean", "sqeuclidean")
-
-
-def rows(seed: int, count: int, dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def compressed(lists: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    offsets = np.cumsum([0, *(len(row) for row in lists)])
-    return torch.tensor([i for row in lists for i in row], dtype=torch.int64), torch.from_numpy(offsets)
-
-
-def numpy_rows(tensor: torch.Tensor) -> Any:
-    return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
+from simt.searches import METRICS, compressed, excluding, numpy_rows, rows
 
 
 def check(
@@ -35,8 +21,9 @@ def check(
     mask: torch.Tensor | None = None,
     exclude: list[list[int]] | None = None,
 ) -> None:
-    filters = (None, None) if exclude is None else compressed(exclude)
-    greater, equal, scores = cuda.rank(queries, gallery, *compressed(positives), metric, mask, *filters, "auto")
+    greater, equal, scores = cuda.rank(
+        queries, gallery, *compressed(positives), metric, mask, *excluding(exclude), "auto"
+    )
     allowed = None if mask is None else mask.numpy()
     with np.errstate(all="ignore"):
         expected = reference.rank(numpy_rows(queries), numpy_rows(gallery), positives, metric, allowed, exclude)

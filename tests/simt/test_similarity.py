@@ -31,9 +31,20 @@ def rows(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-# Around the edges of a warp, a tile and a stage; rows short (fp64), of several stages, and of several runs.
-SHAPES = [(1, 1, 1), (1, 33, 5), (15, 16, 17), (17, 31, 33), (33, 63, 127), (63, 2, 65), (2, 40, 511), (5, 9, 1025)]
-LARGE_SHAPES = [(65, 129, 20), (129, 66, 129), (66, 65, 513)]
+# Around the edges of a warp, a tile and a stage; rows short (fp64), of several stages, and of several runs. Rows of 16
+# bytes times n are copied asynchronously: more stages of them than are in flight at once.
+SHAPES = [
+    (1, 1, 1),
+    (1, 33, 5),
+    (15, 16, 17),
+    (17, 31, 33),
+    (33, 63, 127),
+    (63, 2, 65),
+    (2, 40, 511),
+    (5, 9, 1025),
+    (18, 35, 328),
+]
+LARGE_SHAPES = [(65, 129, 20), (129, 66, 129), (66, 65, 513), (70, 130, 264)]
 
 
 @METRIC

@@ -9,21 +9,7 @@ import pytest
 import torch
 
 from pycm import reference
-
-METRICS = ("dot", "cosine", "pearson", "euclidean", "sqeuclidean")
-
-
-def rows(seed: int, count: int, dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def compressed(lists: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    offsets = np.cumsum([0, *(len(row) for row in lists)])
-    return torch.tensor([i for row in lists for i in row], dtype=torch.int64), torch.from_numpy(offsets)
-
-
-def numpy_rows(tensor: torch.Tensor) -> Any:
-    return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
+from simt.searches import METRICS, excluding, numpy_rows, rows
 
 
 def check(
@@ -35,13 +21,12 @@ def check(
     mask: torch.Tensor | None = None,
     exclude: list[list[int]] | None = None,
 ) -> None:
-    values, offsets = (None, None) if exclude is None else compressed(exclude)
     allowed = torch.ones(len(queries), len(gallery), dtype=torch.bool)
     if mask is not None:
         allowed &= mask
     for i, row in enumerate(exclude or []):
         allowed[i, [j for j in row if j >= 0]] = False
-    scores, indices = cuda.topk(queries, gallery, k, metric, mask, values, offsets, "exact", "auto")
+    scores, indices = cuda.topk(queries, gallery, k, metric, mask, *excluding(exclude), "exact", "auto")
     expected = reference.topk(numpy_rows(queries), numpy_rows(gallery), k, metric, allowed.numpy())
     np.testing.assert_array_equal(indices.numpy(), expected.indices)
     assert scores.numpy().tobytes() == expected.scores.tobytes()

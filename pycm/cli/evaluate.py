@@ -1,0 +1,233 @@
+"""`pycm evaluate`: how well a saved matcher finds what belongs together."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from pycm import backend_info
+
+from .._files import atomic_write
+from ..functional import DISTANCES
+from ..report import (
+    Figure,
+    Report,
+    contributions,
+    embedding_map,
+    heat_map,
+    rank_histogram,
+    times,
+    write_report,
+)
+from ..report.render import duration
+from .caching import check_cache_options
+from .embedding import load_matcher, matcher_class, run_cache, write_index
+from .errors import CommandError
+from .output import check_folder, check_output, shown
+from .pairs import PairOptions, Pairs, read_pairs
+from .present import SHOWN, Items, Truth, device_of, facts, groups, score_name, stats
+from .recalls import Measured, measure, print_recalls
+from .systems import IMAGE_VIDEO, SYSTEMS, System
+
+_FIGURES = SHOWN  # items of the first kind in the heat map and in the embedding map
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The options of `pycm evaluate`, as given."""
+
+    matcher: Path
+    pairs: Path
+    reading: PairOptions
+    ks: str
+    out: Path | None
+    gallery: Path | None
+    device: str | None
+    cache: Path | None
+    no_cache: bool
+    skip_unreadable: bool
+
+
+def run_evaluate(options: EvaluateOptions) -> None:
+    """Evaluate, print the recall table, and write the report or the figures."""
+    if options.out is not None:
+        check_output(options.out, (".html", ".json"))
+    if options.gallery is not None:
+        check_folder("--gallery", options.gallery)
+    check_cache_options(options.cache, options.no_cache)
+    ks = _parse_ks(options.ks)
+    name = matcher_class("MATCHER", options.matcher)
+    system = next(system for system in SYSTEMS.values() if system.matcher == name)
+    if options.reading.system not in (None, system.name):
+        raise CommandError(f"--system {options.reading.system}: the matcher in {options.matcher} is for {system.name}")
+    pairs = read_pairs(options.pairs, _of_system(options.reading, system))
+    console = Console(highlight=False)
+    with ExitStack() as stack:
+        cache = run_cache(stack, options.cache, options.no_cache)
+        start = time.perf_counter()
+        with Console(stderr=True).status("Loading the matcher"):
+            matcher = load_matcher("MATCHER", options.matcher, cache, device=options.device)
+        loading = time.perf_counter() - start
+        measured = measure(matcher, pairs, ks=ks, skip=options.skip_unreadable)
+        found = measured.results.found
+        title = (
+            f"{system.name}: {len(measured.pairs):,} {system.left.many}, {len(measured.owner):,} {system.right.many}"
+        )
+        print_recalls(console, title, measured.recalls)
+        for item, reason in found.errors:
+            console.print(Text(f"left out: {shown(item)}: {reason}", style="yellow"), soft_wrap=True)
+        spent = ", ".join(f"{part} {duration(seconds)}" for part, seconds in found.seconds.items())
+        console.print(f"Loading {duration(loading)}, {spent}.")
+        if options.gallery is not None:
+            count, _ = write_index(options.gallery, matcher, options.matcher, system.left, measured.pairs.left, False)
+            console.print(Text(f"Gallery: {options.gallery}, {count:,} {system.left.many}"), soft_wrap=True)
+        if options.out is None:
+            return
+        streams = _contributions(matcher, measured)
+        if options.out.suffix.lower() == ".html":
+            write_report(_report(options, matcher, measured, streams, loading), options.out)
+        else:
+            _write_json(options, measured, streams)
+    console.print(Text(f"Written: {options.out}"), soft_wrap=True)
+
+
+def _parse_ks(text: str) -> list[int]:
+    try:
+        ks = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        ks = []
+    if not ks or ks[0] < 1:
+        raise CommandError(f"--ks must be positive numbers as 1,5,10, got {text!r}")
+    return ks
+
+
+def _of_system(reading: PairOptions, system: System) -> PairOptions:
+    return replace(reading, system=system.name)
+
+
+def _contributions(matcher: Any, measured: Measured) -> dict[str, float]:
+    """Recall at 1 that is lost when a stream's rows change clips; nothing for a matcher without several streams."""
+    if len(getattr(matcher, "streams", ())) < 2 or not hasattr(matcher, "contributions"):
+        return {}
+    return dict(matcher.contributions(measured.pairs.left, measured.pairs.right))
+
+
+def _write_json(options: EvaluateOptions, measured: Measured, streams: Mapping[str, float]) -> None:
+    """Figures and intervals, shares in [0, 1] and ranks from 1."""
+    results = measured.results
+    directions = {}
+    for name, column in zip((results.system.forward, results.system.backward), measured.recalls, strict=True):
+        figures = {**column.shares, **column.ranks}
+        directions[name] = {
+            "queries": column.queries,
+            "gallery": column.gallery,
+            "figures": {key: interval._asdict() for key, interval in figures.items()},
+        }
+    info = backend_info()
+    document = {
+        "version": info["version"],
+        "system": results.system.name,
+        "matcher": shown(options.matcher),
+        "pairs": shown(options.pairs),
+        "split": options.reading.split,
+        "metric": results.found.metric,
+        "directions": directions,
+        "contributions": dict(streams),
+        "seconds": dict(results.found.seconds),
+        "left_out": [{"name": shown(name), "reason": reason} for name, reason in results.found.errors],
+        "cpu": info["cpu"],
+    }
+    assert options.out is not None
+    with atomic_write(options.out) as file:
+        json.dump(document, file, indent=2, ensure_ascii=False, default=str)
+        file.write("\n")
+
+
+def _report(
+    options: EvaluateOptions, matcher: Any, measured: Measured, streams: Mapping[str, float], loading: float
+) -> Report:
+    pairs, results = measured.pairs, measured.results
+    system, found = results.system, results.found
+    counts = len(results.left), len(results.right)
+    left = Items(system.left, results.left, pairs.left)
+    right = Items(system.right, results.right, pairs.clips if system is IMAGE_VIDEO else None)
+    some = list(range(min(_FIGURES, len(pairs))))
+    columns = np.flatnonzero(measured.owner < len(some))
+    scores = matcher.scores([pairs.left[row] for row in some], _given(pairs, results.right, columns))
+    part = {"train": "training ", "test": "held-out "}.get(options.reading.split, "")
+    many = f"{system.left.many.capitalize()} and {system.right.many}"
+    return Report(
+        title=f"{many}, evaluated",
+        lede=f"{counts[0]:,} {part}{system.left.many} of {shown(options.pairs)} and their {counts[1]:,} "
+        f"{system.right.many}, ranked by the {system.name} matcher in {shown(options.matcher)}.",
+        groups=groups(results, left, right, keep=5, truths=_truths(measured, scores, columns)),
+        stats=stats(results),
+        notes=[f"Left out: {shown(name)} ({reason})." for name, reason in found.errors],
+        recalls=measured.recalls,
+        recall_note="Behind each figure is its 95 % bootstrap interval over the queries; the tick in a bar is chance.",
+        figures=_figures(matcher, measured, scores, columns, streams),
+        facts=facts(matcher, system, counts, found.seconds, loading, backend_info()),
+        score_name=score_name(found.metric),
+        distance=found.metric in DISTANCES,
+    )
+
+
+def _given(pairs: Pairs, right: Sequence[str], columns: Any) -> list[Any]:
+    return [pairs.clips[j] if pairs.clips else right[j] for j in columns]
+
+
+def _truths(measured: Measured, scores: Any, columns: Any) -> dict[str, dict[int, Truth]]:
+    """direction -> query -> its best true candidate, for the queries that `scores` covers."""
+    forward, backward = measured.metrics
+    sign = -1.0 if measured.results.found.metric in DISTANCES else 1.0
+    ahead: dict[int, Truth] = {}
+    back: dict[int, Truth] = {}
+    for at, j in enumerate(columns):
+        i, score = int(measured.owner[j]), float(scores[measured.owner[j], at])
+        if i not in ahead or sign * score > sign * ahead[i].score:
+            ahead[i] = Truth(int(j), score, int(forward.ranks[i]))
+        back[int(j)] = Truth(i, score, int(backward.ranks[j]))
+    system = measured.results.system
+    return {system.forward: ahead, system.backward: back}
+
+
+def _figures(matcher: Any, measured: Measured, scores: Any, columns: Any, streams: Mapping[str, float]) -> list[Figure]:
+    results, pairs = measured.results, measured.pairs
+    left, right = results.system.left, results.system.right
+    names = {left.many: results.left[: len(scores)], right.many: [results.right[j] for j in columns]}
+    directions = [f"{a.many} to {b.many}" for a, b in ((left, right), (right, left))]
+    ranks = {name: metrics.ranks for name, metrics in zip(directions, measured.metrics, strict=True)}
+    made: list[Figure] = [
+        rank_histogram("Rank of the true one", ranks, "How many queries have their best true match at that place."),
+        heat_map(
+            "Every pair",
+            scores,
+            names[left.many],
+            names[right.many],
+            row_axis=left.many,
+            column_axis=right.many,
+            distance=results.found.metric in DISTANCES,
+        ),
+    ]
+    if getattr(matcher, "head", "ranking") != "labels":
+        rows = {
+            left.many: getattr(matcher, left.embed)(pairs.left[: len(scores)]),
+            right.many: getattr(matcher, right.embed)(_given(pairs, results.right, columns)),
+        }
+        owner = [int(measured.owner[j]) for j in columns]
+        made.append(embedding_map("The common space", rows, names, owner))
+    if streams:
+        note = "Points of R@1, the mean of both ways, that are lost when a stream's rows change clips."
+        made.append(contributions("What each stream contributes", streams, note))
+    where = f"Encoders and networks ran on {device_of(matcher)}; features that were kept before took no time."
+    made.append(times("Where time went", results.found.seconds, where))
+    return made

@@ -1,0 +1,149 @@
+"""`pycm search`: the best items of a saved gallery for texts, images or clips."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from pycm import backend_info
+
+from ..functional import DISTANCES
+from ..report import Candidate, Entry, Facts, Group, Report, write_report
+from ..report.render import bar_widths, duration
+from .caching import check_cache_options
+from .embedding import Index, embed, kinds_of, load_matcher, read_index, run_cache
+from .errors import CommandError
+from .output import Ranked, check_output, print_table, shown, write_rows
+from .present import Items, machine_pairs, score_name
+from .systems import CLIP, IMAGE, TEXT, Kind
+
+_ENDINGS = (".html", ".csv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """The options of `pycm search`, as given."""
+
+    gallery: Path
+    texts: Sequence[str]
+    images: Sequence[Path]
+    clips: Sequence[Path]
+    k: int
+    matcher: Path | None
+    device: str | None
+    out: Path | None
+    cache: Path | None
+    no_cache: bool
+
+
+def run_search(options: SearchOptions) -> None:
+    """Embed the queries, search, print, and write."""
+    if options.out is not None:
+        check_output(options.out, _ENDINGS)
+    check_cache_options(options.cache, options.no_cache)
+    asked: list[tuple[Kind, Sequence[Any]]] = [(TEXT, options.texts), (IMAGE, options.images), (CLIP, options.clips)]
+    asked = [(kind, queries) for kind, queries in asked if queries]
+    if not asked:
+        raise CommandError("search: give a query: --text, --image or --clip")
+    if any(not text.strip() for text in options.texts):
+        raise CommandError("--text: must not be empty")
+    for path in (*options.images, *options.clips):
+        if not path.is_file():
+            raise CommandError(f"{path}: no such file")
+    index = read_index(options.gallery, options.matcher)
+    console = Console(highlight=False)
+    entries: list[tuple[Kind, list[Entry]]] = []
+    rows: list[Ranked] = []
+    with ExitStack() as stack:
+        gallery = stack.enter_context(index.gallery())
+        if not 1 <= options.k <= len(gallery):
+            raise CommandError(f"--k must be in [1, {len(gallery)}] for this gallery, got {options.k}")
+        cache = run_cache(stack, options.cache, options.no_cache)
+        start = time.perf_counter()
+        with Console(stderr=True).status("Loading the matcher"):
+            matcher = load_matcher("--matcher", index.matcher, cache, device=options.device)
+        seconds = {"load the matcher": time.perf_counter() - start, "encode": 0.0, "score": 0.0}
+        for kind, queries in asked:
+            if kind not in kinds_of(matcher):
+                one, other = kinds_of(matcher)
+                raise CommandError(f"{index.matcher}: matches {one.many} with {other.many}; a {kind.one} is no query")
+            start = time.perf_counter()
+            _, embedded, _ = embed(matcher, kind, queries, skip=False)
+            encoded = time.perf_counter()
+            found = gallery.topk(embedded, options.k)
+            seconds["score"] += time.perf_counter() - encoded
+            seconds["encode"] += encoded - start
+            rows += (some := _rows(kind, queries, index.kind, found))
+            heads = kind.one, index.kind.one
+            distance = gallery.metric in DISTANCES
+            title = f"{kind.many.capitalize()} to {index.kind.many}"
+            print_table(console, title, *heads, some, bar_widths([row.score for row in some], distance))
+            entries.append((kind, _entries(kind, queries, index, some)))
+        metric, count = gallery.metric, len(gallery)
+    times = ", ".join(f"{name} {duration(spent)}" for name, spent in seconds.items())
+    console.print(f"{count:,} {index.kind.many}: {times}.")
+    if options.out is None:
+        return
+    if options.out.suffix.lower() == ".html":
+        write_report(_report(options, index, entries, metric, count, seconds), options.out)
+    else:
+        write_rows(options.out, rows)
+    console.print(Text(f"Written: {options.out}"), soft_wrap=True)
+
+
+def _rows(kind: Kind, queries: Sequence[Any], of: Kind, found: Any) -> list[Ranked]:
+    direction = f"{kind.field}_to_{of.field}"
+    return [
+        Ranked(direction, i, shown(queries[i]), rank, int(row), shown(name), float(f"{score:.9g}"), None)
+        for i, (scores, ids, indices) in enumerate(zip(*(np.asarray(part) for part in found), strict=True))
+        for rank, (score, name, row) in enumerate(zip(scores, ids, indices, strict=True))
+        if row >= 0
+    ]
+
+
+def _entries(kind: Kind, queries: Sequence[Any], index: Index, rows: Sequence[Ranked]) -> list[Entry]:
+    asked = Items(kind, [shown(query) for query in queries], None if kind is TEXT else list(queries))
+    names = list(dict.fromkeys(row.match for row in rows))
+    items = Items(index.kind, names, None if index.kind is TEXT else [index.base / name for name in names])
+    return [
+        Entry(asked[i], [Candidate(items[names.index(row.match)], row.score) for row in rows if row.query_index == i])
+        for i in range(len(queries))
+    ]
+
+
+def _report(
+    options: SearchOptions,
+    index: Index,
+    entries: Sequence[tuple[Kind, list[Entry]]],
+    metric: str,
+    count: int,
+    seconds: Any,
+) -> Report:
+    many = index.kind.many
+    return Report(
+        title=f"Found among {count:,} {many}",
+        lede=f"The best {options.k} {many} of {shown(options.gallery)} for each query, by the matcher in "
+        f"{shown(index.matcher)}.",
+        groups=[
+            Group(
+                f"{kind.many.capitalize()} to {many}",
+                made,
+                layout="cards" if index.kind is TEXT else "rows",
+            )
+            for kind, made in entries
+        ],
+        facts=[
+            Facts("Time", [(name.capitalize(), duration(spent)) for name, spent in seconds.items()]),
+            Facts("Machine", machine_pairs(backend_info())),
+        ],
+        score_name=score_name(metric),
+        distance=metric in DISTANCES,
+    )

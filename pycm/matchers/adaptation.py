@@ -1,0 +1,40 @@
+"""Learning with less: another domain's look, and pairs that nobody labelled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..encoders.base import Features as Array
+from ..functional import DISTANCES, Metric
+from ..mining import mutual_neighbours
+from ..spaces import CORAL
+from .inputs import Features, Steps, Streams
+
+
+def aligned(source: Features, target: Features) -> Streams:
+    """Clips with each stream's steps where those of the target are, in mean and covariance; see `CORAL`.
+
+    ValueError, naming the stream, where one has fewer than two steps that are there.
+    """
+    assert isinstance(source, Streams)
+    assert isinstance(target, Streams)
+    parts = {}
+    for name, steps in source.parts.items():
+        rows, of_target = (s.take(torch.nonzero(s.present)[:, 0]).values for s in (steps, target.parts[name]))
+        try:
+            moved = CORAL().fit(rows.cpu().numpy(), of_target.cpu().numpy()).transform(steps.values.cpu().numpy())
+        except ValueError as error:
+            raise ValueError(f"target_clips: stream {name!r}: {error}") from error
+        parts[name] = Steps(torch.from_numpy(moved).to(steps.values.device), steps.cu_seqlens, steps.present)
+    return Streams(parts)
+
+
+def pseudo_pairs(first: Array, second: Array, metric: Metric, threshold: float) -> npt.NDArray[np.int64]:
+    """Rows [P, 2] of embeddings that are each other's nearest and score `threshold` or better (are as near)."""
+    limit: dict[str, Any] = {"max_distance" if metric in DISTANCES else "min_score": threshold}
+    found = mutual_neighbours(first, second, metric=metric, **limit)
+    return np.stack([found.query_rows, found.indices], 1)

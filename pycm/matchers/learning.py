@@ -1,0 +1,294 @@
+"""From data to a trained network: what is held out, what a batch's loss is, and how many epochs are best."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ..functional import Metric
+from .heads import make_criterion
+from .inputs import Inputs
+from .logs import open_log
+from .networks import make_network
+from .scoring import both_ways
+from .training import Record, Training, Validation, train
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Int64: TypeAlias = npt.NDArray[np.int64]
+Files: TypeAlias = Mapping[str, "str | os.PathLike[str] | None"]
+
+
+class Problem(Protocol):
+    """Data to learn from or to validate on."""
+
+    @property
+    def items(self) -> int:
+        """What can be held out: the items of the first side."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Rows of an epoch."""
+        ...
+
+    def take(self, items: Int64) -> Self:
+        """To validate on."""
+        ...
+
+    def learned(self, items: Int64) -> Self:
+        """To learn from, with what is never held out."""
+        ...
+
+    def fit_scales(self, network: Any) -> None: ...
+    def loss(self, network: Any, rows: Int64, done: float) -> Tensor: ...
+    def validate(self, network: Any, recipe: Recipe) -> Validation: ...
+    def digest(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a network is made and judged by, beside its configuration."""
+
+    loss: str | nn.Module
+    metric: Metric
+    candidates: int | None
+    seed: int
+    device: torch.device
+    progress: bool | None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Inputs of both sides with what is known of them: pairs [P, 2] of rows, and each row's group."""
+
+    first: Inputs
+    second: Inputs
+    pairs: Int64
+    first_group: Int64
+    second_group: Int64
+    #: The last so many first rows are never held out: nobody has said what belongs to them.
+    extra: int = 0
+
+    @classmethod
+    def of(cls, first: Inputs, second: Inputs, pairs: Int64, extra: int = 0) -> Pairs:
+        groups = groups_of(pairs, len(first), len(second))
+        return cls(first, second, pairs, groups[: len(first)], groups[len(first) :], extra)
+
+    @property
+    def items(self) -> int:
+        return len(self.first) - self.extra
+
+    @property
+    def count(self) -> int:
+        return len(self.pairs)
+
+    def take(self, items: Int64) -> Pairs:
+        """Those first rows with the second rows that belong to them."""
+        chosen = np.isin(self.pairs[:, 0], items)
+        seconds = np.unique(self.pairs[chosen, 1])
+        place = np.full(len(self.first), -1, np.int64)
+        place[items] = np.arange(len(items))
+        pairs = np.stack([place[self.pairs[chosen, 0]], np.searchsorted(seconds, self.pairs[chosen, 1])], 1)
+        groups = self.first_group[items], self.second_group[seconds]
+        return Pairs(self.first.take(items), self.second.take(seconds), pairs, *groups)
+
+    def learned(self, items: Int64) -> Pairs:
+        return self.take(np.concatenate([items, np.arange(self.items, len(self.first))]))
+
+    def fit_scales(self, network: Any) -> None:
+        network.fit_scales(self.first.features, self.second.features)
+
+    def loss(self, network: Any, rows: Int64, done: float) -> Tensor:
+        """An item that comes several times in a batch goes through its tower once."""
+        batch = self.pairs[rows]
+        a, i = np.unique(batch[:, 0], return_inverse=True)
+        b, j = np.unique(batch[:, 1], return_inverse=True)
+        groups = torch.from_numpy(self.first_group[batch[:, 0]]).to(self.first.device)
+        index = torch.from_numpy(np.stack([i, j], 1)).to(self.first.device)
+        return network(self.first.take(a), self.second.take(b), index, groups, done)  # type: ignore[no-any-return]
+
+    def validate(self, network: Any, recipe: Recipe) -> Validation:
+        """Mean reciprocal rank, both ways, is what is compared: recall of a few items hardly moves."""
+        there, back = both_ways(
+            network, self.first, self.second, members(self.first_group, self.second_group),
+            members(self.second_group, self.first_group), (1, 5), recipe.metric, recipe.candidates,
+        )  # fmt: skip
+        figures = {f"recall@{k}": (there.recall_at_k[k] + back.recall_at_k[k]) / 2 for k in (1, 5)}
+        figures["mrr"] = (there.mrr + back.mrr) / 2
+        return Validation((figures["mrr"],), figures)
+
+    def digest(self) -> bytes:
+        arrays = [self.pairs, self.first_group, self.second_group]
+        return b"".join([self.first.digest(), self.second.digest(), *(array.tobytes() for array in arrays)])
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Inputs and the label [N] of each, a row of the list of labels."""
+
+    inputs: Inputs
+    labels: Int64
+
+    @property
+    def items(self) -> int:
+        return len(self.inputs)
+
+    count = items
+
+    def take(self, items: Int64) -> Labels:
+        return Labels(self.inputs.take(items), self.labels[items])
+
+    learned = take
+
+    def fit_scales(self, network: Any) -> None:
+        network.fit_scales(self.inputs.features)
+
+    def loss(self, network: Any, rows: Int64, done: float) -> Tensor:
+        truth = torch.from_numpy(self.labels[rows]).to(self.inputs.device)
+        return network(self.inputs.take(rows), truth)  # type: ignore[no-any-return]
+
+    def validate(self, network: Any, recipe: Recipe) -> Validation:
+        """Accuracy; where it is the same, the loss."""
+        truth = torch.from_numpy(self.labels).to(self.inputs.device)
+        scores = network.logits(self.inputs)
+        right = float((scores.argmax(1) == truth).double().mean())
+        loss = float(nn.functional.cross_entropy(scores, truth))
+        return Validation((right, -loss), {"validation loss": loss, "accuracy": right})
+
+    def digest(self) -> bytes:
+        return self.inputs.digest() + self.labels.tobytes()
+
+
+def learn(
+    function: str,
+    recipe: Recipe,
+    about: Mapping[str, Any],
+    problem: Problem,
+    validation: float | int | Problem | None,
+    training: Training,
+    files: Files,
+) -> tuple[nn.Module, list[Record]]:
+    """The trained network of the configuration `about`, and its history.
+
+    Args:
+        validation: a share of the items to hold out; a number of folds; other data; None.
+
+    Raises ValueError for a validation that leaves too little, and as `train`.
+    """
+    if validation is None:
+        return _train(recipe, about, problem, None, training, files)
+    if isinstance(validation, (bool, str, float)):
+        mine, theirs = split(function, problem.items, validation, recipe.seed)
+        return _train(recipe, about, problem.learned(mine), problem.take(theirs), training, files)
+    if isinstance(validation, (int, np.integer)):
+        most = problem.items // 2
+        if not 2 <= validation <= most:
+            raise ValueError(
+                f"{function}: validation must be in [2, {most}] folds for {problem.items} items, got {validation}"
+            )
+        return _by_folds(recipe, about, problem, int(validation), training, files)
+    return _train(recipe, about, problem, validation, training, files)
+
+
+def _train(
+    recipe: Recipe,
+    about: Mapping[str, Any],
+    problem: Problem,
+    held: Problem | None,
+    training: Training,
+    files: Files,
+    stop: int | None = None,
+) -> tuple[Any, list[Record]]:
+    """One training, with early stopping on `held`."""
+    with torch.random.fork_rng([]):  # weights are drawn from the seed alone, on the CPU
+        torch.default_generator.manual_seed(recipe.seed)
+        network: Any = make_network(about, make_criterion(recipe.loss, recipe.metric))
+    network.to(recipe.device)
+    problem.fit_scales(network)
+    training = training.on(linear=about["linear"])
+    digest = hashlib.sha256()
+    plain = {"about": about, "training": asdict(training), "seed": recipe.seed, "metric": recipe.metric, "stop": stop}
+    digest.update(json.dumps({**plain, "loss": repr(recipe.loss)}, sort_keys=True).encode())
+    for data in (problem, held):
+        digest.update(b"" if data is None else data.digest())
+    history = train(
+        network, lambda rows, done: problem.loss(network, rows, done),
+        None if held is None else lambda: held.validate(network, recipe), problem.count, training, seed=recipe.seed,
+        identity=digest.hexdigest(), checkpoint=files["checkpoint"], log=files["log"], progress=recipe.progress,
+        stop=stop,
+    )  # fmt: skip
+    return network, history
+
+
+def _by_folds(
+    recipe: Recipe, about: Mapping[str, Any], problem: Problem, folds: int, training: Training, files: Files
+) -> tuple[nn.Module, list[Record]]:
+    """As many epochs as are best on average over `folds` held out in turn, on all of the data.
+
+    The history is the folds' mean. Cost: folds + 1 trainings, the folds' without early stopping.
+    """
+    fold_of = np.random.default_rng([recipe.seed, 1]).permutation(problem.items) % folds
+    folder, whole = files["checkpoint"], replace(training, patience=None)
+    found = []
+    for fold in range(folds):
+        mine = problem.learned(np.flatnonzero(fold_of != fold))
+        theirs = problem.take(np.flatnonzero(fold_of == fold))
+        own = {"checkpoint": None if folder is None else Path(folder, f"fold-{fold}"), "log": None}
+        found.append(_train(recipe, about, mine, theirs, whole, own)[1])
+    mean = [
+        {name: float(np.mean([record[name] for record in records])) for name in records[0]}
+        for records in zip(*found, strict=True)
+    ]
+    best = int(np.argmax([record["mrr" if "mrr" in record else "accuracy"] for record in mean]))
+    network, _ = _train(recipe, about, problem, None, whole, {**files, "log": None}, stop=best)
+    with open_log(files["log"], mean):
+        return network, mean
+
+
+def split(function: str, count: int, share: float, seed: int) -> tuple[Int64, Int64]:
+    """Rows to learn from and rows to validate on, both ascending; ValueError where `share` leaves too few."""
+    if not isinstance(share, float) or not 0 < share < 1:
+        raise ValueError(
+            f"{function}: validation must be a share in (0, 1), a number of folds, (items, others) or None, "
+            f"got {share!r}"
+        )
+    held = max(2, round(share * count))
+    if count - held < 2:
+        raise ValueError(f"{function}: validation={share} of {count} items leaves fewer than 2 to learn from")
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def members(queries: Int64, gallery: Int64) -> list[Int64]:
+    """For each query's group, the gallery rows that are in it."""
+    order = np.argsort(gallery, kind="stable")
+    low, high = (np.searchsorted(gallery[order], queries, side=side) for side in ("left", "right"))
+    return [order[a:b] for a, b in zip(low, high, strict=True)]
+
+
+def groups_of(pairs: Int64, n: int, m: int) -> Int64:
+    """The group of each of n first and m second rows, [n + m]: those that pairs join, directly or through others."""
+    group = np.arange(n + m, dtype=np.int64)
+
+    def root(i: int) -> int:
+        while group[i] != i:
+            group[i] = group[group[i]]
+            i = int(group[i])
+        return i
+
+    for a, b in pairs:
+        x, y = root(int(a)), root(n + int(b))
+        group[max(x, y)] = min(x, y)
+    return np.array([root(i) for i in range(n + m)], np.int64)
