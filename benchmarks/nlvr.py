@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds nlvr/")
     parser.add_argument("--out", type=Path, help="a .json file for the results")
     parser.add_argument("--cache", type=Path, help="a folder where features are kept")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     folder = options.data / "nlvr"
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
