@@ -87,7 +87,7 @@ def test_bug_is_found(bug: str) -> None:
     places = lines_marked(bug)
     assert places, f"no line of bugs.cu is marked {bug}"
     for message in run_case(bug, range(3)):
-        assert re.match(r"simt: (sum|append|transpose|copy|product|filled|exchange): ", message)
+        assert re.match(r"simt: (sum|append|transpose|copy|product|filled|exchange|turns): ", message)
         assert re.search(BUGS[bug], message)
         assert re.search(r"block \(\d+,\d+,\d+\) thread \(\d+,\d+,\d+\)", message)
         assert any(re.search(re.escape(place) + r"\b", message) for place in places), (places, message)
