@@ -90,6 +90,7 @@ def test_torch_s_own_random_state_is_left_alone() -> None:
 
 @pytest.mark.parametrize("step", [0, 9, 11, 23])
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_bits(tmp_path: Path, step: int) -> None:
+    handler = signal.getsignal(signal.SIGINT)
     whole = Task()
     history = whole.train()
 
@@ -106,7 +107,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_bits(tmp_path: Path
     assert rest.steps == 24 - step - 1
     assert resumed[1:] == history[1:]
     assert same(rest.weights(), whole.weights())
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     ended = Task()
     assert ended.train(checkpoint=tmp_path)[1:] == history[1:]
     assert ended.steps == 0

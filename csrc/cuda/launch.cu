@@ -38,10 +38,14 @@ namespace {
 void allow(const void* kernel, const Grid& grid, const char* name) {
   constexpr int64_t kDefaultShared = 48 * 1024;
   constexpr int kPortableCluster = 8;
-  if (grid.shared_bytes > kDefaultShared)
-    cuda_check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)),
-        name);
+  if (grid.shared_bytes > kDefaultShared) {
+    // All there is, and not what this launch takes: the attribute is the kernel's, and other threads launch it too.
+    cudaFuncAttributes known;
+    cuda_check(cudaFuncGetAttributes(&known, kernel), name);
+    const int most = static_cast<int>(device_limits().shared_bytes - static_cast<int64_t>(known.sharedSizeBytes));
+    if (known.maxDynamicSharedSizeBytes < most)
+      cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), name);
+  }
   if (grid.cluster > kPortableCluster)
     cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
 }
@@ -133,6 +137,9 @@ TensorMap encode(const void* data, TensorElement element, int rank, const cuuint
   const cuuint32_t element_bytes = element == TensorElement::kInt8 ? 1 : element < TensorElement::kFloat32 ? 2 : 4;
   if (swizzle == Swizzle::k128 && box[0] * element_bytes != 128)
     throw std::logic_error("make_tensor_map: a box row must have 128 bytes with the 128-byte swizzle");
+  int device = 0;  // the driver asks for a context, which a fresh thread has only once it has set its device
+  cuda_check(cudaGetDevice(&device), "make_tensor_map");
+  cuda_check(cudaSetDevice(device), "make_tensor_map");
   TensorMap result;
   const CUresult status =
       encode_function()(&result.map, data_type(element), static_cast<cuuint32_t>(rank), const_cast<void*>(data), sizes,

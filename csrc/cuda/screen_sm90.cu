@@ -155,7 +155,7 @@ void launch_clusters(const Screen& screen, const char* name, void* stream) {
                 columns = round_up(screen.columns, kTileColumns);
   const int64_t row_tiles = query_rows / kTileQueries, rows = (row_tiles + kCluster - 1) / kCluster;
   const int64_t tiles = rows * (columns / kTileColumns), row_bytes = screen.dim * 2;
-  const int64_t clusters = std::min<int64_t>(tiles, device_limits().multiprocessors / kCluster);
+  const int64_t clusters = std::min<int64_t>(tiles, std::max(1, device_limits().multiprocessors / kCluster));
   const TensorMap queries = make_tensor_map_2d(screen.queries, TensorElement::kFloat16, screen.dim, query_rows,
                                                row_bytes, kCodeStep, kTileQueries);
   // Below 2^31 lines, which are 256 GiB.

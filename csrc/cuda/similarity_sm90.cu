@@ -254,7 +254,7 @@ int cluster_tiles(const SimilarityProblem& p) { return static_cast<int>(tile_cou
 
 template <Mma kMma, bool kSplit>
 void launch_tiles(const Sm90& args, const TensorMap& x, const TensorMap& y, void* stream) {
-  const int clusters = std::min(args.tiles, device_limits().multiprocessors / kCluster);
+  const int clusters = std::min(args.tiles, std::max(1, device_limits().multiprocessors / kCluster));
   launch(similarity_tiles_sm90<kMma, kSplit>,
          {dim3(static_cast<unsigned>(clusters * kCluster)), dim3(kThreads), kCluster, kSharedBytes, stream},
          "similarity: sm90 tiles", args, x, y);

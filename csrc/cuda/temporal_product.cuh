@@ -27,7 +27,7 @@ struct Scalar {
   friend __device__ Scalar max(Scalar a, Scalar b) { return {a.v < b.v ? b.v : a.v}; }  // a where either is NaN
   friend __device__ Scalar least(Scalar a, Scalar b) { return {b.v < a.v ? b.v : a.v}; }
 };
-// Within 3 ulp of the result.
+// Absolute error below 2^-22; relative to the result 3 + 1.2 |x| ulp where x < 0, by the errors of __expf.
 __device__ __forceinline__ Scalar<float> sigmoid(Scalar<float> x) { return {__fdividef(1.0f, 1.0f + __expf(-x.v))}; }
 __device__ __forceinline__ Scalar<float> tanh(Scalar<float> x) { return {::tanhf(x.v)}; }
 __device__ __forceinline__ Scalar<double> sigmoid(Scalar<double> x) { return {1.0 / (1.0 + ::exp(-x.v))}; }

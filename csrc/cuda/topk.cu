@@ -175,10 +175,11 @@ __device__ __forceinline__ int64_t keep_best(Candidate* list, int64_t size, int6
     __syncthreads();
     have = appended;
     begin = end;
-    if (have > k && (begin == count || have > size / 2)) {
+    // The last time always: who gathers lists run by run counts on their order, as `worst` counts on that of the runs.
+    if (have > 0 && (begin == count || (have > k && have > size / 2))) {
       sort_candidates(list, have, sorted);
-      have = k;
-      worst = list[k - 1].key;
+      have = min(have, k);
+      if (have == k) worst = list[k - 1].key;
     }
     __syncthreads();
   }

@@ -83,10 +83,13 @@ class DeviceBlock:
         return len(self._rows)
 
     def take(self, rows: Int64) -> Tensor:
-        return self._rows.values[to_device(rows, self._rows.values.device)]
+        values = self._rows.values
+        _in_use(values)
+        return values[to_device(rows, values.device)]
 
     def pieces(self, size: int = _PIECE_BYTES) -> Iterator[Tensor]:
         values = self._rows.values
+        _in_use(values)
         step = max(1, size // (values.element_size() * values.shape[1]))
         for start in range(0, len(values), step):
             yield values[start : start + step]
@@ -132,7 +135,17 @@ def tables(store: Store) -> _Tables:
             if table is not None:
                 wait_for(table)
         kept = store.tables = _Tables(store.version, alive, positions, ids)
+    for table in (kept.alive, kept.positions, kept.ids):
+        _in_use(table)
     return kept
+
+
+def _in_use(tensor: Tensor | None) -> None:
+    """Its memory outlives what the current stream does with it, though the gallery let go of it meanwhile."""
+    if tensor is not None and tensor.is_cuda:
+        import torch
+
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
 def topk(store: Store, queries: Tensor, k: int, allowed: Filter, precision: str) -> tuple[Tensor, Any, Tensor]:

@@ -266,7 +266,8 @@ class Gallery:
         Returns:
             ``GalleryMatches(scores, ids, indices)``, each ``[N, k]``, of the queries' kind and on their device (strings
             in NumPy), ordered by score, then by id (strings by code point). No gradient flows through it. On CUDA a
-            call waits for its result where ids are strings, or do not rise in the order of addition.
+            call waits for its result where ids are strings, or do not rise in the order of addition, and for the stream
+            where exclude, ids, where or a mask of the host's is uploaded.
 
         Raises:
             TypeError, ValueError: queries, k or filters that do not fit, an empty gallery.
