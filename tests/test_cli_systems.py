@@ -166,6 +166,14 @@ def test_search_finds_what_a_scan_finds(photos: Path, capsys: pytest.CaptureFixt
     assert f"{COUNT} images" in capsys.readouterr().out
 
 
+def test_a_gallery_of_fewer_items_than_the_usual_matches(photos: Path) -> None:
+    assert train_photos(photos) == 0
+    (photos / "few.txt").write_text("red\ngreen\nblue\n")
+    assert call("index", photos / "matcher", "--texts", photos / "few.txt", "--out", photos / "few") == 0
+    assert call("search", photos / "few", "--text", "red", "--out", photos / "s.csv") == 0
+    assert len((photos / "s.csv").read_text().splitlines()) == 1 + 3
+
+
 def test_a_gallery_of_another_matcher_is_refused_and_a_moved_one_found(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
