@@ -403,9 +403,11 @@ main()
 """
 
 
-def test_ctrl_c_in_training_and_the_same_command_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("validation", "state"), [("0.1", "training.pt"), ("2", "fold-0/training.pt")])
+def test_ctrl_c_in_training_and_the_same_command_again(tmp_path: Path, validation: str, state: str) -> None:
     pairs = clips_with_texts(tmp_path)
-    arguments = ["train", pairs, *TRAIN, "--epochs", "4", "--out", tmp_path / "m", "--cache", tmp_path / "cache"]
+    arguments = ["train", pairs, *TRAIN, "--epochs", "4", "--batch-size", "2", "--validation", validation,
+                 "--out", tmp_path / "m", "--cache", tmp_path / "cache"]  # fmt: skip
     command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), *map(str, arguments)]
     ended = interrupt(command, ready="training", after=0.3)
     assert ended.returncode == 130
@@ -413,7 +415,7 @@ def test_ctrl_c_in_training_and_the_same_command_again(tmp_path: Path, capsys: p
         f"error: interrupted: the same command goes on from {tmp_path / 'm/checkpoint'}"
     )
     assert "Traceback" not in ended.err
-    assert [path.name for path in (tmp_path / "m").rglob("*") if path.is_file()] == ["training.pt"]
+    assert [path for path in (tmp_path / "m").rglob("*") if path.is_file()] == [tmp_path / "m/checkpoint" / state]
     assert call(*arguments) == 0
     arguments[arguments.index(tmp_path / "m")] = tmp_path / "whole"
     assert call(*arguments) == 0

@@ -147,7 +147,7 @@ def _matcher(options: TrainOptions, system: System, network: Mapping[str, Any], 
 
 
 def _how_to_go_on(system: System, checkpoint: Path, options: TrainOptions) -> str:
-    if system is not IMAGE_TEXT and (checkpoint / "training.pt").exists():
+    if system is not IMAGE_TEXT and any(checkpoint.glob("**/training.pt")):
         return f"the same command goes on from {checkpoint}"
     if options.no_cache:
         return "nothing was kept (--no-cache)"
