@@ -166,6 +166,17 @@ def test_search_finds_what_a_scan_finds(photos: Path, capsys: pytest.CaptureFixt
     assert f"{COUNT} images" in capsys.readouterr().out
 
 
+def test_nothing_is_held_out_of_few_items(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pycm.cli.pairs import is_test
+
+    rows = [json.loads(line) for line in (photos / "pairs.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if not is_test(row["id"])]
+    (photos / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert train_photos(photos, "--split", "train", "--gallery", photos / "gallery") == 0
+    assert "the split leaves nothing out to tell the recall of" in " ".join(capsys.readouterr().out.split())
+    assert call("search", photos / "gallery", "--text", "red") == 0
+
+
 def test_a_gallery_of_fewer_items_than_the_usual_matches(photos: Path) -> None:
     assert train_photos(photos) == 0
     (photos / "few.txt").write_text("red\ngreen\nblue\n")
@@ -330,6 +341,20 @@ def test_unreadable_clips_are_named_then_left_out_if_asked(tmp_path: Path, capsy
     document = json.loads((tmp_path / "o.json").read_text())
     assert document["directions"]["text_to_video"]["gallery"] == 9
     assert [Path(left["name"]).name for left in document["left_out"]] == ["4.mp4"]
+
+
+def test_what_cannot_be_evaluated_is_trained_and_indexed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pycm.cli.pairs import is_test
+
+    pairs = clips_with_texts(tmp_path)
+    left_out = [i for i in range(10) if is_test(f"clips/{i}.mp4")]
+    assert left_out
+    (tmp_path / f"clips/{left_out[0]}.mp4").write_bytes(b"no clip")
+    assert call("train", pairs, *TRAIN, "--split", "train", "--out", tmp_path / "m", "--gallery", tmp_path / "g") == 2
+    captured = capsys.readouterr()
+    assert f"{left_out[0]}.mp4" in captured.err
+    assert f"{tmp_path / 'm'}" in captured.out
+    assert call("search", tmp_path / "g", "--text", "moves left") == 0
 
 
 def test_match_takes_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
