@@ -166,6 +166,30 @@ def test_search_finds_what_a_scan_finds(photos: Path, capsys: pytest.CaptureFixt
     assert f"{COUNT} images" in capsys.readouterr().out
 
 
+def test_only_what_was_left_out_is_called_held_out(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(split: str) -> tuple[str, bool]:
+        capsys.readouterr()
+        for name in ("o.html", "o.json"):
+            assert call("evaluate", photos / "matcher", photos / "pairs.jsonl", "--captions-field", "en",
+                        "--split", split, "--out", photos / name) == 0  # fmt: skip
+        html, seen = (photos / "o.html").read_text(), json.loads((photos / "o.json").read_text())["trained_on_these"]
+        assert ("was trained on items" in html) == seen == ("was trained on items" in capsys.readouterr().out)
+        return re.search(r"\d+ ([\w-]+ )?images of", html)[1] or "", seen  # type: ignore[index]
+
+    assert train_photos(photos, "--split", "train") == 0
+    assert [told(split) for split in ("test", "train", "all")] == [
+        ("held-out ", False),
+        ("training ", True),
+        ("", True),
+    ]
+    assert train_photos(photos) == 0
+    assert told("test") == ("test ", True)
+    saved = matchers.ImageTextMatcher.load(photos / "matcher")
+    saved.space = type(saved.space)()
+    saved.fit(*records(photos)).save(photos / "matcher")  # by whom, and on what, train.json does not tell
+    assert told("test") == ("test ", False)
+
+
 def test_nothing_is_held_out_of_few_items(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pycm.cli.pairs import is_test
 

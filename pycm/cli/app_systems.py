@@ -225,7 +225,11 @@ def evaluate(
     root: Root = None,
     split: Annotated[
         SplitName,
-        typer.Option("--split", rich_help_panel=PAIRS_PANEL, help="Only this part; test is what train held out."),
+        typer.Option(
+            "--split",
+            rich_help_panel=PAIRS_PANEL,
+            help="Only this part; test is what `train --split train` leaves out.",
+        ),
     ] = SplitName.all,
     ks: Annotated[str, typer.Option("--ks", metavar="K,K", help="Cutoffs of recall.")] = "1,5,10",
     out: Annotated[

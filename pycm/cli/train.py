@@ -24,6 +24,7 @@ from .output import check_folder, shown
 from .pairs import PairOptions, Pairs, read_pairs
 from .recalls import measure, print_recalls
 from .systems import IMAGE_TEXT, IMAGE_VIDEO, System
+from .training_record import write_record
 
 SPACES = ("ridge", "rbf", "cca")
 
@@ -85,6 +86,7 @@ def run_train(options: TrainOptions) -> None:
         except KeyboardInterrupt:
             raise StoppedError(_how_to_go_on(every.system, checkpoint, options)) from None
         matcher.save(options.out)
+        write_record(options.out, options.pairs, options.reading.split)
         if options.checkpoint is None and checkpoint.is_dir():
             shutil.rmtree(checkpoint)
         spent = time.perf_counter() - start
