@@ -113,6 +113,16 @@ def test_the_report_has_every_part(photos: Path) -> None:
     ]
 
 
+def test_figures_of_some_items_say_so(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pycm.cli.evaluate._FIGURES", 20)
+    assert train_photos(photos) == 0
+    assert call("evaluate", photos / "matcher", photos / "pairs.jsonl", "--captions-field", "en",
+                "--out", photos / "o.html") == 0  # fmt: skip
+    html = (photos / "o.html").read_text()
+    for title in ("Every pair", "The common space"):
+        assert f"{title}: the first 20 of {COUNT} images" in html
+
+
 def test_what_is_held_out_is_not_trained_on(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_photos(photos, "--split", "train") == 0
     out = " ".join(capsys.readouterr().out.split())

@@ -218,12 +218,13 @@ def _figures(matcher: Any, measured: Measured, scores: Any, columns: Any, stream
     results, pairs = measured.results, measured.pairs
     left, right = results.system.left, results.system.right
     names = {left.many: results.left[: len(scores)], right.many: [results.right[j] for j in columns]}
+    some = f": the first {len(scores):,} of {len(pairs):,} {left.many}" if len(scores) < len(pairs) else ""
     directions = [f"{a.many} to {b.many}" for a, b in ((left, right), (right, left))]
     ranks = {name: metrics.ranks for name, metrics in zip(directions, measured.metrics, strict=True)}
     made: list[Figure] = [
         rank_histogram("Rank of the true one", ranks, "How many queries have their best true match at that place."),
         heat_map(
-            "Every pair",
+            f"Every pair{some}",
             scores,
             names[left.many],
             names[right.many],
@@ -238,7 +239,7 @@ def _figures(matcher: Any, measured: Measured, scores: Any, columns: Any, stream
             right.many: getattr(matcher, right.embed)(_given(pairs, results.right, columns)),
         }
         owner = [int(measured.owner[j]) for j in columns]
-        made.append(embedding_map("The common space", rows, names, owner))
+        made.append(embedding_map(f"The common space{some}", rows, names, owner))
     if streams:
         note = "Points of R@1, the mean of both ways, that are lost when a stream's rows change clips."
         made.append(contributions("What each stream contributes", streams, note))
