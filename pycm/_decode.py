@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,15 @@ Times = npt.NDArray[np.float64]
 Sound = npt.NDArray[np.float32]
 #: Which pictures to keep, ascending, from the times [n] of all, in seconds.
 Choose = Callable[[Times], npt.NDArray[np.int64]]
+
+
+class _Packet(NamedTuple):
+    """What is kept of a compressed packet: all of their data would be the whole file in memory."""
+
+    pts: int | None
+    is_keyframe: bool
+    is_discard: bool
+    is_corrupt: bool
 
 
 class DecodeError(ValueError):
@@ -61,7 +70,7 @@ def decode_frames(
     """
     with opened(source) as container:
         stream = _video_stream(container)
-        packets = [p for p in container.demux(stream) if p.size]
+        packets = [_Packet(p.pts, p.is_keyframe, p.is_discard, p.is_corrupt) for p in container.demux(stream) if p.size]
         if stream.frames > len(packets):  # only containers with a table of contents know `frames`
             raise DecodeError(f"it is cut off: {len(packets)} of {stream.frames} pictures are there")
         if packets and packets[-1].is_corrupt:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 import threading
+import weakref
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,43 @@ def test_key_frames_are_used(files: dict[str, bytes], monkeypatch: pytest.Monkey
     clip = read_clip(encoded(levels(31), "mp4", "libx264", gop=6), "uniform:2")
     assert numbers(clip.frames) == [0, 30]
     assert len(seen) <= 8
+
+
+def test_the_first_pass_keeps_no_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All packets together are the file, however large: at most the one being read and the next are alive."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+    own = _decode.opened
+
+    class Packet:
+        def __init__(self, packet: Any) -> None:
+            self.packet = packet
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.packet, name)
+
+    class Container:
+        def __init__(self, container: Any) -> None:
+            self.container = container
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.container, name)
+
+        def demux(self, stream: Any) -> Any:
+            nonlocal most
+            for packet in self.container.demux(stream):
+                alive.add(made := Packet(packet))
+                most = max(most, len(alive))
+                yield made
+
+    @contextmanager
+    def watched(source: Any) -> Any:
+        with own(source) as container:
+            yield Container(container)
+
+    monkeypatch.setattr(_decode, "opened", watched)
+    assert numbers(read_clip(encoded(levels(31), "mp4", "libx264"), "uniform:2").frames) == [0, 30]
+    assert 1 <= most <= 2
 
 
 @pytest.mark.parametrize("sides", [(16, 24), (17, 24), (17, 23)])

@@ -225,7 +225,11 @@ def evaluate(
     root: Root = None,
     split: Annotated[
         SplitName,
-        typer.Option("--split", rich_help_panel=PAIRS_PANEL, help="Only this part; test is what train held out."),
+        typer.Option(
+            "--split",
+            rich_help_panel=PAIRS_PANEL,
+            help="Only this part; test is what `train --split train` leaves out.",
+        ),
     ] = SplitName.all,
     ks: Annotated[str, typer.Option("--ks", metavar="K,K", help="Cutoffs of recall.")] = "1,5,10",
     out: Annotated[
@@ -280,7 +284,9 @@ def search(
     text: Annotated[list[str] | None, typer.Option("--text", metavar="TEXT", help="A query; repeatable.")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", metavar="FILE", help="A query; repeatable.")] = None,
     clip: Annotated[list[Path] | None, typer.Option("--clip", metavar="FILE", help="A query; repeatable.")] = None,
-    k: Annotated[int, typer.Option("--k", metavar="K", help="Matches of each query.")] = 5,
+    k: Annotated[
+        int | None, typer.Option("--k", metavar="K", help="Matches of each query. Default: 5, or all of fewer items.")
+    ] = None,
     matcher: Annotated[
         Path | None, typer.Option("--matcher", metavar="DIR", help="Where the gallery's matcher is now, if it moved.")
     ] = None,

@@ -37,8 +37,10 @@ from .pairs import PairOptions, Pairs, read_pairs
 from .present import SHOWN, Items, Truth, device_of, facts, groups, score_name, stats
 from .recalls import Measured, measure, print_recalls
 from .systems import IMAGE_VIDEO, SYSTEMS, System
+from .training_record import TrainingRecord, read_record
 
 _FIGURES = SHOWN  # items of the first kind in the heat map and in the embedding map
+_SEEN = "The matcher was trained on items that are among these: on new ones it may do worse."
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def run_evaluate(options: EvaluateOptions) -> None:
     if options.reading.system not in (None, system.name):
         raise CommandError(f"--system {options.reading.system}: the matcher in {options.matcher} is for {system.name}")
     pairs = read_pairs(options.pairs, _of_system(options.reading, system))
+    record = read_record(options.matcher)
+    seen = record is not None and record.has_seen(options.pairs, options.reading.split)
     console = Console(highlight=False)
     with ExitStack() as stack:
         cache = run_cache(stack, options.cache, options.no_cache)
@@ -85,6 +89,8 @@ def run_evaluate(options: EvaluateOptions) -> None:
         print_recalls(console, title, measured.recalls)
         for item, reason in found.errors:
             console.print(Text(f"left out: {shown(item)}: {reason}", style="yellow"), soft_wrap=True)
+        if seen:
+            console.print(_SEEN, style="yellow")
         spent = ", ".join(f"{part} {duration(seconds)}" for part, seconds in found.seconds.items())
         console.print(f"Loading {duration(loading)}, {spent}.")
         if options.gallery is not None:
@@ -94,9 +100,9 @@ def run_evaluate(options: EvaluateOptions) -> None:
             return
         streams = _contributions(matcher, measured)
         if options.out.suffix.lower() == ".html":
-            write_report(_report(options, matcher, measured, streams, loading), options.out)
+            write_report(_report(options, matcher, measured, streams, loading, record, seen), options.out)
         else:
-            _write_json(options, measured, streams)
+            _write_json(options, measured, streams, seen)
     console.print(Text(f"Written: {options.out}"), soft_wrap=True)
 
 
@@ -121,7 +127,7 @@ def _contributions(matcher: Any, measured: Measured) -> dict[str, float]:
     return dict(matcher.contributions(measured.pairs.left, measured.pairs.right))
 
 
-def _write_json(options: EvaluateOptions, measured: Measured, streams: Mapping[str, float]) -> None:
+def _write_json(options: EvaluateOptions, measured: Measured, streams: Mapping[str, float], seen: bool) -> None:
     """Figures and intervals, shares in [0, 1] and ranks from 1."""
     results = measured.results
     directions = {}
@@ -139,6 +145,7 @@ def _write_json(options: EvaluateOptions, measured: Measured, streams: Mapping[s
         "matcher": shown(options.matcher),
         "pairs": shown(options.pairs),
         "split": options.reading.split,
+        "trained_on_these": seen,
         "metric": results.found.metric,
         "directions": directions,
         "contributions": dict(streams),
@@ -153,7 +160,13 @@ def _write_json(options: EvaluateOptions, measured: Measured, streams: Mapping[s
 
 
 def _report(
-    options: EvaluateOptions, matcher: Any, measured: Measured, streams: Mapping[str, float], loading: float
+    options: EvaluateOptions,
+    matcher: Any,
+    measured: Measured,
+    streams: Mapping[str, float],
+    loading: float,
+    record: TrainingRecord | None,
+    seen: bool,
 ) -> Report:
     pairs, results = measured.pairs, measured.results
     system, found = results.system, results.found
@@ -163,7 +176,8 @@ def _report(
     some = list(range(min(_FIGURES, len(pairs))))
     columns = np.flatnonzero(measured.owner < len(some))
     scores = matcher.scores([pairs.left[row] for row in some], _given(pairs, results.right, columns))
-    part = {"train": "training ", "test": "held-out "}.get(options.reading.split, "")
+    left_out = record is not None and record.split == "train"
+    part = {"train": "training ", "test": "held-out " if left_out else "test "}.get(options.reading.split, "")
     many = f"{system.left.many.capitalize()} and {system.right.many}"
     return Report(
         title=f"{many}, evaluated",
@@ -171,7 +185,7 @@ def _report(
         f"{system.right.many}, ranked by the {system.name} matcher in {shown(options.matcher)}.",
         groups=groups(results, left, right, keep=5, truths=_truths(measured, scores, columns)),
         stats=stats(results),
-        notes=[f"Left out: {shown(name)} ({reason})." for name, reason in found.errors],
+        notes=[*([_SEEN] if seen else []), *(f"Left out: {shown(name)} ({reason})." for name, reason in found.errors)],
         recalls=measured.recalls,
         recall_note="Behind each figure is its 95 % bootstrap interval over the queries; the tick in a bar is chance.",
         figures=_figures(matcher, measured, scores, columns, streams),
@@ -204,12 +218,13 @@ def _figures(matcher: Any, measured: Measured, scores: Any, columns: Any, stream
     results, pairs = measured.results, measured.pairs
     left, right = results.system.left, results.system.right
     names = {left.many: results.left[: len(scores)], right.many: [results.right[j] for j in columns]}
+    some = f": the first {len(scores):,} of {len(pairs):,} {left.many}" if len(scores) < len(pairs) else ""
     directions = [f"{a.many} to {b.many}" for a, b in ((left, right), (right, left))]
     ranks = {name: metrics.ranks for name, metrics in zip(directions, measured.metrics, strict=True)}
     made: list[Figure] = [
         rank_histogram("Rank of the true one", ranks, "How many queries have their best true match at that place."),
         heat_map(
-            "Every pair",
+            f"Every pair{some}",
             scores,
             names[left.many],
             names[right.many],
@@ -224,7 +239,7 @@ def _figures(matcher: Any, measured: Measured, scores: Any, columns: Any, stream
             right.many: getattr(matcher, right.embed)(_given(pairs, results.right, columns)),
         }
         owner = [int(measured.owner[j]) for j in columns]
-        made.append(embedding_map("The common space", rows, names, owner))
+        made.append(embedding_map(f"The common space{some}", rows, names, owner))
     if streams:
         note = "Points of R@1, the mean of both ways, that are lost when a stream's rows change clips."
         made.append(contributions("What each stream contributes", streams, note))

@@ -26,17 +26,18 @@ from .present import Items, machine_pairs, score_name
 from .systems import CLIP, IMAGE, TEXT, Kind
 
 _ENDINGS = (".html", ".csv", ".jsonl")
+_K = 5
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """The options of `pycm search`, as given."""
+    """The options of `pycm search`, as given; without k five matches, or as many as there are."""
 
     gallery: Path
     texts: Sequence[str]
     images: Sequence[Path]
     clips: Sequence[Path]
-    k: int
+    k: int | None
     matcher: Path | None
     device: str | None
     out: Path | None
@@ -64,8 +65,9 @@ def run_search(options: SearchOptions) -> None:
     rows: list[Ranked] = []
     with ExitStack() as stack:
         gallery = stack.enter_context(index.gallery())
-        if not 1 <= options.k <= len(gallery):
-            raise CommandError(f"--k must be in [1, {len(gallery)}] for this gallery, got {options.k}")
+        k = min(_K, len(gallery)) if options.k is None else options.k
+        if not 1 <= k <= len(gallery):
+            raise CommandError(f"--k must be in [1, {len(gallery)}] for this gallery, got {k}")
         cache = run_cache(stack, options.cache, options.no_cache)
         start = time.perf_counter()
         with Console(stderr=True).status("Loading the matcher"):
@@ -78,7 +80,7 @@ def run_search(options: SearchOptions) -> None:
             start = time.perf_counter()
             _, embedded, _ = embed(matcher, kind, queries, skip=False)
             encoded = time.perf_counter()
-            found = gallery.topk(embedded, options.k)
+            found = gallery.topk(embedded, k)
             seconds["score"] += time.perf_counter() - encoded
             seconds["encode"] += encoded - start
             rows += (some := _rows(kind, queries, index.kind, found))
@@ -93,7 +95,7 @@ def run_search(options: SearchOptions) -> None:
     if options.out is None:
         return
     if options.out.suffix.lower() == ".html":
-        write_report(_report(options, index, entries, metric, count, seconds), options.out)
+        write_report(_report(options, index, entries, k, metric, count, seconds), options.out)
     else:
         write_rows(options.out, rows)
     console.print(Text(f"Written: {options.out}"), soft_wrap=True)
@@ -123,6 +125,7 @@ def _report(
     options: SearchOptions,
     index: Index,
     entries: Sequence[tuple[Kind, list[Entry]]],
+    k: int,
     metric: str,
     count: int,
     seconds: Any,
@@ -130,7 +133,7 @@ def _report(
     many = index.kind.many
     return Report(
         title=f"Found among {count:,} {many}",
-        lede=f"The best {options.k} {many} of {shown(options.gallery)} for each query, by the matcher in "
+        lede=f"The best {k} {many} of {shown(options.gallery)} for each query, by the matcher in "
         f"{shown(index.matcher)}.",
         groups=[
             Group(

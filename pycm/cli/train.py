@@ -24,6 +24,7 @@ from .output import check_folder, shown
 from .pairs import PairOptions, Pairs, read_pairs
 from .recalls import measure, print_recalls
 from .systems import IMAGE_TEXT, IMAGE_VIDEO, System
+from .training_record import write_record
 
 SPACES = ("ridge", "rbf", "cca")
 
@@ -66,6 +67,9 @@ def run_train(options: TrainOptions) -> None:
         if spec is not None and spec != "words":
             check_spec(option, spec)
     every = read_pairs(options.pairs, options.reading)
+    held_out = None
+    if options.reading.split == "train":
+        held_out = read_pairs(options.pairs, replace(options.reading, split="all")).split("test")
     network, training = _applicable(options, every.system)
     checkpoint = options.checkpoint or options.out / "checkpoint"
     console = Console(highlight=False)
@@ -82,17 +86,19 @@ def run_train(options: TrainOptions) -> None:
         except KeyboardInterrupt:
             raise StoppedError(_how_to_go_on(every.system, checkpoint, options)) from None
         matcher.save(options.out)
+        write_record(options.out, options.pairs, options.reading.split)
         if options.checkpoint is None and checkpoint.is_dir():
             shutil.rmtree(checkpoint)
         spent = time.perf_counter() - start
-        _tell(console, options, every, matcher)
+        trained = f"Trained on {len(every):,} {every.system.left.many} in {duration(spent)}."
+        console.print(Text(trained), soft_wrap=True)
+        console.print(Text(f"Written: {options.out}"), soft_wrap=True)
         if options.gallery is not None:
             count, _ = write_index(
                 options.gallery, matcher, options.out, every.system.left, every.left, options.skip_unreadable
             )
             console.print(Text(f"Gallery: {options.gallery}, {count:,} {every.system.left.many}"), soft_wrap=True)
-    console.print(Text(f"Trained on {len(every):,} {every.system.left.many} in {duration(spent)}."), soft_wrap=True)
-    console.print(Text(f"Written: {options.out}"), soft_wrap=True)
+        _tell(console, options, every, held_out, matcher)
 
 
 def _applicable(options: TrainOptions, system: System) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -147,19 +153,19 @@ def _matcher(options: TrainOptions, system: System, network: Mapping[str, Any], 
 
 
 def _how_to_go_on(system: System, checkpoint: Path, options: TrainOptions) -> str:
-    if system is not IMAGE_TEXT and (checkpoint / "training.pt").exists():
+    if system is not IMAGE_TEXT and any(checkpoint.glob("**/training.pt")):
         return f"the same command goes on from {checkpoint}"
     if options.no_cache:
         return "nothing was kept (--no-cache)"
     return "what was encoded is kept: the same command goes on"
 
 
-def _tell(console: Console, options: TrainOptions, trained: Pairs, matcher: Any) -> None:
-    """The recall table: of the pairs that the split left out, or else of those it was trained on."""
-    held_out = options.reading.split == "train"
-    pairs = trained
-    if held_out:
-        pairs = read_pairs(options.pairs, replace(options.reading, split="test"))
+def _tell(console: Console, options: TrainOptions, trained: Pairs, held_out: Pairs | None, matcher: Any) -> None:
+    """The recall table: of the pairs that the split left out, or else, with None, of those it was trained on."""
+    if held_out is not None and not len(held_out):
+        console.print(Text(f"{options.pairs}: the split leaves nothing out to tell the recall of"), soft_wrap=True)
+        return
+    pairs = trained if held_out is None else held_out
     measured = measure(matcher, pairs, ks=(1, 5, 10), skip=options.skip_unreadable)
     what = f"{len(pairs):,} {pairs.system.left.many} held out" if held_out else "the pairs it was trained on"
     print_recalls(console, f"{pairs.system.name}: {what}", measured.recalls)
