@@ -316,6 +316,10 @@ class TestUse:
         matcher.save(tmp_path)
         loaded = VideoTextMatcher.load(tmp_path)
         np.testing.assert_array_equal(loaded.scores(TEST, WORDS), matcher.scores(TEST, WORDS))
+        others = [text.replace("it", "something").upper() + " here" for text in TEXTS]
+        again = loaded.fit(TRAIN, others, **SHORT).embed_texts(others[:8])  # and to the texts of a later fit
+        fresh = make(text_encoder="tfidf").fit(TRAIN, others, **SHORT)
+        np.testing.assert_array_equal(again, fresh.embed_texts(others[:8]))
 
     def test_given_validation_clips_are_used(self) -> None:
         matcher = make().fit(TRAIN, TEXTS, validation=(TEST, [WORDS[k] for k in TRUTH]), **SHORT)

@@ -45,6 +45,7 @@ def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
                 "spec": side.spec,
                 "saved": encoder is fitted,
                 "fingerprint": encoder.fingerprint,
+                "fits": side._fits,
             }
         elif isinstance(side, WordSide):
             vocabulary = side.vocabulary
@@ -125,6 +126,8 @@ def load(
             side.set_vocabulary(vocabulary)
         elif isinstance(side, RowSide) and f"{side.kind}_encoder" in encoders:
             saved = encoders[f"{side.kind}_encoder"]
+            if f"{side.kind}_encoder" not in options:  # fitted, but still this matcher's to fit again
+                side._fits = saved.get("fits", True)
             encoder = side.encoder(device)
             if strict and encoder.fingerprint != saved["fingerprint"]:
                 raise ValueError(_differs(function, f"{side.kind}_encoder {encoder.name!r}", path))
