@@ -136,9 +136,18 @@ class TestFolds:
         with pytest.raises(ValueError, match=rf"fit: validation must be in \[2, 20\] folds for 40 items, got {folds}"):
             make().fit(clips, texts, validation=folds)
 
-    def test_labels(self) -> None:
-        matcher = make(head="labels").fit(TRAIN.take(range(40)), KINDS[:40], validation=2, **SHORT)
+    def test_labels(self, tmp_path: Path) -> None:
+        log = tmp_path / "run" / "log.csv"  # its folder is made
+        matcher = make(head="labels").fit(TRAIN.take(range(40)), KINDS[:40], validation=2, log=log, **SHORT)
         assert [record["epoch"] for record in matcher.history_] == [0, 1, 2]
+        assert len(log.read_text().splitlines()) == 4
+
+    def test_a_log_that_cannot_be_written_is_told_before_the_training(self, tmp_path: Path) -> None:
+        matcher, log = make(head="labels"), tmp_path / "log.csv"
+        log.mkdir()
+        with pytest.raises(OSError, match=r"log\.csv"):
+            matcher.fit(TRAIN, KINDS, validation=2, checkpoint=tmp_path / "run", log=log, **SHORT)
+        assert not (tmp_path / "run").exists()
 
 
 class TestLearningWithLess:
