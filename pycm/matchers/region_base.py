@@ -94,19 +94,19 @@ class RegionModel:
 
     def _train(
         self, regions: Any, words: Any, loss: Any, validate: Any, count: int, training: Training,
-        arrays: Sequence[npt.NDArray[Any]], **files: Any,
+        learned: tuple[Any, Any], arrays: Sequence[npt.NDArray[Any]], **files: Any,
     ) -> None:  # fmt: skip
-        """Train a fresh network: loss(network, rows), validate(network)."""
+        """Train a fresh network: loss(network, rows, done), validate(network); it standardises by `learned`."""
         sizes = regions.values.shape[1], words.values.shape[1]
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             network = self._make_network(*sizes).to(device_of(self.device))
-        network.fit_scales(regions, words)  # type: ignore[operator]
+        network.fit_scales(*learned)  # type: ignore[operator]
         digest = hashlib.sha256(repr((sorted(self._params().items()), sizes, asdict(training))).encode())
         for part in (Inputs(regions).digest(), Inputs(words).digest(), *(array.tobytes() for array in arrays)):
             digest.update(part)
         self.history_ = train(
-            network, lambda rows, done: loss(network, rows), None if validate is None else lambda: validate(network),
+            network, lambda rows, done: loss(network, rows, done), None if validate is None else lambda: validate(network),
             count, training, seed=self.seed, identity=digest.hexdigest(), progress=self.progress, **files,
         )  # fmt: skip
         self._network, self._sizes = network, sizes
