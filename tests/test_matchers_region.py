@@ -234,8 +234,11 @@ def test_classifier_learns_what_is_in_a_picture(tmp_path: Path) -> None:
     chance = model.predict_proba(images, texts)
     assert ((chance > 0.5) == model.predict(images, texts)).all()
     model.save(tmp_path / "m")
-    again = RegionTextClassifier.load(tmp_path / "m", image_encoder=Cells(), text_encoder=Words())
-    np.testing.assert_array_equal(again.predict_proba(images, texts), chance)
+    for load in (RegionTextClassifier.load, matchers.load):
+        again = load(tmp_path / "m", image_encoder=Cells(), text_encoder=Words())
+        np.testing.assert_array_equal(again.predict_proba(images, texts), chance)
+    with pytest.raises(TypeError, match="unknown argument 'dim'; there are: image_encoder, text_encoder, cache, batch"):
+        RegionTextClassifier.load(tmp_path / "m", dim=8)
 
 
 def test_a_checkpoint_is_of_what_was_held_out(tmp_path: Path) -> None:

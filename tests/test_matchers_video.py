@@ -369,6 +369,9 @@ class TestSaving:
         VideoTextMatcher.load(tmp_path, text_encoder=other, strict=False)
         with pytest.raises(TypeError, match="unknown argument 'text_model'"):
             VideoTextMatcher.load(tmp_path, text_model="x")
+        for name in ("hidden", "metric", "space", "image_encoder"):  # the network's, or another class's
+            with pytest.raises(TypeError, match=f"unknown argument '{name}'; there are: streams, text_encoder, cache"):
+                VideoTextMatcher.load(tmp_path, text_encoder=LetterEncoder(), **{name: None})
 
     def test_what_is_not_fitted_or_saved_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match=r"VideoTextMatcher\.save: not fitted"):

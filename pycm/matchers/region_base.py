@@ -24,7 +24,7 @@ from .inputs import Inputs
 from .networks import device_of, load_weights, weights_of
 from .regions import encode_regions, encode_words
 from .sides import Encoded, Options
-from .storage import CONFIG, is_parts, write_folder
+from .storage import CONFIG, check_options, is_parts, write_folder
 from .training import Record, Training, train
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class RegionModel:
         for part in (Inputs(regions).digest(), Inputs(words).digest(), *(array.tobytes() for array in arrays)):
             digest.update(part)
         self.history_ = train(
-            network, lambda rows, done: loss(network, rows, done), None if validate is None else lambda: validate(network),
+            network, lambda rows, done: loss(network, rows, done),
+            None if validate is None else lambda: validate(network),
             count, training, seed=self.seed, identity=digest.hexdigest(), progress=self.progress, **files,
         )  # fmt: skip
         self._network, self._sizes = network, sizes
@@ -160,9 +161,11 @@ class RegionModel:
         Raises:
             OSError: a file is missing.
             ValueError: not saved by this class, an encoder that has to be passed, or one that differs.
+            TypeError: an option that is none of these.
         """
         function = f"{cls.__name__}.load"
         read = require("safetensors.torch", "text", function).load
+        check_options(function, cls, options)
         path = Path(folder) / CONFIG
         try:
             document = json.loads(path.read_text(encoding="utf-8"))

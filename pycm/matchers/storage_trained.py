@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..spaces import Ridge
 from ..text import load_text_encoder  # from there, so that every descriptor is known
 from .networks import load_weights, make_network, weights_of
 from .sides import ClipSide, RowSide, WordSide
-from .storage import CONFIG, SPACE, TEXT_ENCODER, is_parts, write_folder
+from .storage import CONFIG, SPACE, TEXT_ENCODER, check_options, is_parts, write_folder
 
 if TYPE_CHECKING:
     from .trained import TrainedMatcher
@@ -98,10 +97,7 @@ def load(
         raise ValueError(f"{function}: {path} has format {version!r}, this version reads {_FORMAT}")
     if not is_parts(parts):
         raise ValueError(f"{function}: {path} does not name the folder of its parts, got {parts!r}")
-    known = inspect.signature(kind.__init__).parameters
-    for name in options:
-        if name not in known:
-            raise TypeError(f"{function}: unknown argument {name!r}; there are: {', '.join(list(known)[1:])}")
+    check_options(function, kind, options)
     arguments = {**params, "streams": [stream["spec"] for stream in streams]}
     for name, encoder in encoders.items():
         if encoder["saved"]:

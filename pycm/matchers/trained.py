@@ -304,13 +304,13 @@ class TrainedMatcher(Matcher):
         Args:
             folder: given to `save`.
             strict: refuse streams and encoders whose fingerprints are not those of the saved ones.
-            **options: of the constructor, in place of the saved ones: `streams` and `text_encoder` where these
-                were objects; `cache`, `workers`, `batch_size`, `device`, `progress`.
+            **options: of the constructor, in place of the saved ones: `streams`, `text_encoder` and `image_encoder`
+                where these were objects; `cache`, `workers`, `batch_size`, `device`, `progress`.
 
         Raises:
             OSError: a file is missing.
             ValueError: not a saved matcher, an encoder that has to be passed, or one that differs.
-            TypeError: an option that does not exist.
+            TypeError: an option that is none of these.
         """
         return storage_trained.load(cls, folder, options, strict=strict)  # type: ignore[return-value]
 

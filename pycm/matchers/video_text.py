@@ -61,7 +61,7 @@ class VideoTextMatcher(TrainedMatcher):
         dropout: of the projections and the MLPs.
         candidates: with head="pairs", how many embeddings each item proposes to the classifier; None: all pairs.
         cache: a folder (made if missing) or a `FeatureCache`. None and False: features are not kept.
-        workers: threads that decode; None is the number of processors.
+        workers: threads that decode; None is the number of processors, at most 8.
         batch_size: frames, or texts, per forward pass of an encoder.
         seed: of weights, order, dropout and splits: the same seed gives the same bits on the same machine.
         device: of encoders and networks; None is the CPU.
@@ -331,7 +331,8 @@ class VideoTextMatcher(TrainedMatcher):
             ks: the cutoffs of recall.
             on_error: "skip" leaves unreadable clips out together with their texts.
 
-        Errors as `match`; ties count as `retrieval_metrics` says. With head="pairs" all N M pairs are scored.
+        Errors as `match`; ties count as `retrieval_metrics` says. With head="pairs" all N M pairs are scored, or those of
+        `candidates`.
         """
         function = f"{type(self).__name__}.evaluate"
         self._check_fitted("evaluate", "ranking", "pairs")
@@ -353,14 +354,14 @@ class VideoTextMatcher(TrainedMatcher):
         return self._exchanged(function, first, second, owner, k)
 
     def embed_clips(self, clips: Any) -> Features:
-        """Rows [N, dim] of the common space, float32, not normalised. Errors as `match`."""
+        """Rows [N, dim] of the common space, float32; of unit length for distances alone. Errors as `match`."""
         function = f"{type(self).__name__}.embed_clips"
         self._check_fitted("embed_clips")
         encoded = self._clips.encode(function, clips, self._options())
         return self._rows(0, self._inputs(function, 0, encoded))
 
     def embed_texts(self, texts: Sequence[str]) -> Features:
-        """Rows [M, dim] of the common space, float32, not normalised. Errors as `match`."""
+        """Rows [M, dim] of the common space, float32; of unit length for distances alone. Errors as `match`."""
         function = f"{type(self).__name__}.embed_texts"
         self._check_fitted("embed_texts", "ranking", "pairs")
         encoded = self._texts.encode(function, texts, self._options())
