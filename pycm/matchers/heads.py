@@ -103,6 +103,10 @@ class PairClassifier(Ranking):
         """What `logits` reads, from both sides' inputs and embeddings."""
         return nn.functional.normalize(a), nn.functional.normalize(b)
 
+    def floats(self, second: States) -> int:
+        """How many numbers, about, `logits` holds for a pair."""
+        return 4 * second.shape[1]  # type: ignore[no-any-return]
+
     def logits(self, first: States, second: States, i: Tensor, j: Tensor) -> Tensor:
         """[P] for the pairs (i[p], j[p])."""
         return self._logits(first[i], second[j])
