@@ -168,6 +168,40 @@ class TestLearningWithLess:
         none.fit(clips.take(known), texts[:15], unlabelled=(clips.take(rest), shuffled), threshold=1.0, **fit)
         np.testing.assert_array_equal(none.embed_clips(wanted[0]), alone.embed_clips(wanted[0]))
 
+    def test_what_is_known_already_is_no_item_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Any] = []
+        learn = VideoTextMatcher._learn
+
+        def recorded(self: Any, function: Any, first: Any, second: Any, pairs: Any, *given: Any, **more: Any) -> None:
+            seen.append((len(first), len(second), pairs.tolist(), more.get("extra", 0)))
+            learn(self, function, first, second, pairs, *given, **more)
+
+        monkeypatch.setattr(VideoTextMatcher, "_learn", recorded)
+        clips, texts = letter_clips(60, noise=0.1)
+        fit: dict[str, Any] = {"epochs": 0, "validation": None, "threshold": -1.0}
+        # Clips 38 and 39 are known; 40 says nearly what the known text 0 does.
+        values = clips.streams["ramp"].values.copy()
+        values[200:205] = values[:5]
+        ramp = clips.streams["ramp"]
+        clips = clip_features({"ramp": Sequences(values, ramp.cu_seqlens, ramp.times, ramp.present)})
+        matcher = make(text_encoder=LetterEncoder(), space=Ridge())
+        matcher.fit(
+            clips.take(range(40)), texts[:40], unlabelled=(clips.take([38, 39, 40]), [texts[0], *texts[38:40]]), **fit
+        )
+        given = [[i, i] for i in range(40)]
+        assert seen == [(40, 40, given, 0), (41, 40, [*given, [40, 0]], 1)]
+
+    def test_a_name_that_is_a_place_tells_nothing(self) -> None:
+        from pycm.matchers.adaptation import extended
+        from pycm.matchers.inputs import Rows
+        from pycm.matchers.sides import Encoded
+
+        rows = pytest.importorskip("torch").arange(3.0)[:, None]
+        more = Encoded(Rows(rows + 10), ["clips[0]", "b", "c"], np.arange(3), [], {})
+        both, where = extended(Rows(rows), ["clips[0]", "b", "a"], more, np.array([2, 1, 0]))
+        assert both.values[:, 0].tolist() == [0, 1, 2, 12, 10]  # type: ignore[union-attr]
+        assert where.tolist() == [3, 1, 4]
+
     def test_they_are_not_validated_on(self) -> None:
         from pycm.matchers.inputs import Inputs, Rows
 

@@ -171,7 +171,7 @@ class ImageVideoMatcher(TrainedMatcher):
         if unlabelled is not None and threshold is not None:
             more = self._encode_both(function, unlabelled[0], unlabelled[1], on_error)
             known = first.features, features, pairs, held
-            self._learn_again(function, known, *more, threshold, options, files)
+            self._learn_again(function, known, (first.names, second.names), *more, threshold, options, files)
         return self
 
     def _pairs(self, function: str, images: Any, clips: Any, on_error: OnError) -> tuple[Encoded, Encoded]:
