@@ -92,6 +92,27 @@ def test_candidates_are_re_ranked_and_the_rest_stay_below(fitted: ImageVideoMatc
     np.testing.assert_array_equal(fitted.evaluate(TEST_IMAGES, TEST_CLIPS).image_to_video.ranks, ranks)
 
 
+def test_pairs_are_scored_in_blocks_that_long_clips_make_small(
+    fitted: ImageVideoMatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pycm.matchers import fusion, scoring
+
+    whole, sizes = fitted.scores(TEST_IMAGES, TEST_CLIPS), []
+    logits = fusion.FusedClassifier.logits
+
+    def recorded(self: Any, first: Any, second: Any, i: Any, j: Any) -> Any:
+        sizes.append(len(i))
+        return logits(self, first, second, i, j)
+
+    monkeypatch.setattr(fusion.FusedClassifier, "logits", recorded)
+    monkeypatch.setattr(scoring, "_FLOATS", 1 << 18)
+    monkeypatch.setattr(fusion, "_ITEMS", 7)
+    np.testing.assert_allclose(fitted.scores(TEST_IMAGES, TEST_CLIPS), whole, rtol=1e-4, atol=1e-5)
+    assert sum(sizes) == 1600
+    # Of a pair at least the embeddings, 4 x 32, and 5 steps of 3 features with their states, 2 x 32.
+    assert max(sizes) * (128 + 5 * (3 + 64)) <= 1 << 18
+
+
 def test_several_images_of_one_thing_are_one_item() -> None:
     twice = [[image, image[:, ::-1]] for image in IMAGES]
     matcher = make(head="ranking").fit(twice, CLIPS, **SHORT)

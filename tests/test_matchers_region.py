@@ -13,7 +13,9 @@ pytest.importorskip("PIL")
 pytest.importorskip("safetensors")
 
 from pycm import ImageTextMatcher, matchers, reference
+from pycm.losses import MaxHinge
 from pycm.matchers import Boxes, RegionTextClassifier, RegionTextMatcher
+from pycm.matchers.learning import split
 
 COLOURS = {"red": (220, 30, 20), "green": (20, 200, 40), "blue": (30, 40, 230), "grey": (120, 120, 120)}
 NAMES = list(COLOURS)
@@ -135,6 +137,32 @@ def test_validation_is_recorded() -> None:
     assert all(0 < record["mrr"] <= 1 for record in matcher.history_)
 
 
+def test_held_out_items_are_not_standardised_by() -> None:
+    images, texts = data(80)
+    whole, part = fitted(epochs=0), fitted(epochs=0, validation=0.5)
+    cells = Cells().encode_grid(images).reshape(80, 4, 3)
+    mine, _ = split("fit", 80, 0.5, 0)
+    for matcher, rows in ((whole, slice(None)), (part, mine)):
+        mean = matcher._network.regions.standardize.mean[:3]
+        np.testing.assert_allclose(mean, cells[rows].mean((0, 1)), rtol=1e-5)
+    model = RegionTextClassifier(Cells(), Words(), dim=8)
+    model.fit(images, texts, np.arange(80) % 2 == 0, epochs=0, validation=0.5)
+    mean = model._network.regions.standardize.mean[:3]  # type: ignore[union-attr]
+    np.testing.assert_allclose(mean, cells[mine].mean((0, 1)), rtol=1e-5)
+
+
+def test_max_hinge_counts_all_negatives_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, forward = [], MaxHinge.forward
+
+    def recorded(self: Any, *given: Any, **options: Any) -> Any:
+        seen.append(self.hardest)
+        return forward(self, *given, **options)
+
+    monkeypatch.setattr(MaxHinge, "forward", recorded)
+    RegionTextMatcher(Cells(), Words(), loss="max_hinge", dim=8).fit(*data(80), epochs=10, validation=None)
+    assert seen == [False] * 3 + [True] * 7  # a step an epoch
+
+
 def test_boxes_are_cut_out() -> None:
     images, texts = data(40)
     quarters = [[0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 9, 99]]  # the last is cut off at the border
@@ -206,8 +234,20 @@ def test_classifier_learns_what_is_in_a_picture(tmp_path: Path) -> None:
     chance = model.predict_proba(images, texts)
     assert ((chance > 0.5) == model.predict(images, texts)).all()
     model.save(tmp_path / "m")
-    again = RegionTextClassifier.load(tmp_path / "m", image_encoder=Cells(), text_encoder=Words())
-    np.testing.assert_array_equal(again.predict_proba(images, texts), chance)
+    for load in (RegionTextClassifier.load, matchers.load):
+        again = load(tmp_path / "m", image_encoder=Cells(), text_encoder=Words())
+        np.testing.assert_array_equal(again.predict_proba(images, texts), chance)
+    with pytest.raises(TypeError, match="unknown argument 'dim'; there are: image_encoder, text_encoder, cache, batch"):
+        RegionTextClassifier.load(tmp_path / "m", dim=8)
+
+
+def test_a_checkpoint_is_of_what_was_held_out(tmp_path: Path) -> None:
+    given = statements(40, 0)
+    for _ in range(2):
+        model = RegionTextClassifier(Cells(), Words(), dim=8)
+        model.fit(*given, epochs=1, validation=0.1, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="of a training on other data or with other options"):
+        model.fit(*given, epochs=1, validation=0.2, checkpoint=tmp_path)
 
 
 # ---- the encoders ----

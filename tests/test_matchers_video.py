@@ -136,9 +136,18 @@ class TestFolds:
         with pytest.raises(ValueError, match=rf"fit: validation must be in \[2, 20\] folds for 40 items, got {folds}"):
             make().fit(clips, texts, validation=folds)
 
-    def test_labels(self) -> None:
-        matcher = make(head="labels").fit(TRAIN.take(range(40)), KINDS[:40], validation=2, **SHORT)
+    def test_labels(self, tmp_path: Path) -> None:
+        log = tmp_path / "run" / "log.csv"  # its folder is made
+        matcher = make(head="labels").fit(TRAIN.take(range(40)), KINDS[:40], validation=2, log=log, **SHORT)
         assert [record["epoch"] for record in matcher.history_] == [0, 1, 2]
+        assert len(log.read_text().splitlines()) == 4
+
+    def test_a_log_that_cannot_be_written_is_told_before_the_training(self, tmp_path: Path) -> None:
+        matcher, log = make(head="labels"), tmp_path / "log.csv"
+        log.mkdir()
+        with pytest.raises(OSError, match=r"log\.csv"):
+            matcher.fit(TRAIN, KINDS, validation=2, checkpoint=tmp_path / "run", log=log, **SHORT)
+        assert not (tmp_path / "run").exists()
 
 
 class TestLearningWithLess:
@@ -158,6 +167,40 @@ class TestLearningWithLess:
         none = make(text_encoder=LetterEncoder(), space=Ridge())
         none.fit(clips.take(known), texts[:15], unlabelled=(clips.take(rest), shuffled), threshold=1.0, **fit)
         np.testing.assert_array_equal(none.embed_clips(wanted[0]), alone.embed_clips(wanted[0]))
+
+    def test_what_is_known_already_is_no_item_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Any] = []
+        learn = VideoTextMatcher._learn
+
+        def recorded(self: Any, function: Any, first: Any, second: Any, pairs: Any, *given: Any, **more: Any) -> None:
+            seen.append((len(first), len(second), pairs.tolist(), more.get("extra", 0)))
+            learn(self, function, first, second, pairs, *given, **more)
+
+        monkeypatch.setattr(VideoTextMatcher, "_learn", recorded)
+        clips, texts = letter_clips(60, noise=0.1)
+        fit: dict[str, Any] = {"epochs": 0, "validation": None, "threshold": -1.0}
+        # Clips 38 and 39 are known; 40 says nearly what the known text 0 does.
+        values = clips.streams["ramp"].values.copy()
+        values[200:205] = values[:5]
+        ramp = clips.streams["ramp"]
+        clips = clip_features({"ramp": Sequences(values, ramp.cu_seqlens, ramp.times, ramp.present)})
+        matcher = make(text_encoder=LetterEncoder(), space=Ridge())
+        matcher.fit(
+            clips.take(range(40)), texts[:40], unlabelled=(clips.take([38, 39, 40]), [texts[0], *texts[38:40]]), **fit
+        )
+        given = [[i, i] for i in range(40)]
+        assert seen == [(40, 40, given, 0), (41, 40, [*given, [40, 0]], 1)]
+
+    def test_a_name_that_is_a_place_tells_nothing(self) -> None:
+        from pycm.matchers.adaptation import extended
+        from pycm.matchers.inputs import Rows
+        from pycm.matchers.sides import Encoded
+
+        rows = pytest.importorskip("torch").arange(3.0)[:, None]
+        more = Encoded(Rows(rows + 10), ["clips[0]", "b", "c"], np.arange(3), [], {})
+        both, where = extended(Rows(rows), ["clips[0]", "b", "a"], more, np.array([2, 1, 0]))
+        assert both.values[:, 0].tolist() == [0, 1, 2, 12, 10]  # type: ignore[union-attr]
+        assert where.tolist() == [3, 1, 4]
 
     def test_they_are_not_validated_on(self) -> None:
         from pycm.matchers.inputs import Inputs, Rows
@@ -316,6 +359,10 @@ class TestUse:
         matcher.save(tmp_path)
         loaded = VideoTextMatcher.load(tmp_path)
         np.testing.assert_array_equal(loaded.scores(TEST, WORDS), matcher.scores(TEST, WORDS))
+        others = [text.replace("it", "something").upper() + " here" for text in TEXTS]
+        again = loaded.fit(TRAIN, others, **SHORT).embed_texts(others[:8])  # and to the texts of a later fit
+        fresh = make(text_encoder="tfidf").fit(TRAIN, others, **SHORT)
+        np.testing.assert_array_equal(again, fresh.embed_texts(others[:8]))
 
     def test_given_validation_clips_are_used(self) -> None:
         matcher = make().fit(TRAIN, TEXTS, validation=(TEST, [WORDS[k] for k in TRUTH]), **SHORT)
@@ -356,6 +403,9 @@ class TestSaving:
         VideoTextMatcher.load(tmp_path, text_encoder=other, strict=False)
         with pytest.raises(TypeError, match="unknown argument 'text_model'"):
             VideoTextMatcher.load(tmp_path, text_model="x")
+        for name in ("hidden", "metric", "space", "image_encoder"):  # the network's, or another class's
+            with pytest.raises(TypeError, match=f"unknown argument '{name}'; there are: streams, text_encoder, cache"):
+                VideoTextMatcher.load(tmp_path, text_encoder=LetterEncoder(), **{name: None})
 
     def test_what_is_not_fitted_or_saved_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match=r"VideoTextMatcher\.save: not fitted"):

@@ -32,7 +32,7 @@ class Matcher(ABC):
 
     Attributes:
         encoders: by the kind of item.
-        streams: the names of what is read of a clip over time; () where there is no clip.
+        streams: what is read of a clip over time, as it was given: specs or streams; () where there is no clip.
         space: the closed-form part of the common space, None without.
         head: "ranking", "pairs" or "labels".
         metric: by which embeddings are ranked.
@@ -67,8 +67,8 @@ class Matcher(ABC):
     def load(cls, *folder: Any, **options: Any) -> Self: ...
 
 
-def load(folder: str | os.PathLike[str], **options: Any) -> Matcher:
-    """The matcher in a folder that `save` wrote, of whichever class; `options` as that class's `load` takes them.
+def load(folder: str | os.PathLike[str], **options: Any) -> Any:
+    """The matcher, or `RegionTextClassifier`, in a folder that `save` wrote; `options` as its class's `load` has them.
 
     Raises:
         OSError: a file is missing.
@@ -82,6 +82,6 @@ def load(folder: str | os.PathLike[str], **options: Any) -> Matcher:
     import pycm.matchers as matchers
 
     kind = getattr(matchers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, Matcher)):
+    if not (isinstance(kind, type) and hasattr(kind, "load")):
         raise ValueError(f"matchers.load: {path} names an unknown matcher {name!r}")
     return kind.load(folder, **options)

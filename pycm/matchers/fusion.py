@@ -13,6 +13,8 @@ from .heads import PairClassifier, States
 from .inputs import Features, Inputs, Streams
 from .towers import SequenceTower
 
+_ITEMS = 512  # images read at a time
+
 
 class FusedClassifier(PairClassifier):
     """A GRU reads the clip knowing the image; what it says joins the embeddings in the pair's MLP.
@@ -57,8 +59,16 @@ class FusedClassifier(PairClassifier):
 
     def states(self, first: Inputs, second: Inputs, a: Tensor, b: Tensor) -> tuple[States, States]:
         x, y = super().states(first, second, a, b)
-        image = cast(SequenceTower, self.first.tower).pooled(cast(Streams, first.features))
+        tower, images = cast(SequenceTower, self.first.tower), cast(Streams, first.features)
+        blocks = torch.split(torch.arange(len(images), device=x.device), _ITEMS)
+        image = torch.cat([tower.pooled(images.take(rows)) for rows in blocks])
         return (x, image), (y, second.features)
+
+    def floats(self, second: States) -> int:
+        y, clips = second
+        parts = cast(Streams, clips).parts.values()
+        longest = (int(s.cu_seqlens.diff().max()) * (s.values.shape[1] + self.fused.width) for s in parts)
+        return super().floats(y) + sum(longest)
 
     def logits(self, first: States, second: States, i: Tensor, j: Tensor) -> Tensor:
         (x, image), (y, clips) = first, second

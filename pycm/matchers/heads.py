@@ -33,6 +33,13 @@ def make_criterion(loss: str | nn.Module, metric: Metric) -> nn.Module:
     return LOSSES[loss](metric=metric if metric in ("dot", "pearson") else "cosine")
 
 
+def set_negatives(criterion: nn.Module, done: float) -> None:
+    """Max-hinge counts all negatives at first: the hardest alone collapse an untrained embedding to a point (Faghri et
+    al. 2018). `done`: the share of the training that is behind."""
+    if hasattr(criterion, "hardest"):
+        criterion.hardest = done >= _SUM_HINGE  # type: ignore[assignment]
+
+
 class Ranking(nn.Module):
     """Both sides in one space, where the metric ranks them."""
 
@@ -56,9 +63,7 @@ class Ranking(nn.Module):
         return self._ranking_loss(self.first(first).float(), self.second(second).float(), pairs, groups, done)
 
     def _ranking_loss(self, a: Tensor, b: Tensor, pairs: Tensor, groups: Tensor, done: float) -> Tensor:
-        # All negatives at first: the hardest alone collapse an untrained embedding to a point (Faghri et al. 2018).
-        if hasattr(self.criterion, "hardest"):
-            self.criterion.hardest = done >= _SUM_HINGE  # type: ignore[assignment]
+        set_negatives(self.criterion, done)
         return self.criterion(a[pairs[:, 0]], b[pairs[:, 1]], groups=groups)  # type: ignore[no-any-return]
 
 
@@ -97,6 +102,10 @@ class PairClassifier(Ranking):
     def states(self, first: Inputs, second: Inputs, a: Tensor, b: Tensor) -> tuple[States, States]:
         """What `logits` reads, from both sides' inputs and embeddings."""
         return nn.functional.normalize(a), nn.functional.normalize(b)
+
+    def floats(self, second: States) -> int:
+        """How many numbers, about, `logits` holds for a pair."""
+        return 4 * second.shape[1]  # type: ignore[no-any-return]
 
     def logits(self, first: States, second: States, i: Tensor, j: Tensor) -> Tensor:
         """[P] for the pairs (i[p], j[p])."""

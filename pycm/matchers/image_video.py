@@ -171,7 +171,7 @@ class ImageVideoMatcher(TrainedMatcher):
         if unlabelled is not None and threshold is not None:
             more = self._encode_both(function, unlabelled[0], unlabelled[1], on_error)
             known = first.features, features, pairs, held
-            self._learn_again(function, known, *more, threshold, options, files)
+            self._learn_again(function, known, (first.names, second.names), *more, threshold, options, files)
         return self
 
     def _pairs(self, function: str, images: Any, clips: Any, on_error: OnError) -> tuple[Encoded, Encoded]:
@@ -257,14 +257,14 @@ class ImageVideoMatcher(TrainedMatcher):
         return self._exchanged(function, first, second, np.arange(len(first.names)), k)
 
     def embed_images(self, images: Sequence[Any]) -> Features:
-        """Rows [N, dim] of the common space, float32, not normalised. Errors as `match`."""
+        """Rows [N, dim] of the common space, float32; of unit length for distances alone. Errors as `match`."""
         function = f"{type(self).__name__}.embed_images"
         self._check_fitted("embed_images")
         encoded = self._images.encode(function, images, self._options())
         return self._rows(0, self._inputs(function, 0, encoded))
 
     def embed_clips(self, clips: Any) -> Features:
-        """Rows [M, dim] of the common space, float32, not normalised. Errors as `match`."""
+        """Rows [M, dim] of the common space, float32; of unit length for distances alone. Errors as `match`."""
         function = f"{type(self).__name__}.embed_clips"
         self._check_fitted("embed_clips")
         encoded = self._clips.encode(function, clips, self._options())

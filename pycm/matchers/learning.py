@@ -239,21 +239,23 @@ def _by_folds(
 
     The history is the folds' mean. Cost: folds + 1 trainings, the folds' without early stopping.
     """
-    fold_of = np.random.default_rng([recipe.seed, 1]).permutation(problem.items) % folds
-    folder, whole = files["checkpoint"], replace(training, patience=None)
-    found = []
-    for fold in range(folds):
-        mine = problem.learned(np.flatnonzero(fold_of != fold))
-        theirs = problem.take(np.flatnonzero(fold_of == fold))
-        own = {"checkpoint": None if folder is None else Path(folder, f"fold-{fold}"), "log": None}
-        found.append(_train(recipe, about, mine, theirs, whole, own)[1])
-    mean = [
-        {name: float(np.mean([record[name] for record in records])) for name in records[0]}
-        for records in zip(*found, strict=True)
-    ]
-    best = int(np.argmax([record["mrr" if "mrr" in record else "accuracy"] for record in mean]))
-    network, _ = _train(recipe, about, problem, None, whole, {**files, "log": None}, stop=best)
-    with open_log(files["log"], mean):
+    with open_log(files["log"], ()) as write:  # what is wrong with it is told before any training
+        fold_of = np.random.default_rng([recipe.seed, 1]).permutation(problem.items) % folds
+        folder, whole = files["checkpoint"], replace(training, patience=None)
+        found = []
+        for fold in range(folds):
+            mine = problem.learned(np.flatnonzero(fold_of != fold))
+            theirs = problem.take(np.flatnonzero(fold_of == fold))
+            own = {"checkpoint": None if folder is None else Path(folder, f"fold-{fold}"), "log": None}
+            found.append(_train(recipe, about, mine, theirs, whole, own)[1])
+        mean = [
+            {name: float(np.mean([record[name] for record in records])) for name in records[0]}
+            for records in zip(*found, strict=True)
+        ]
+        best = int(np.argmax([record["mrr" if "mrr" in record else "accuracy"] for record in mean]))
+        network, _ = _train(recipe, about, problem, None, whole, {**files, "log": None}, stop=best)
+        for record in mean:
+            write(record)
         return network, mean
 
 

@@ -41,7 +41,7 @@ def progress_meter(epochs: int, progress: bool | None) -> Iterator[Write]:
 
 @contextmanager
 def open_log(log: str | os.PathLike[str] | None, history: Sequence[Mapping[str, float]]) -> Iterator[Write]:
-    """A writer of records to a .csv file or a TensorBoard folder; it begins with `history`.
+    """A writer of records to a .csv file or a TensorBoard folder, made with their parents; it begins with `history`.
 
     Raises:
         ImportError: TensorBoard is asked for and not installed.
@@ -50,6 +50,7 @@ def open_log(log: str | os.PathLike[str] | None, history: Sequence[Mapping[str, 
     if log is None:
         yield lambda record: None
     elif Path(log).suffix == ".csv":
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w", newline="", encoding="utf-8") as file:
             writer = _Csv(file)
             for record in history:

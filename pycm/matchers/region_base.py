@@ -24,7 +24,7 @@ from .inputs import Inputs
 from .networks import device_of, load_weights, weights_of
 from .regions import encode_regions, encode_words
 from .sides import Encoded, Options
-from .storage import CONFIG, is_parts, write_folder
+from .storage import CONFIG, check_options, is_parts, write_folder
 from .training import Record, Training, train
 
 if TYPE_CHECKING:
@@ -94,19 +94,20 @@ class RegionModel:
 
     def _train(
         self, regions: Any, words: Any, loss: Any, validate: Any, count: int, training: Training,
-        arrays: Sequence[npt.NDArray[Any]], **files: Any,
+        learned: tuple[Any, Any], arrays: Sequence[npt.NDArray[Any]], **files: Any,
     ) -> None:  # fmt: skip
-        """Train a fresh network: loss(network, rows), validate(network)."""
+        """Train a fresh network: loss(network, rows, done), validate(network); it standardises by `learned`."""
         sizes = regions.values.shape[1], words.values.shape[1]
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             network = self._make_network(*sizes).to(device_of(self.device))
-        network.fit_scales(regions, words)  # type: ignore[operator]
+        network.fit_scales(*learned)  # type: ignore[operator]
         digest = hashlib.sha256(repr((sorted(self._params().items()), sizes, asdict(training))).encode())
         for part in (Inputs(regions).digest(), Inputs(words).digest(), *(array.tobytes() for array in arrays)):
             digest.update(part)
         self.history_ = train(
-            network, lambda rows, done: loss(network, rows), None if validate is None else lambda: validate(network),
+            network, lambda rows, done: loss(network, rows, done),
+            None if validate is None else lambda: validate(network),
             count, training, seed=self.seed, identity=digest.hexdigest(), progress=self.progress, **files,
         )  # fmt: skip
         self._network, self._sizes = network, sizes
@@ -160,9 +161,11 @@ class RegionModel:
         Raises:
             OSError: a file is missing.
             ValueError: not saved by this class, an encoder that has to be passed, or one that differs.
+            TypeError: an option that is none of these.
         """
         function = f"{cls.__name__}.load"
         read = require("safetensors.torch", "text", function).load
+        check_options(function, cls, options)
         path = Path(folder) / CONFIG
         try:
             document = json.loads(path.read_text(encoding="utf-8"))

@@ -102,9 +102,10 @@ class RegionTextClassifier(RegionModel):
         mine, theirs = np.arange(len(regions)), None
         if validation is not None:
             mine, theirs = split(function, len(regions), validation, self.seed)
+        learned = torch.from_numpy(mine).to(regions.values.device)
         answers = torch.from_numpy(truth.astype(np.float32)).to(regions.values.device)
 
-        def loss(network: Any, rows: Any) -> torch.Tensor:
+        def loss(network: Any, rows: Any, done: float) -> torch.Tensor:
             chosen = torch.from_numpy(mine[rows]).to(answers.device)
             logits = network(regions.take(chosen), words.take(chosen))
             return nn.functional.binary_cross_entropy_with_logits(logits, answers[chosen])
@@ -117,7 +118,8 @@ class RegionTextClassifier(RegionModel):
             return Validation((-cost,), {"validation loss": cost, "accuracy": right})
 
         self._train(
-            regions, words, loss, None if theirs is None else validate, len(mine), options, [truth],
+            regions, words, loss, None if theirs is None else validate, len(mine), options,
+            (regions.take(learned), words.take(learned)), [truth, mine],
             checkpoint=checkpoint, log=log,
         )  # fmt: skip
         return self

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..late_interaction import maxsim, xattn_score
+from .heads import set_negatives
 from .inputs import Steps
 from .towers import Standardize, mlp
 
@@ -52,8 +53,9 @@ class RegionRanking(nn.Module):
         unit = [(nn.functional.normalize(values), borders) for values, borders in (images, texts)]
         return xattn_score(*unit, aggregation="Mean")  # type: ignore[no-any-return]
 
-    def forward(self, regions: Steps, words: Steps, pairs: Tensor, groups: Tensor) -> Tensor:
-        """The loss of pairs [P, 2] of rows; pairs of one group are no negatives of each other."""
+    def forward(self, regions: Steps, words: Steps, pairs: Tensor, groups: Tensor, done: float) -> Tensor:
+        """The loss of pairs [P, 2] of rows; groups and done as in `Ranking.forward`."""
+        set_negatives(self.criterion, done)
         scores = self.scores(regions, words)[pairs[:, 0]][:, pairs[:, 1]]
         # Rows of scores against unit vectors: their dot products are the scores.
         return self.criterion(scores, torch.eye(len(pairs)).to(scores), groups=groups)  # type: ignore[no-any-return]

@@ -149,13 +149,13 @@ class RegionTextMatcher(RegionModel, Matcher):
                 members(group[len(regions) + texts_held], group[theirs]),
             )  # fmt: skip
 
-        def loss(network: Any, rows: Int64) -> torch.Tensor:
+        def loss(network: Any, rows: Int64, done: float) -> torch.Tensor:
             batch = learned[rows]
             a, i = np.unique(batch[:, 0], return_inverse=True)
             b, j = np.unique(batch[:, 1], return_inverse=True)
             index = torch.from_numpy(np.stack([i, j], 1)).to(regions.values.device)
             groups = torch.from_numpy(group[batch[:, 0]]).to(regions.values.device)
-            return network(_take(regions, a), _take(words, b), index, groups)  # type: ignore[no-any-return]
+            return network(_take(regions, a), _take(words, b), index, groups, done)  # type: ignore[no-any-return]
 
         def validate(network: Any) -> Validation:
             scores = _matrix(network, held[0], held[1])
@@ -166,7 +166,8 @@ class RegionTextMatcher(RegionModel, Matcher):
             return Validation((figures["mrr"],), figures)
 
         self._train(
-            regions, words, loss, None if held is None else validate, len(learned), options, [learned, group],
+            regions, words, loss, None if held is None else validate, len(learned), options,
+            (_take(regions, np.unique(learned[:, 0])), _take(words, np.unique(learned[:, 1]))), [learned, group],
             checkpoint=checkpoint, log=log,
         )  # fmt: skip
         return self

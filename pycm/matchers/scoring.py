@@ -16,6 +16,7 @@ from .inputs import Inputs
 
 Float32 = npt.NDArray[np.float32]
 _ITEMS, _PAIRS = 512, 4096  # embedded, and scored, at a time
+_FLOATS = 1 << 24  # that the pairs of a block may hold
 
 
 def by_blocks(function: Any, inputs: Inputs) -> Float32:
@@ -50,13 +51,14 @@ class PairScorer:
         with torch.no_grad():
             rows = (torch.from_numpy(x).to(self.device) for x in (a, b))
             self.first, self.second = network.states(first, second, *rows)
+        self.block = max(1, min(_PAIRS, _FLOATS // network.floats(self.second)))
 
     def __call__(self, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> Float32:
         """Logits of the pairs (i[p], j[p])."""
         out = np.empty(len(i), np.float32)
         with torch.no_grad():
-            for start in range(0, len(i), _PAIRS):
-                at = slice(start, start + _PAIRS)
+            for start in range(0, len(i), self.block):
+                at = slice(start, start + self.block)
                 index = (torch.from_numpy(np.ascontiguousarray(x[at])).to(self.device) for x in (i, j))
                 out[at] = self.network.logits(self.first, self.second, *index).cpu().numpy()
         return out

@@ -6,11 +6,12 @@ and then to replace config.json: whenever that is cut off, one of the two is the
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _FORMAT = 1
 CONFIG, SPACE, TEXT_ENCODER = "config.json", "space", "text_encoder"
 _PARTS = "parts-"
+# What a matcher with a network may be loaded with: the rest is the network's, or was only there to train it.
+_LOADED = {"streams", "text_encoder", "image_encoder", "cache", "workers", "batch_size", "device", "progress"}
 
 
 class Parts(NamedTuple):
@@ -71,6 +74,14 @@ def save(matcher: ImageTextMatcher, folder: str | os.PathLike[str]) -> None:
             text_encoder.save(parts / TEXT_ENCODER)
 
     write_folder(Path(folder), document, write)
+
+
+def check_options(function: str, kind: type, options: Mapping[str, Any]) -> None:
+    """Raise TypeError for an option of `load` that would contradict the saved network, or does not exist."""
+    known = [name for name in inspect.signature(kind).parameters if name in _LOADED]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{function}: unknown argument {name!r}; there are: {', '.join(known)}")
 
 
 def write_folder(folder: Path, document: dict[str, Any], write: Callable[[Path], None]) -> None:

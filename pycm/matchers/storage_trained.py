@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..spaces import Ridge
 from ..text import load_text_encoder  # from there, so that every descriptor is known
 from .networks import load_weights, make_network, weights_of
 from .sides import ClipSide, RowSide, WordSide
-from .storage import CONFIG, SPACE, TEXT_ENCODER, is_parts, write_folder
+from .storage import CONFIG, SPACE, TEXT_ENCODER, check_options, is_parts, write_folder
 
 if TYPE_CHECKING:
     from .trained import TrainedMatcher
@@ -45,6 +44,7 @@ def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
                 "spec": side.spec,
                 "saved": encoder is fitted,
                 "fingerprint": encoder.fingerprint,
+                "fits": side._fits,
             }
         elif isinstance(side, WordSide):
             vocabulary = side.vocabulary
@@ -97,10 +97,7 @@ def load(
         raise ValueError(f"{function}: {path} has format {version!r}, this version reads {_FORMAT}")
     if not is_parts(parts):
         raise ValueError(f"{function}: {path} does not name the folder of its parts, got {parts!r}")
-    known = inspect.signature(kind.__init__).parameters
-    for name in options:
-        if name not in known:
-            raise TypeError(f"{function}: unknown argument {name!r}; there are: {', '.join(list(known)[1:])}")
+    check_options(function, kind, options)
     arguments = {**params, "streams": [stream["spec"] for stream in streams]}
     for name, encoder in encoders.items():
         if encoder["saved"]:
@@ -125,6 +122,8 @@ def load(
             side.set_vocabulary(vocabulary)
         elif isinstance(side, RowSide) and f"{side.kind}_encoder" in encoders:
             saved = encoders[f"{side.kind}_encoder"]
+            if f"{side.kind}_encoder" not in options:  # fitted, but still this matcher's to fit again
+                side._fits = saved.get("fits", True)
             encoder = side.encoder(device)
             if strict and encoder.fingerprint != saved["fingerprint"]:
                 raise ValueError(_differs(function, f"{side.kind}_encoder {encoder.name!r}", path))

@@ -19,11 +19,11 @@ from ..evaluate import RetrievalMetrics
 from ..functional import DISTANCES, METRICS, Matches, similarity, topk
 from ..spaces import Ridge
 from . import storage_trained
-from .adaptation import pseudo_pairs
+from .adaptation import extended, pseudo_pairs
 from .base import Head, Matcher
 from .features import CacheOption, as_cache
 from .heads import LOSSES, LabelClassifier
-from .inputs import Features, Inputs, Streams, joined
+from .inputs import Features, Inputs, Streams
 from .learning import Labels, Pairs, Recipe, learn
 from .linear_start import fit_start, start_rows
 from .networks import device_of
@@ -148,26 +148,24 @@ class TrainedMatcher(Matcher):
         self._about = about
 
     def _learn_again(
-        self, function: str, known: tuple[Features, Features, npt.NDArray[np.int64], Any], first: Encoded,
-        second: Encoded, threshold: float, training: Training, files: dict[str, Any],
+        self, function: str, known: tuple[Features, Features, npt.NDArray[np.int64], Any],
+        names: tuple[Sequence[str], Sequence[str]], first: Encoded, second: Encoded,
+        threshold: float, training: Training, files: dict[str, Any],
     ) -> None:  # fmt: skip
-        """Learn from what is known (both sides' features, pairs, validation) and from the pairs that the matcher finds
-        itself among items that nobody paired."""
+        """Learn from what is known (both sides' features, pairs, validation; names) and from the pairs that the matcher
+        finds itself among items that nobody paired. A known first item keeps to the pairs that it was given."""
         a, b, pairs, validation = known
         inputs = self._inputs_of(function, first, second)
         found = pseudo_pairs(self._rows(0, inputs[0]), self._rows(1, inputs[1]), self.metric, threshold)
+        left, i = extended(a, names[0], first, found[:, 0])
+        found, i = found[i >= len(a)], i[i >= len(a)]
         if not len(found):
             return
-        more = [
-            encoded.features.take(torch.from_numpy(rows).to(device_of(self.device)))
-            for encoded, rows in zip((first, second), found.T, strict=True)
-        ]
-        count = np.arange(len(found))
-        pairs = np.concatenate([pairs, np.stack([count + len(a), count + len(b)], 1)])
+        right, j = extended(b, names[1], second, found[:, 1])
+        pairs = np.concatenate([pairs, np.stack([i, j], 1)])
         if files["checkpoint"] is not None:
             files = {**files, "checkpoint": Path(files["checkpoint"], "again")}
-        both = joined(a, more[0]), joined(b, more[1])
-        self._learn(function, *both, pairs, validation, training, extra=len(found), **files)
+        self._learn(function, left, right, pairs, validation, training, extra=len(left) - len(a), **files)
 
     def _learn_labels(
         self, function: str, features: Features, labels: npt.NDArray[np.int64], validation: Any, training: Training,
@@ -304,13 +302,13 @@ class TrainedMatcher(Matcher):
         Args:
             folder: given to `save`.
             strict: refuse streams and encoders whose fingerprints are not those of the saved ones.
-            **options: of the constructor, in place of the saved ones: `streams` and `text_encoder` where these
-                were objects; `cache`, `workers`, `batch_size`, `device`, `progress`.
+            **options: of the constructor, in place of the saved ones: `streams`, `text_encoder` and `image_encoder`
+                where these were objects; `cache`, `workers`, `batch_size`, `device`, `progress`.
 
         Raises:
             OSError: a file is missing.
             ValueError: not a saved matcher, an encoder that has to be passed, or one that differs.
-            TypeError: an option that does not exist.
+            TypeError: an option that is none of these.
         """
         return storage_trained.load(cls, folder, options, strict=strict)  # type: ignore[return-value]
 

@@ -61,7 +61,7 @@ class VideoTextMatcher(TrainedMatcher):
         dropout: of the projections and the MLPs.
         candidates: with head="pairs", how many embeddings each item proposes to the classifier; None: all pairs.
         cache: a folder (made if missing) or a `FeatureCache`. None and False: features are not kept.
-        workers: threads that decode; None is the number of processors.
+        workers: threads that decode; None is the number of processors, at most 8.
         batch_size: frames, or texts, per forward pass of an encoder.
         seed: of weights, order, dropout and splits: the same seed gives the same bits on the same machine.
         device: of encoders and networks; None is the CPU.
@@ -199,18 +199,18 @@ class VideoTextMatcher(TrainedMatcher):
         if self.head == "labels":
             self._fit_labels(function, clips, texts, target, validation, on_error, options, files)
             return self
-        known = self._fit_pairs(function, clips, texts, target, validation, on_error, options, files)
+        known, names = self._fit_pairs(function, clips, texts, target, validation, on_error, options, files)
         if unlabelled is not None and threshold is not None:
             first = self._clips.encode(function, unlabelled[0], self._options(), on_error)
             second = self._texts.encode(function, unlabelled[1], self._options())
-            self._learn_again(function, known, first, second, threshold, options, files)
+            self._learn_again(function, known, names, first, second, threshold, options, files)
         return self
 
     def _fit_pairs(
         self, function: str, clips: Any, texts: Any, target: Any, validation: Any, on_error: OnError,
         options: Training, files: Any,
     ) -> Any:  # fmt: skip
-        """Returns what it learned from: both sides' features, pairs, and what was held out."""
+        """Returns what it learned from: both sides' features, pairs, and what was held out; and both sides' names."""
         first, flat, owner = self._labelled(function, clips, texts, on_error)
         self._texts.fit(list(dict.fromkeys(flat)), self._options())
         second, pairs = self._unique_texts(function, flat, owner)
@@ -220,7 +220,7 @@ class VideoTextMatcher(TrainedMatcher):
             held = (there.features, *self._unique_texts(function, others, owner_there))
         features = first.features if target is None else aligned(first.features, target)
         self._learn(function, features, second, pairs, held, options, **files)
-        return features, second, pairs, held
+        return (features, second, pairs, held), (first.names, list(dict.fromkeys(flat)))
 
     def _unique_texts(self, function: str, flat: Sequence[str], owner: npt.NDArray[np.int64]) -> Any:
         """Each different text once, and the pairs of (clip, text) rows."""
@@ -331,7 +331,8 @@ class VideoTextMatcher(TrainedMatcher):
             ks: the cutoffs of recall.
             on_error: "skip" leaves unreadable clips out together with their texts.
 
-        Errors as `match`; ties count as `retrieval_metrics` says. With head="pairs" all N M pairs are scored.
+        Errors as `match`; ties count as `retrieval_metrics` says. With head="pairs" all N M pairs, or
+        those of `candidates`, are scored.
         """
         function = f"{type(self).__name__}.evaluate"
         self._check_fitted("evaluate", "ranking", "pairs")
@@ -353,14 +354,14 @@ class VideoTextMatcher(TrainedMatcher):
         return self._exchanged(function, first, second, owner, k)
 
     def embed_clips(self, clips: Any) -> Features:
-        """Rows [N, dim] of the common space, float32, not normalised. Errors as `match`."""
+        """Rows [N, dim] of the common space, float32; of unit length for distances alone. Errors as `match`."""
         function = f"{type(self).__name__}.embed_clips"
         self._check_fitted("embed_clips")
         encoded = self._clips.encode(function, clips, self._options())
         return self._rows(0, self._inputs(function, 0, encoded))
 
     def embed_texts(self, texts: Sequence[str]) -> Features:
-        """Rows [M, dim] of the common space, float32, not normalised. Errors as `match`."""
+        """Rows [M, dim] of the common space, float32; of unit length for distances alone. Errors as `match`."""
         function = f"{type(self).__name__}.embed_texts"
         self._check_fitted("embed_texts", "ranking", "pairs")
         encoded = self._texts.encode(function, texts, self._options())
