@@ -40,8 +40,9 @@ def topk(module: ModuleType, **changes: Any) -> None:
     ],
 )
 def test_results_and_scratch_are_checked(
-    module: ModuleType, changes: dict[str, Any], error: type[Exception], message: str
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    monkeypatch.setenv("PYCM_SIMT_ARCH", "90")
     with pytest.raises(error, match=message):
         topk(module, **changes)
 
