@@ -26,3 +26,16 @@ def excluding(lists: list[list[int]] | None) -> tuple[torch.Tensor, torch.Tensor
 
 def numpy_rows(tensor: torch.Tensor) -> Any:
     return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
+
+
+def make_special(queries: torch.Tensor, gallery: torch.Tensor) -> None:
+    """Their first eight rows: zero, constant, with NaN and infinity, huge, tiny, subnormal, and the same in both."""
+    for tensor in (queries, gallery):
+        tensor[0] = 0
+        tensor[1] = 3.5
+        tensor[2, 4] = float("nan")
+        tensor[3, 5] = float("inf")
+        tensor[4] *= 1e37
+        tensor[5] *= 1e-30
+        tensor[6] = 1e-42
+    gallery[7] = queries[7]

@@ -10,16 +10,7 @@ import pytest
 import torch
 
 from pycm import reference
-
-METRICS = ("dot", "cosine", "pearson", "euclidean", "sqeuclidean")
-
-
-def rows(seed: int, count: int, dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def numpy_rows(tensor: torch.Tensor) -> Any:
-    return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
+from simt.searches import METRICS, make_special, numpy_rows, rows
 
 
 def check(
@@ -96,15 +87,7 @@ def test_masks_and_excludes(cuda: Any) -> None:
 @pytest.mark.parametrize("n", [8, 70])
 def test_special_rows(cuda: Any, n: int) -> None:
     queries, gallery = rows(12, n, 20), rows(13, 560, 20)
-    for tensor in (queries, gallery):
-        tensor[0] = 0
-        tensor[1] = 3.5
-        tensor[2, 4] = float("nan")
-        tensor[3, 5] = float("inf")
-        tensor[4] *= 1e37
-        tensor[5] *= 1e-30
-        tensor[6] = 1e-42
-    gallery[7] = queries[7]
+    make_special(queries, gallery)
     check(cuda, queries, gallery, 12, "euclidean" if n == 8 else "dot")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pycm import reference
-from simt.searches import METRICS, compressed, excluding, numpy_rows, rows
+from simt.searches import METRICS, compressed, excluding, make_special, numpy_rows, rows
 
 
 def check(
@@ -64,15 +64,7 @@ def test_more_doubtful_pairs_than_there_is_room_for(cuda: Any) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_special_rows(cuda: Any, metric: str) -> None:
     queries, gallery = rows(9, 8, 20), rows(10, 400, 20)
-    for tensor in (queries, gallery):
-        tensor[0] = 0
-        tensor[1] = 3.5
-        tensor[2, 4] = float("nan")
-        tensor[3, 5] = float("inf")
-        tensor[4] *= 1e37
-        tensor[5] *= 1e-30
-        tensor[6] = 1e-42
-    gallery[7] = queries[7]
+    make_special(queries, gallery)
     check(cuda, queries, gallery, [[i, 20 + i, 7] for i in range(8)], metric)
 
 

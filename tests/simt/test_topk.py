@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pycm import reference
-from simt.searches import METRICS, excluding, numpy_rows, rows
+from simt.searches import METRICS, excluding, make_special, numpy_rows, rows
 
 
 def check(
@@ -100,15 +100,7 @@ def test_sorted_gallery(cuda: Any, descending: bool) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_special_rows(cuda: Any, metric: str) -> None:
     queries, gallery = rows(11, 8, 20), rows(12, 560, 20)
-    for tensor in (queries, gallery):
-        tensor[0] = 0
-        tensor[1] = 3.5
-        tensor[2, 4] = float("nan")
-        tensor[3, 5] = float("inf")
-        tensor[4] *= 1e37
-        tensor[5] *= 1e-30
-        tensor[6] = 1e-42
-    gallery[7] = queries[7]
+    make_special(queries, gallery)
     check(cuda, queries, gallery, 12, metric)
 
 
