@@ -1,4 +1,4 @@
-"""`VideoTextMatcher`: what only the order of steps tells, linear start, heads, saving, and what it refuses."""
+"""`VideoTextMatcher`: what only the order of steps tells, linear start, heads, saving."""
 
 from __future__ import annotations
 
@@ -14,22 +14,14 @@ pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from clip_cases import WORDS, LetterEncoder, clip_features, ramps, sequences
+from video_text_cases import FIT, KINDS, SHORT, TEXTS, TRAIN, make
 
 from pycm import VideoTextMatcher, evaluate, losses, matchers
 from pycm.matchers.learning import Pairs
 from pycm.spaces import Ridge
 from pycm.streams import ClipFeatures, Sequences
 
-TRAIN, KINDS = ramps(240, 0)
 TEST, TRUTH = ramps(100, 1)
-TEXTS = [WORDS[kind] for kind in KINDS]
-FIT: dict[str, Any] = {"epochs": 25, "lr": 5e-3, "batch_size": 32}
-SHORT: dict[str, Any] = {"epochs": 2, "lr": 5e-3, "batch_size": 32}
-
-
-def make(**options: Any) -> VideoTextMatcher:
-    given = {"text_encoder": "words", "pool": "last", "hidden": 32, "dim": 32, "progress": False}
-    return VideoTextMatcher(["ramp"], **(given | options))
 
 
 def accuracy(matcher: VideoTextMatcher) -> float:
@@ -441,60 +433,6 @@ class TestSaving:
             make(seed=1).fit(TRAIN, TEXTS, checkpoint=tmp_path, **(FIT | {"epochs": 5}))
         with pytest.raises(ValueError, match="of a training on other data or with other options"):
             make().fit(TRAIN, TEXTS[::-1], checkpoint=tmp_path, **(FIT | {"epochs": 5}))
-
-
-def nan_clips() -> ClipFeatures:
-    ramp = TRAIN.streams["ramp"]
-    values = ramp.values.copy()
-    values[ramp.cu_seqlens[17] + 2, 1] = np.nan
-    return clip_features({"ramp": Sequences(values, ramp.cu_seqlens, ramp.times, ramp.present)})
-
-
-@pytest.mark.parametrize(
-    ("clips", "texts", "message"),
-    [
-        (TRAIN, TEXTS[:-1], r"fit: texts must have one entry for each of 240 clips, got 239"),
-        (TRAIN.take(range(3)), ["a", [], "b"], r"fit: texts\[1\] is empty: clip 'clip1' has no text"),
-        (TRAIN.take([0, 4, 4]), ["a", "b", "c"], r"fit: clips\[1\] and clips\[2\] are both 'clip4'"),
-        (nan_clips(), TEXTS, r"fit: the 'ramp' features of clip 'clip17' hold NaN or infinity"),
-        (clip_features({"other": TRAIN.streams["ramp"]}), TEXTS, r"fit: clips has no stream 'ramp', it has: other"),
-        (TRAIN.take(range(3)), ["a", "b", "c"], r"fit: validation=0\.1 of 3 items leaves fewer than 2 to learn from"),
-        (TRAIN.take([]), [], r"fit: clips is empty"),
-        (TRAIN.take([0, 1, 2, 3]), ["?", "!", ".", ","], r"none of the 4 training texts has a word"),
-    ],
-)
-def test_data_that_cannot_be_learned_from(clips: ClipFeatures, texts: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make().fit(clips, texts, **SHORT)
-
-
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"cell": "rnn"}, ValueError, r"cell must be one of lstm, gru, None, got 'rnn'"),
-        ({"pool": "none"}, ValueError, r"pool must be one of .*, got 'none'"),
-        ({"pool": "last", "cell": None}, ValueError, r"pool must be one of mean, .*, got 'last'"),
-        ({"loss": "hinge"}, ValueError, r"loss must be one of max_hinge, info_nce, sigmoid, triplet, got 'hinge'"),
-        ({"hidden": 0}, ValueError, r"hidden must be a positive int, got 0"),
-        ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\), got 1\.0"),
-        ({"space": "ridge"}, TypeError, r"space must be a Ridge or None, got str"),
-        ({"space": Ridge()}, ValueError, r'space must be None for text_encoder="words"'),
-        ({"space_streams": ["sound"]}, ValueError, r"space_streams must be among ramp, got \['sound'\]"),
-        ({"text_encoder": 3}, TypeError, r"text_encoder must be an encoder or the spec of one, got int"),
-    ],
-)
-def test_options_that_do_not_fit(given: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make(**given)
-
-
-def test_unknown_and_wrong_arguments_of_fit() -> None:
-    with pytest.raises(TypeError, match=r"fit: unknown argument 'epoch'; of the training there are: epochs, lr"):
-        make().fit(TRAIN, TEXTS, epoch=3)
-    with pytest.raises(TypeError, match=r"fit: checkpoint must be a path or None, got int"):
-        make().fit(TRAIN, TEXTS, checkpoint=3)
-    with pytest.raises(ValueError, match=r"fit: validation must be a share in \(0, 1\)"):
-        make().fit(TRAIN, TEXTS, validation=2.0, **SHORT)
 
 
 def test_features_of_another_size_are_refused(fitted: VideoTextMatcher) -> None:
