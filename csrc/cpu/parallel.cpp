@@ -21,6 +21,13 @@
 namespace pycm::cpu {
 namespace {
 
+constexpr std::chrono::microseconds kSpin{500};
+
+int processors() {
+  static const int count = static_cast<int>(std::thread::hardware_concurrency());  // those this process may use
+  return count;
+}
+
 std::atomic<bool (*)()> interrupt_check{nullptr};
 thread_local bool in_pool = false;  // this thread is one of the pool's: it may not ask for interrupts
 
@@ -60,6 +67,28 @@ struct Job {
   }
 };
 
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits a moment for a condition that another thread is about to meet: regions of one call follow each other within
+// microseconds, and a thread that sleeps between them pays for its waking, often on another processor, each time.
+template <class Condition>
+void spin(Condition&& met) {
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (met()) return;
+      pause();
+    }
+  } while (Clock::now() < end);
+}
+
 class Pool {
  public:
   // Runs the job on the caller and up to helpers threads; false when another job holds the pool.
@@ -71,7 +100,7 @@ class Pool {
       try {
         while (static_cast<int>(threads_.size()) < helpers) {
           const int slot = static_cast<int>(threads_.size()) + 1;
-          threads_.emplace_back([this, slot, seen = epoch_] { serve(slot, seen); });
+          threads_.emplace_back([this, slot, seen = epoch_.load()] { serve(slot, seen); });
         }
       } catch (const std::system_error&) {
         helpers = static_cast<int>(threads_.size());  // the system grants no more: go on with those there are
@@ -79,10 +108,12 @@ class Pool {
       job_ = &job;
       helpers_ = helpers;
       pending_ = helpers;
+      spins_ = helpers < processors();
       ++epoch_;
     }
     start_.notify_all();
     job.work(0);
+    if (spins_) spin([this] { return pending_.load(std::memory_order_acquire) == 0; });
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return pending_ == 0; });
     job_ = nullptr;
@@ -95,6 +126,11 @@ class Pool {
     const DefaultFloatMode float_mode;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
+      if (spins_) {
+        lock.unlock();
+        spin([&] { return epoch_.load(std::memory_order_relaxed) != seen; });
+        lock.lock();
+      }
       start_.wait(lock, [&] { return epoch_ != seen; });
       seen = epoch_;
       if (slot > helpers_) continue;
@@ -111,8 +147,10 @@ class Pool {
   std::condition_variable start_, done_;
   std::vector<std::thread> threads_;
   Job* job_ = nullptr;
-  int helpers_ = 0, pending_ = 0;
-  uint64_t epoch_ = 0;
+  int helpers_ = 0;
+  bool spins_ = false;  // there is a processor for every thread
+  std::atomic<int> pending_{0};
+  std::atomic<uint64_t> epoch_{0};
 };
 
 // Never destroyed: its threads wait until the process ends, and a forked child abandons its parent's.
