@@ -208,10 +208,8 @@ struct Turns {
     atomicAdd(arrivals, 1ull);
   }
   __device__ void await() const {
-    if (threadIdx.x == 0) {
-      while (atomicAdd(arrivals, 0ull) < arrived * blocks) __nanosleep(20);
-      __threadfence();
-    }
+    if (threadIdx.x == 0)
+      while (load_acquire(arrivals) < arrived * blocks) __nanosleep(20);
     __syncthreads();
   }
 };
