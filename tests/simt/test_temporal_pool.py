@@ -143,6 +143,14 @@ class Case:
             assert error <= tolerance, (name, error)
 
 
+def integers(case: Case) -> Case:
+    """With inputs and weights whose products are exact, in any order."""
+    case.x, case.weights[0] = case.x.mul(4).round(), case.weights[0].mul(64).round() / 64
+    case.weights[2] = case.weights[2].mul(64).round() / 64
+    case.weights[3] = case.weights[3].mul(64).round() / 64 if case.cell == "lstm" else case.weights[3] * 0
+    return case
+
+
 def shared(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
     if size is not None:
         monkeypatch.setenv("PYCM_SIMT_SHARED", str(size))
@@ -259,11 +267,7 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
     temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, arch: str
 ) -> None:
     """Alone or in a batch, in one block or a team, from shared or from global memory, under any schedule."""
-    case = Case(cell, "meanmax", 50, (6, 0, 3, 6, 1, 5, 2, 6, 4, 4) * 4, initial=False, inputs=2)
-    # Products of small integers are exact, in any order.
-    case.x, case.weights[0] = case.x.mul(4).round(), case.weights[0].mul(64).round() / 64
-    case.weights[2] = case.weights[2].mul(64).round() / 64
-    case.weights[3] = case.weights[3].mul(64).round() / 64 if cell == "lstm" else case.weights[3] * 0
+    case = integers(Case(cell, "meanmax", 50, (6, 0, 3, 6, 1, 5, 2, 6, 4, 4) * 4, initial=False, inputs=2))
     pooled = case.run(temporal)[0]
     for seed, size in ((1, None), (2, 9000), (3, 30000), (4, 2000)):
         monkeypatch.setenv("PYCM_SIMT_SEED", str(seed))
@@ -274,6 +278,44 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
         begin, end = case.starts[b : b + 2].tolist()
         arguments = (case.x[begin:end], torch.tensor([0, end - begin]), *case.weights, None, None, None, *case.choices)
         assert torch.equal(temporal.temporal_pool(*arguments, False)[0][0], pooled[b])
+
+
+# ---- runs of steps ----
+
+
+@pytest.mark.parametrize("size", [None, 7000], ids=["resident", "teams"])
+@CELL
+def test_in_runs(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, size: int | None) -> None:
+    """Products of a part of the steps at a time, each run going on where the one before has ended."""
+    monkeypatch.setattr(_torch_temporal_cuda, "_RUN_BYTES", 1)  # eight steps of every row
+    shared(monkeypatch, size)
+    for pool, options in (
+        ("meanmax", {"padded": True}),
+        ("lastmean", {"reverse": True}),
+        ("attention", {"reverse": True, "padded": True, "initial": False}),
+        ("max", {"bias": False, "proj": 7 if cell == "lstm" else 0}),
+        ("none", {"lengths": (40,), "padded": True}),
+    ):
+        case = Case(cell, pool, 20, **{"lengths": (9, 0, 41, 1, 41, 17, 9)} | options)
+        rows, runs = rows_of_runs(case)
+        assert rows == 8 * (len(case.starts) - 1)
+        assert runs > 1
+        case.check(temporal)
+        case.check_gradients(temporal)
+
+
+def rows_of_runs(case: Case) -> tuple[int, int]:
+    runs = _torch_temporal_cuda._Runs(_torch_temporal_cuda._steps("test", case.x, case.starts, case.reverse), 1)
+    return runs.rows, runs.count
+
+
+@CELL
+def test_runs_change_no_bit(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
+    case = integers(Case(cell, "meanmax", 30, (41, 0, 9, 41, 1, 17, 9), inputs=2, reverse=True))
+    whole = case.run(temporal)
+    monkeypatch.setattr(_torch_temporal_cuda, "_RUN_BYTES", 1)
+    for a, b in zip(whole, case.run(temporal), strict=True):
+        assert torch.equal(a, b)
 
 
 # ---- pools alone ----
