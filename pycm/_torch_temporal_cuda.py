@@ -48,7 +48,7 @@ class _Run(NamedTuple):
     state: Tensor  # [C], its row in ragged arrays
 
 
-def _most_steps(batch: int, bytes_a_step: int) -> int:
+def most_steps(batch: int, bytes_a_step: int) -> int:
     return max(_RUN_BYTES // bytes_a_step, 8 * batch)
 
 
@@ -58,7 +58,7 @@ class _Runs:
     def __init__(self, steps: _Steps, bytes_a_step: int) -> None:
         self.steps = steps
         count, batch = steps.x.shape[0], steps.order.shape[0]
-        self.rows, self.count = min(count, _most_steps(batch, bytes_a_step)), 1
+        self.rows, self.count = min(count, most_steps(batch, bytes_a_step)), 1
         stride = count
         if self.rows < count:
             # Run k begins with the first time before which there are k · stride steps, and so has fewer than `rows`.
@@ -142,6 +142,28 @@ def temporal_pool(
     keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator of the same name; attention and gpo are pooled from the states, by a second kernel."""
+    weights = weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
+    return forward(x, None, cu_seqlens, *weights, pool_weights, h0, c0, cell, pool, reverse, keep_states)
+
+
+def forward(
+    x: Tensor,
+    table: Optional,
+    cu_seqlens: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Optional,
+    bias_hh: Optional,
+    weight_hr: Optional,
+    pool_weights: Optional,
+    h0: Optional,
+    c0: Optional,
+    cell: str,
+    pool: str,
+    reverse: bool,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of x, or of the rows of the table that x, [B, T, 1] or [S, 1], names."""
     _check_devices("temporal_pool", x=x, cu_seqlens=cu_seqlens, weight_ih=weight_ih, weight_hh=weight_hh)
     _check_tangents("temporal_pool", x=x, weight_ih=weight_ih, weight_hh=weight_hh)
     work, batch, state = _score_dtype(weight_hh.dtype), cu_seqlens.shape[0] - 1, weight_hh.shape[1]
@@ -161,18 +183,21 @@ def temporal_pool(
         bias, hidden_bias = _biases(cell, bias_ih, bias_hh, hidden)
         last = (h_n, c_n if cell == "lstm" else None)
 
-        def recur(inputs: Tensor, padded_steps: int, layout: Any, before: Any) -> None:
+        def recur(inputs: Tensor, padded_steps: int, layout: Any, before: Any, rows: Optional = None) -> None:
             _call(
                 "temporal_recurrence",
                 x,
                 *(cell, _dense(weight_hh), _dense(weight_hr), steps.cu_seqlens, steps.order, padded_steps, *layout),
-                *(reverse, *before, inputs, hidden_bias),
+                *(reverse, *before, inputs, rows, hidden_bias),
                 *(pool if streams else "none", pooled if streams and pool != "none" else None),
                 *(states if keep_states or not streams else None, *last),
             )
 
         initial, gate_bytes = (_dense(h0), _dense(c0)), weight_hh.shape[0] * work.itemsize
-        if steps.x.shape[0] <= _most_steps(batch, gate_bytes):
+        if table is not None:
+            inputs = _inputs(_plain(table), weight_ih, bias)
+            recur(inputs, steps.padded_steps, (None, None), initial, steps.x[:, 0].contiguous())
+        elif steps.x.shape[0] <= most_steps(batch, gate_bytes):
             recur(_inputs(steps.x, weight_ih, bias), steps.padded_steps, (None, None), initial)
         else:
             runs = _Runs(steps, gate_bytes)

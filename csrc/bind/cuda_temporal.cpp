@@ -105,8 +105,6 @@ struct RecurrenceCall {
     const DeviceArg& products = arguments.add("inputs", inputs);
     check(products.array().ndim == 2, function, ": inputs must have shape [S, G * H], got ", products.shape());
     rows = products.size(0);
-    check(padded_steps == 0 || rows == shape.batch * padded_steps, function, ": inputs must have ",
-          shape.batch * padded_steps, " rows, got ", rows);
   }
   const int64_t* integers(const char* name, nb::handle object, int64_t count) {
     return static_cast<int64_t*>(arguments.input(name, object, DType::kFloat32, {count}, Content::kInt64));
@@ -125,12 +123,19 @@ struct ForwardCall : RecurrenceCall {
 
   ForwardCall(nb::handle cell, nb::handle weight_hh, nb::handle weight_hr, nb::handle cu_seqlens, nb::handle order,
               int64_t padded_steps, nb::handle step_starts, nb::handle bounds, bool reverse, nb::handle h0,
-              nb::handle c0, nb::handle inputs, nb::handle hidden_bias, nb::handle pool, nb::handle out,
-              nb::handle states, nb::handle hn, nb::handle cn)
+              nb::handle c0, nb::handle inputs, nb::handle input_rows, nb::handle hidden_bias, nb::handle pool,
+              nb::handle out, nb::handle states, nb::handle hn, nb::handle cn)
       : RecurrenceCall("temporal_pool", cell, weight_hh, weight_hr, cu_seqlens, order, padded_steps, step_starts,
                        bounds, reverse, h0, c0, inputs) {
     args.shape = shape;
     args.inputs = of_inputs("inputs", inputs);
+    if (!input_rows.is_none()) {  // a step for each
+      rows = arguments.add("input_rows", input_rows, Content::kInt64).size(0);
+      args.input_rows = integers("input_rows", input_rows, rows);
+    }
+    check(shape.padded_steps == 0 || rows == shape.batch * shape.padded_steps, arguments.function(), ": ",
+          input_rows.is_none() ? "inputs" : "input_rows", " must have ", shape.batch * shape.padded_steps,
+          " rows, got ", rows);
     args.hidden_bias = arguments.input("hidden_bias", hidden_bias, work, {shape.hidden});
     args.pool = parse_pool(arguments.function(), string_arg(arguments.function(), "pool", pool));
     check(args.pool != Pool::kAttention && args.pool != Pool::kGpo, arguments.function(),
@@ -243,7 +248,8 @@ void queue(const Call& call, const Args& args, void (*operation)(const Args&, co
 constexpr const char* kForwardArguments =
     "cell: str, weight_hh: typing.Any, weight_hr: typing.Any, cu_seqlens: typing.Any, order: typing.Any, "
     "padded_steps: int, step_starts: typing.Any, bounds: typing.Any, reverse: bool, h0: typing.Any, c0: typing.Any, "
-    "inputs: typing.Any, hidden_bias: typing.Any, pool: str, out: typing.Any, states: typing.Any, hn: typing.Any, cn: "
+    "inputs: typing.Any, input_rows: typing.Any, hidden_bias: typing.Any, pool: str, out: typing.Any, states: "
+    "typing.Any, hn: typing.Any, cn: "
     "typing.Any";
 constexpr const char* kScanArguments =
     "weight_hh: typing.Any, weight_hr: typing.Any, cu_seqlens: typing.Any, order: typing.Any, step_starts: typing.Any, "
@@ -278,21 +284,23 @@ void bind_cuda_temporal(nb::module_& module) {
   define(
       module, "cuda_temporal_recurrence", kForwardArguments,
       [](H cell, H hh, H hr, H starts, H order, int64_t padded, H step_starts, H bounds, bool reverse, H h0, H c0,
-         H inputs, H bias, H pool, H out, H states, H hn, H cn) {
+         H inputs, H input_rows, H bias, H pool, H out, H states, H hn, H cn) {
         return cuda::recurrence_workspace_bytes(ForwardCall(cell, hh, hr, starts, order, padded, step_starts, bounds,
-                                                            reverse, h0, c0, inputs, bias, pool, out, states, hn, cn)
+                                                            reverse, h0, c0, inputs, input_rows, bias, pool, out,
+                                                            states, hn, cn)
                                                     .args);
       },
       [](H cell, H hh, H hr, H starts, H order, int64_t padded, H step_starts, H bounds, bool reverse, H h0, H c0,
-         H inputs, H bias, H pool, H out, H states, H hn, H cn, H workspace, uintptr_t stream) {
-        const ForwardCall call(cell, hh, hr, starts, order, padded, step_starts, bounds, reverse, h0, c0, inputs, bias,
-                               pool, out, states, hn, cn);
+         H inputs, H input_rows, H bias, H pool, H out, H states, H hn, H cn, H workspace, uintptr_t stream) {
+        const ForwardCall call(cell, hh, hr, starts, order, padded, step_starts, bounds, reverse, h0, c0, inputs,
+                               input_rows, bias, pool, out, states, hn, cn);
         queue(call, call.args, &cuda::recurrence, &cuda::recurrence_workspace_bytes, workspace, stream);
       },
       nb::arg("cell"), nb::arg("weight_hh"), nb::arg("weight_hr").none(), nb::arg("cu_seqlens"), nb::arg("order"),
       nb::arg("padded_steps"), nb::arg("step_starts").none(), nb::arg("bounds").none(), nb::arg("reverse"),
-      nb::arg("h0").none(), nb::arg("c0").none(), nb::arg("inputs"), nb::arg("hidden_bias").none(), nb::arg("pool"),
-      nb::arg("out").none(), nb::arg("states").none(), nb::arg("hn"), nb::arg("cn").none());
+      nb::arg("h0").none(), nb::arg("c0").none(), nb::arg("inputs"), nb::arg("input_rows").none(),
+      nb::arg("hidden_bias").none(), nb::arg("pool"), nb::arg("out").none(), nb::arg("states").none(), nb::arg("hn"),
+      nb::arg("cn").none());
   define(
       module, "cuda_temporal_scan", kScanArguments,
       [](H hh, H hr, H starts, H order, H step_starts, H bounds, H c0, H inputs, H c, H m, H cn) {

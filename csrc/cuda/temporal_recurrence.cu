@@ -21,6 +21,7 @@ struct Forward {
   Team team;
   Matrix matrix, projection;  // projection.fragments may be null
   const void *inputs, *hidden_bias, *h0, *c0;
+  const int64_t* input_rows;
   void *out, *states, *hn, *cn;
   Pool pool;
   int width;                      // of the pool
@@ -74,8 +75,11 @@ struct Step : Lane<M> {
       const RowPlace& place = rows[row(n, e)];
       const int at = unit(first + local_tile, e);
       const bool valid = t < place.length && at < team.hidden;
-      const V* from =
-          static_cast<const V*>(p.inputs) + (valid ? team.input_row(place, t) * C::kGates * team.hidden + at : 0);
+      const V* from = static_cast<const V*>(p.inputs);
+      if (valid) {
+        const int64_t own = team.input_row(place, t);
+        from += (p.input_rows == nullptr ? own : p.input_rows[own]) * C::kGates * team.hidden + at;
+      }
 #pragma unroll
       for (int i = 0; i < C::kGates; ++i)
         found.gate[i][e] = valid ? load_streaming(from + int64_t{i} * team.hidden) : V(0);
@@ -290,6 +294,7 @@ Plan<Forward> plan_for(const RecurrenceArgs& args, TeamChoice choice) {
   p.matrix = {nullptr, C::kGates, team.state_tiles};
   p.projection = {nullptr, 1, team.unit_tiles};
   p.inputs = args.inputs;
+  p.input_rows = args.input_rows;
   p.hidden_bias = args.hidden_bias;
   p.h0 = shape.h0;
   p.c0 = shape.c0;

@@ -39,7 +39,10 @@ struct RecurrenceShape {
 // hn and cn, at the same place, and hn, cn and out hold what goes on.
 struct RecurrenceArgs {
   RecurrenceShape shape;
-  const void* inputs = nullptr;       // [rows, G * H] in any layout: x W_ih and the biases, but for GRU's b_hn
+  // x W_ih and the biases, but for GRU's b_hn: [rows, G * H] in any layout; or a table [V, G * H], of which each step takes the row
+  // that input_rows, ragged or padded, says.
+  const void* inputs = nullptr;
+  const int64_t* input_rows = nullptr;
   const void* hidden_bias = nullptr;  // GRU: b_hn [H] or null
   Pool pool = Pool::kNone;            // one that streams, else kNone
   void* out = nullptr;                // [B, W * P]; zeros for a row of length 0

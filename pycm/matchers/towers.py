@@ -166,8 +166,11 @@ class WordTower(nn.Module):
         """Word vectors are learned: nothing to standardise."""
 
     def forward(self, features: Steps) -> Tensor:
-        words = self.dropout(self.embed(features.values))
-        return self.mlp(self.pool(words, cu_seqlens=features.cu_seqlens))  # type: ignore[no-any-return]
+        if self.training:
+            pooled = self.pool(self.dropout(self.embed(features.values)), cu_seqlens=features.cu_seqlens)
+        else:
+            pooled = self.pool(features.values, cu_seqlens=features.cu_seqlens, embedding=self.embed.weight)
+        return self.mlp(pooled)  # type: ignore[no-any-return]
 
 
 class RowTower(nn.Module):

@@ -20,7 +20,7 @@ from tolerances import GRADCHECK, TEMPORAL, TEMPORAL_GRADIENT, TEMPORAL_LOW_PREC
 
 import pycm
 from pycm import _reference_temporal as specification
-from pycm import _torch_temporal, _torch_temporal_cuda  # noqa: F401
+from pycm import _torch_temporal, _torch_temporal_cuda, _torch_temporal_words  # noqa: F401
 from pycm.temporal import POOLS, STATE_POOLS
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -316,6 +316,26 @@ def test_runs_change_no_bit(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell
     monkeypatch.setattr(_torch_temporal_cuda, "_RUN_BYTES", 1)
     for a, b in zip(whole, case.run(temporal), strict=True):
         assert torch.equal(a, b)
+
+
+# ---- words ----
+
+
+@ANY_ARCH
+@pytest.mark.parametrize("words", [9, 50], ids=["table", "vectors"])
+@CELL
+def test_words(functions: Any, cell: str, words: int) -> None:
+    """Steps that read rows of a table, or vectors where there are more of these than steps."""
+    operators = functions(_torch_temporal_words)
+    for padded, reverse in ((False, True), (True, False)):
+        case = Case(cell, "lastmean", 13, (5, 0, 7, 1), padded=padded, reverse=reverse)
+        ids = torch.randint(0, 9, case.x.shape[:-1], generator=torch.Generator().manual_seed(words))
+        embedding = torch.randn(words, 6, generator=torch.Generator().manual_seed(3))
+        case.x = embedding[ids]
+        arguments = (case.starts, *case.weights, *case.others, *case.choices, True)
+        found = operators.temporal_pool_words_cuda(ids, embedding, *arguments)
+        for ours, want in zip(found, case.expected(), strict=True):
+            np.testing.assert_allclose(ours[: len(want)].numpy(), want, rtol=0, atol=TEMPORAL["float32"])
 
 
 # ---- pools alone ----
