@@ -12,6 +12,10 @@
 //   operations  2 G H P of a step and row, three times that in fp32
 //   limits      resident: G H P elements in a team's shared memory: 16-bit LSTM up to H = 512 in a cluster, H = 1536 in 132
 //               blocks. Rows beyond 32 a team wait for the next team
+//   budget      of a block with u tiles of 16 units and n of 8 rows, 16-bit, K = P: G u K 32 bytes of matrix, 2 n K 16 of
+//               operand (two buffers in a cluster), G u n 512 of sums, u n 512 of memory and as many of each pooled value. LSTM,
+//               H = 512: cluster of 16, u = 2, n = 2: 128 + 32 + 8 + 2 + 2 KiB; of 11, u = 3, n = 1: 192 + 16 + 6 + 1.5 + 1.5.
+//               128 registers a thread at 16 warps (16 bits), 168 at 12 (fp32), 255 at 8 (fp64)
 #include "cuda/temporal_plan.cuh"
 
 namespace pycm::cuda {
