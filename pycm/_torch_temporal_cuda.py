@@ -125,25 +125,9 @@ def _dense(tensor: Optional) -> Optional:
     return None if tensor is None else _plain(tensor).contiguous()
 
 
-def temporal_pool(
-    x: Tensor,
-    cu_seqlens: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Optional,
-    bias_hh: Optional,
-    weight_hr: Optional,
-    pool_weights: Optional,
-    h0: Optional,
-    c0: Optional,
-    cell: str,
-    pool: str,
-    reverse: bool,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def temporal_pool(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator of the same name; attention and gpo are pooled from the states, by a second kernel."""
-    weights = weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
-    return forward(x, None, cu_seqlens, *weights, pool_weights, h0, c0, cell, pool, reverse, keep_states)
+    return forward(x, None, *arguments)
 
 
 def forward(
