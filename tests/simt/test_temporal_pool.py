@@ -394,13 +394,15 @@ def test_nan_and_infinity_are_ordered_as_on_the_cpu(temporal: Any) -> None:
 
 
 @pytest.fixture
-def dispatched(arch: str, temporal: Any) -> Iterator[None]:
+def dispatched(arch: str, temporal: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The operators of CPU tensors are those of CUDA tensors, on the executor; tests/test_cuda.py has the chip's."""
     library = torch.library.Library("pycm", "IMPL", "CPU")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch tells of every kernel that is overridden
         for name in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_states_backward"):
             library.impl(name, getattr(_torch_temporal_cuda, name), "CPU", allow_override=True)
+        library.impl("temporal_pool_words", _torch_temporal_words.temporal_pool_words_cuda, "CPU")
+    monkeypatch.setattr(_torch_temporal_words, "_DEVICES", ["cpu"])
     yield
     library._destroy()
 
@@ -425,6 +427,23 @@ def test_layers_directions_and_pools(dispatched: None) -> None:
         x, lengths = tensors(np.concatenate(parts)), [len(part) for part in parts]
         found = pycm.temporal_pool(x, lengths, tensors(weights), cell, pool, **tensors(options))
         np.testing.assert_allclose(found.numpy(), want, rtol=0, atol=TEMPORAL["float32"])
+
+
+@pytest.mark.parametrize("arch", ["90"], indirect=True)
+def test_words_through_layers_directions_and_pools(dispatched: None) -> None:
+    """As their vectors; ids beyond a sequence may be anything."""
+    lengths = torch.tensor([4, 0, 6, 1])
+    ids, embedding = torch.randint(0, 9, (4, 6), generator=torch.Generator().manual_seed(0)), torch.randn(9, 8)
+    outside = torch.arange(6) >= lengths[:, None]
+    for cell, pool, x in itertools.product(CELLS, POOLS, (ids.masked_fill(outside, -5), ids[~outside])):
+        module = pycm.nn.TemporalPool(8, 4, cell, pool, 2, bidirectional=True).requires_grad_(False)
+        vectors = embedding[x.clip(min=0)]
+        torch.testing.assert_close(module(x, lengths, embedding=embedding), module(vectors, lengths), rtol=0, atol=1e-6)
+    module = pycm.nn.TemporalPool(8, 4).requires_grad_(False)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(ids, lengths, embedding=embedding), module(ids, lengths, embedding=embedding))
+    with pytest.raises(ValueError, match=r"temporal_pool: x must hold ids in \[0, 9\), the rows of embedding, got 9"):
+        module(ids.masked_fill(~outside, 9), lengths, embedding=embedding)
 
 
 @pytest.mark.parametrize("arch", ["90"], indirect=True)
