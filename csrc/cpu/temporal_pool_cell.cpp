@@ -131,9 +131,7 @@ PackedWeights<T>::PackedWeights(const CellWeights& weights, const Bf16Kernels* b
 template struct PackedWeights<float>;
 template struct PackedWeights<double>;
 
-namespace {
-
-std::shared_ptr<const PackedCell> pack(const CellWeights& weights, const Bf16Kernels* bf16, int num_threads) {
+std::shared_ptr<const PackedCell> pack_cell(const CellWeights& weights, int num_threads) {
   const DefaultFloatMode float_mode;
   auto packed = std::make_shared<PackedCell>();
   packed->shape = weights;
@@ -150,20 +148,11 @@ std::shared_ptr<const PackedCell> pack(const CellWeights& weights, const Bf16Ker
     packed->f64 = std::make_unique<PackedWeights<double>>(weights, nullptr, num_threads);
     count(*packed->f64, 8);
   } else {
-    packed->f32 = std::make_unique<PackedWeights<float>>(weights, bf16, num_threads);
+    packed->f32 = std::make_unique<PackedWeights<float>>(
+        weights, weights.dtype == DType::kBFloat16 ? bf16_kernels() : nullptr, num_threads);
     count(*packed->f32, 4);
   }
   return packed;
-}
-
-}  // namespace
-
-std::shared_ptr<const PackedCell> pack_cell(const CellWeights& weights, int num_threads) {
-  return pack(weights, weights.dtype == DType::kBFloat16 ? bf16_kernels() : nullptr, num_threads);
-}
-
-std::shared_ptr<const PackedCell> pack_widened(const CellWeights& weights, int num_threads) {
-  return pack(weights, nullptr, num_threads);
 }
 
 const CellWeights& shape_of(const PackedCell& packed) { return packed.shape; }

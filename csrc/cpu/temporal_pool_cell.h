@@ -120,7 +120,4 @@ class PackedCell {
   }
 };
 
-// As pack_cell, with bf16 parameters widened to fp32 whatever the processor has.
-std::shared_ptr<const PackedCell> pack_widened(const CellWeights& weights, int num_threads);
-
 }  // namespace pycm::cpu
