@@ -29,7 +29,7 @@ _CELL = (
 )
 _CHOICES = "str cell, str pool, bool reverse"
 # Pooled [B, W·P] (empty for the pool "none"), states [≥ S, P] (empty unless kept), h_n [B, P], c_n [B, H] (empty for a
-# GRU), reserve [≥ S, R, H] (empty unless kept, and on CUDA), all in the working dtype. A gradient needs states and reserve.
+# GRU), reserve [≥ S, R, H] (empty unless kept, and on CUDA), in the working dtype. A gradient needs states and reserve.
 torch.library.define(
     "pycm::temporal_pool",
     f"({_CELL}{_CHOICES}, bool keep_states, bool keep_reserve) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -37,8 +37,9 @@ torch.library.define(
 # The gradients of the tensors before, but of cu_seqlens, in the working dtype; empty where not needed.
 torch.library.define(
     "pycm::temporal_pool_backward",
-    f"({_CELL}Tensor states, Tensor reserve, Tensor? grad_pooled, Tensor? grad_states, Tensor? grad_h_n, Tensor? grad_c_n, "
-    f"{_CHOICES}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_CELL}Tensor states, Tensor reserve, Tensor? grad_pooled, Tensor? grad_states, Tensor? grad_h_n, "
+    f"Tensor? grad_c_n, {_CHOICES}, bool[] needs) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define("pycm::pool_states", "(Tensor x, Tensor cu_seqlens, Tensor? pool_weights, str pool) -> Tensor")
 torch.library.define(
@@ -185,7 +186,11 @@ def _temporal_pool_backward_cpu(*args: Any) -> tuple[Tensor, ...]:
     *incoming, cell, pool, reverse, needs = args[12:]
     steps = int(cu_seqlens[-1])
     inputs = (x, *weights, h0, c0, pool_weights)
-    grads = tuple(_grad_like(tensor, x.dtype, need) for tensor, need in zip(inputs, needs, strict=True))
+    # Of x and of gpo's coefficients the kernels write the valid steps alone.
+    partly = (True, *(False,) * 7, True)
+    grads = tuple(
+        _grad_like(tensor, x.dtype, need, zeros) for tensor, need, zeros in zip(inputs, needs, partly, strict=True)
+    )
     wanted: list[Optional] = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
     if needs[0] and x.ndim == 2:
         wanted[0] = grads[0][:steps]
@@ -205,11 +210,12 @@ def _temporal_pool_backward_cpu(*args: Any) -> tuple[Tensor, ...]:
     return grads
 
 
-def _grad_like(tensor: Optional, dtype: torch.dtype, need: bool) -> Tensor:
-    """Zeros, since the kernels write the valid steps alone; a tensor without values for what nobody needs."""
+def _grad_like(tensor: Optional, dtype: torch.dtype, need: bool, zeros: bool = True) -> Tensor:
+    """Zeros or not yet written; a tensor without values for what nobody needs."""
+    kind: dict[str, Any] = {"dtype": work_dtype(dtype), "device": None if tensor is None else tensor.device}
     if tensor is None or not need:
-        return torch.empty(0, dtype=work_dtype(dtype), device=None if tensor is None else tensor.device)
-    return torch.zeros(tensor.shape, dtype=work_dtype(dtype), device=tensor.device)
+        return torch.empty(0, **kind)
+    return torch.zeros(tensor.shape, **kind) if zeros else torch.empty(tensor.shape, **kind)
 
 
 @torch.library.impl("pycm::pool_states", "CPU")

@@ -361,6 +361,9 @@ void temporal_pool(const PackedCell& packed, const TemporalPoolArgs& args) {
   }
   visit(packed.shape.cell, [&](auto cell) {
     using C = decltype(cell);
+    if (args.reserve != nullptr)
+      use_huge_pages(args.reserve,
+                     args.x.cu_seqlens[args.x.batch] * C::kReserve * packed.shape.hidden_size * (wide ? 8 : 4));
     if (wide) run<double, C>(packed, complete);
     else run<float, C>(packed, complete);
   });
