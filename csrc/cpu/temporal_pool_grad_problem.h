@@ -24,7 +24,7 @@ void pack_columns(const void* matrix, DType dtype, int64_t dim, int64_t depth, i
     for (int64_t k = 0; k < depth; ++k) {
       T* to = out.get() + (p * depth + k) * columns;
       const int64_t from = row(k);
-      std::fill_n(to, columns, T(0));
+      std::fill(to + (from < 0 ? 0 : n), to + columns, T(0));
       if (from < 0) continue;
       const char* source = static_cast<const char*>(matrix) + (from * dim + p * columns) * item_size(dtype);
       if (dtype == kWorkingType<T>) {
