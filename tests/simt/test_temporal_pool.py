@@ -221,7 +221,9 @@ def test_in_low_precision(
     grad = torch.randn(case.steps, 60, generator=torch.Generator().manual_seed(3))
     needs = [True] * 5 + [False] * 4
     states = case.run(temporal)[1]
-    gradients = temporal.temporal_pool_backward(*case.tensors, states, None, grad, None, None, *case.choices, needs)
+    gradients = temporal.temporal_pool_backward(
+        *case.tensors, states, states[:0], None, grad, None, None, *case.choices, needs
+    )
     ours = (states[: case.steps], *gradients[:5])
     for mine, theirs, want in zip(ours, torchs(case, grad, dtype), torchs(case, grad, torch.float64), strict=True):
         errors = [(found.double() - want).norm() for found in (mine, theirs)]
@@ -273,7 +275,7 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
     for b in (0, 3, 9):
         begin, end = case.starts[b : b + 2].tolist()
         arguments = (case.x[begin:end], torch.tensor([0, end - begin]), *case.weights, None, None, None, *case.choices)
-        assert torch.equal(temporal.temporal_pool(*arguments, False)[0][0], pooled[b])
+        assert torch.equal(temporal.temporal_pool(*arguments, False, False)[0][0], pooled[b])
 
 
 # ---- pools alone ----
