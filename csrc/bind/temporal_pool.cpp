@@ -287,11 +287,10 @@ void bind_temporal_pool(nb::module_& module) {
       nb::sig("def temporal_pool_backward(cell: str, x: typing.Any, cu_seqlens: typing.Any, weight_ih: typing.Any, "
               "weight_hh: typing.Any, bias_ih: typing.Any, bias_hh: typing.Any, weight_hr: typing.Any, reverse: bool, "
               "pool: str, pool_weights: typing.Any, h0: typing.Any, c0: typing.Any, states: typing.Any, "
-              "reserve: typing.Any, grad_out: typing.Any, grad_states: typing.Any, grad_hn: typing.Any, grad_cn: "
-              "typing.Any, "
-              "grad_x: typing.Any, grad_weight_ih: typing.Any, grad_weight_hh: typing.Any, grad_bias_ih: typing.Any, "
-              "grad_bias_hh: typing.Any, grad_weight_hr: typing.Any, grad_h0: typing.Any, grad_c0: typing.Any, "
-              "grad_pool_weights: typing.Any, num_threads: int = 0) -> None"),
+              "reserve: typing.Any, grad_out: typing.Any, grad_states: typing.Any, grad_hn: typing.Any, "
+              "grad_cn: typing.Any, grad_x: typing.Any, grad_weight_ih: typing.Any, grad_weight_hh: typing.Any, "
+              "grad_bias_ih: typing.Any, grad_bias_hh: typing.Any, grad_weight_hr: typing.Any, grad_h0: typing.Any, "
+              "grad_c0: typing.Any, grad_pool_weights: typing.Any, num_threads: int = 0) -> None"),
       nb::arg("cell").none(), nb::arg("x").none(), nb::arg("cu_seqlens").none(), nb::arg("weight_ih").none(),
       nb::arg("weight_hh").none(), nb::arg("bias_ih").none(), nb::arg("bias_hh").none(), nb::arg("weight_hr").none(),
       nb::arg("reverse"), nb::arg("pool").none(), nb::arg("pool_weights").none(), nb::arg("h0").none(),

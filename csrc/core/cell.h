@@ -1,10 +1,9 @@
 // The recurrent cells, with torch's gate order and equations. A cell is one struct here and one line in the reference.
 //
-// Written for any number type F that has + - * and the functions sigmoid(F) and tanh(F): a vector of the CPU, a double, a
+// The functions are written for any number type F that has + - *, sigmoid(F) and tanh(F): a vector of the CPU, a double, a
 // float of the GPU.
-//   activate      turns a unit's pre-activations into what the gradient is computed from: gates as they act
-//   step          does that, makes c the next step's, and gives h
-//   backward      from activated parts
+//   activate      a unit's pre-activations become its gates' values, from which `backward` starts
+//   step          activates the parts, takes c one step on, and gives h
 //   kGates        blocks of H rows in weight_ih, weight_hh and the biases
 //   kParts        pre-activations of a unit. The input's product gives parts 0 ... kGates, the recurrent one is added to
 //                 parts kFirstHidden ... kFirstHidden + kGates: GRU's candidate needs its two sums apart.

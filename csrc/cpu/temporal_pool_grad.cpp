@@ -1,14 +1,14 @@
 // The gradient of temporal_pool on the CPU, from the states and the reserve of the forward pass.
 //
-//   1. dstates    what reaches the states from outside: grad_states, pooling                                   [S][P]
-//   2. backward   along each row from its last step, the gradients of the pre-activations                      [S][kParts][units]
+//   1. dstates    what reaches the states from outside: grad_states, pooling                         [S][P]
+//   2. parts      along each row from its last step, the gradients of the pre-activations            [S][kParts][units]
 //                 one product with W_hh a step, rows and threads as in the forward pass
 //   3. weights    sums over all steps, one product each (temporal_pool_grad_weights.h)
 //   4. grad_x     parts x W_ih, over all steps
 //
-// Work: 8 S G H I flops for I = P, twice the forward pass's; kept from that: S (P + kReserve H) elements. Scratch: S (kParts + 1) H
-// elements of as many whole rows as kScratch allows at a time. Deterministic: the order of every sum is given by the shapes. Half
-// precision is widened: everything here is computed in the working type.
+// Work: 8 S G H I flops for I = P, twice the forward pass's, which keeps S (P + kReserve H) elements for it. Scratch:
+// S (kParts + 3) H elements of as many whole rows as kScratch allows at a time. Deterministic: the order of every sum is given
+// by the shapes. Half precision is widened: everything here is computed in the working type.
 #include <algorithm>
 #include <vector>
 
