@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pycm import _torch_cuda
-from pycm._temporal_layers import GATES, width
+from pycm._temporal_layers import GATES, RESERVE, width
 from pycm._torch_arguments import _check_devices, _check_tangents, _plain, _score_dtype
 
 Optional = Tensor | None
@@ -125,7 +125,7 @@ def _dense(tensor: Optional) -> Optional:
     return None if tensor is None else _plain(tensor).contiguous()
 
 
-def temporal_pool(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def temporal_pool(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The operator of the same name; attention and gpo are pooled from the states, by a second kernel."""
     return forward(x, None, *arguments)
 
@@ -146,8 +146,12 @@ def forward(
     pool: str,
     reverse: bool,
     keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of x, or of the rows of the table that x, [B, T, 1] or [S, 1], names."""
+    keep_reserve: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of x, or of the rows of the table that x, [B, T, 1] or [S, 1], names.
+
+    The reserve is always empty: the backward pass computes the gates again.
+    """
     _check_devices("temporal_pool", x=x, cu_seqlens=cu_seqlens, weight_ih=weight_ih, weight_hh=weight_hh)
     _check_tangents("temporal_pool", x=x, weight_ih=weight_ih, weight_hh=weight_hh)
     work, batch, state = _score_dtype(weight_hh.dtype), cu_seqlens.shape[0] - 1, weight_hh.shape[1]
@@ -162,8 +166,9 @@ def forward(
         pooled = new(0) if pool == "none" else new(batch, width(pool) * state)
         states = new(steps.x.shape[0] if keep_states or not streams else 0, state)
         h_n, c_n = new(batch, state), new(batch, hidden) if cell == "lstm" else new(0)
+        reserve = new(0, RESERVE[cell], hidden)
         if batch == 0:
-            return pooled, states, h_n, c_n
+            return pooled, states, h_n, c_n, reserve
         bias, hidden_bias = _biases(cell, bias_ih, bias_hh, hidden)
         last = (h_n, c_n if cell == "lstm" else None)
 
@@ -191,7 +196,7 @@ def forward(
                 recur(_inputs(steps.x[run.source], weight_ih, bias), 0, layout, initial if index == 0 else last)
         if not streams:
             _call("pool_states", x, states, steps.cu_seqlens, pool, _dense(pool_weights), pooled)
-    return pooled, states if keep_states else new(0, state), h_n, c_n
+    return pooled, states if keep_states else new(0, state), h_n, c_n, reserve
 
 
 def _call(name: str, like: Tensor, *arguments: Any) -> None:
@@ -212,6 +217,7 @@ def temporal_pool_backward(
     h0: Optional,
     c0: Optional,
     states: Tensor,
+    reserve: Tensor,
     grad_pooled: Optional,
     grad_states: Optional,
     grad_h_n: Optional,

@@ -73,14 +73,15 @@ def temporal_pool_words_cuda(
     ids: Tensor, embedding: Tensor, cu_seqlens: Tensor, weight_ih: Tensor, weight_hh: Tensor, *others: Any
 ) -> tuple[Tensor, ...]:
     """From a table where it is smaller than the product of the steps, and takes no more than one run's products."""
+    choices = (*others, False)  # nothing is kept for a backward pass
     words, bytes_a_step = embedding.shape[0], weight_hh.shape[0] * _score_dtype(weight_hh.dtype).itemsize
     with _torch_cuda._on(ids.device):
         inside = ((ids >= 0) & (ids < words)).all()
         torch._assert_async(inside, f"temporal_pool: x must hold ids in [0, {words}), the rows of embedding")
         if words < ids.numel() and words <= most_steps(cu_seqlens.shape[0] - 1, bytes_a_step):
-            return forward(ids[..., None], embedding, cu_seqlens, weight_ih, weight_hh, *others)
+            return forward(ids[..., None], embedding, cu_seqlens, weight_ih, weight_hh, *choices)[:4]
         x = torch.nn.functional.embedding(ids, embedding)
-    return temporal_pool(x, cu_seqlens, weight_ih, weight_hh, *others)
+    return temporal_pool(x, cu_seqlens, weight_ih, weight_hh, *choices)[:4]
 
 
 torch.library.impl("pycm::temporal_pool_words", "CUDA", temporal_pool_words_cuda)
@@ -89,5 +90,5 @@ torch.library.impl("pycm::temporal_pool_words", "CUDA", temporal_pool_words_cuda
 @torch.library.register_fake("pycm::temporal_pool_words")  # type: ignore[untyped-decorator]
 def _fake(ids: Tensor, embedding: Tensor, *others: Any) -> tuple[Tensor, ...]:
     x = embedding.new_empty((*ids.shape, embedding.shape[1]))
-    results: tuple[Tensor, ...] = _torch_temporal._temporal_pool_fake(x, *others)
-    return results
+    results: tuple[Tensor, ...] = _torch_temporal._temporal_pool_fake(x, *others, False)
+    return results[:4]

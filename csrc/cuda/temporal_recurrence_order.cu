@@ -60,7 +60,7 @@ __global__ void scan_kernel(const Scan p) {
   for (int64_t t = begin; t < end; ++t) {
     const int64_t at = p.step_starts[t] - p.step_starts[begin] + blockIdx.x;
     const V* parts = static_cast<const V*>(p.inputs) + at * 4 * p.hidden + unit;
-    const Scalar<V> part[4] = {{parts[0]}, {parts[p.hidden]}, {parts[2 * p.hidden]}, {parts[3 * p.hidden]}};
+    Scalar<V> part[4] = {{parts[0]}, {parts[p.hidden]}, {parts[2 * p.hidden]}, {parts[3 * p.hidden]}};
     const Scalar<V> m = Lstm::step(part, Scalar<V>::zero(), c);
     static_cast<V*>(p.c)[at * p.hidden + unit] = c.v;
     if (p.m != nullptr) static_cast<V*>(p.m)[at * p.hidden + unit] = m.v;
