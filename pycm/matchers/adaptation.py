@@ -28,8 +28,9 @@ def aligned(source: Features, target: Features) -> Streams:
     assert isinstance(source, Streams)
     assert isinstance(target, Streams)
     parts = {}
-    for name, steps in source.parts.items():
-        rows, of_target = (s.take(torch.nonzero(s.present)[:, 0]).values for s in (steps, target.parts[name]))
+    for name in source.parts:
+        steps = source.steps(name)
+        rows, of_target = (s.take(torch.nonzero(s.present)[:, 0]).values for s in (steps, target.steps(name)))
         try:
             moved = CORAL().fit(rows.cpu().numpy(), of_target.cpu().numpy()).transform(steps.values.cpu().numpy())
         except ValueError as error:
