@@ -30,6 +30,7 @@ class GreyNet(nn.Module):
             self.conv.weight.copy_(torch.randn(8, 1, 1, 1, generator=draw).expand(8, 3, 8, 8) / 60)
             self.conv.bias.copy_(torch.randn(8, generator=draw) / 10)
             self.out.weight.copy_(torch.randn(6, 8, generator=draw) / 3)
+            self.out.bias.zero_()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.out(self.drop(torch.tanh(self.norm(self.conv(x))).mean((2, 3))))

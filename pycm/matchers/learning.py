@@ -269,7 +269,7 @@ def _train(
         progress=recipe.progress, stop=stop, encoders=None if tuned is None else tuned.encoders,
         ahead=None if tuned is None else problem.read_ahead,
     )  # fmt: skip
-    return Learned(network, history, {} if tuned is None else tuned.tuned)
+    return Learned(network, history, {} if tuned is None else tuned.finished())
 
 
 def _loosen(network: nn.Module, names: Collection[str]) -> None:

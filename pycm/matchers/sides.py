@@ -117,6 +117,10 @@ class ClipSide:
             return dict(zip(self.names, self.made(device), strict=True))
         return {stream.name: stream for stream in self.given if not isinstance(stream, str)}
 
+    def given_parts(self) -> dict[str, Any]:
+        """The streams that were made, of the encoders as they were given."""
+        return dict(zip(self.names, self._made or (), strict=False))
+
     def use(self, tuned: Mapping[int, Any]) -> None:
         """Put trained copies in the place of encoders, by the ids of these; {} puts them back."""
         self._tuned = tuple(with_encoder(s, tuned) for s in self._made) if tuned and self._made else None
@@ -236,15 +240,23 @@ class RowSide:
             self._fits = not getattr(given, "fitted", True)
 
     def encoder(self, device: torch.device) -> Encoder:
-        """The encoder; one given as a spec is made when first needed."""
+        """The encoder, or its trained copy; one given as a spec is made when first needed."""
+        return self._tuned or self.given_encoder(device)
+
+    def given_encoder(self, device: torch.device) -> Encoder:
+        """The encoder as it was before any training."""
         if self._encoder is None:
             assert self.spec is not None
             self._encoder = get_encoder(self.spec, self.kind, device=device)
-        return self._tuned or self._encoder
+        return self._encoder
 
     def parts(self, device: torch.device, asked: Sequence[str] | None) -> dict[str, Any]:
         """The encoder by its name, where it is asked for or was given as an object."""
         return {self.kind: self.encoder(device)} if asked is None or self.kind in asked or self._encoder else {}
+
+    def given_parts(self) -> dict[str, Any]:
+        """As `ClipSide.given_parts`."""
+        return {} if self._encoder is None else {self.kind: self._encoder}
 
     def use(self, tuned: Mapping[int, Any]) -> None:
         """As `ClipSide.use`."""
@@ -346,6 +358,10 @@ class WordSide:
         self._ids: dict[str, int] = {}
 
     def parts(self, device: torch.device, asked: Sequence[str] | None) -> dict[str, Any]:
+        """No encoder."""
+        return {}
+
+    def given_parts(self) -> dict[str, Any]:
         """No encoder."""
         return {}
 

@@ -32,7 +32,7 @@ from .networks import device_of
 from .scoring import PairScorer, both_ways, by_blocks, pair_matches, pair_matrix
 from .sides import ClipSide, Encoded, Options
 from .training import Record, Training
-from .tuning import FineTune, Tuning, chosen, names_of, stamp
+from .tuning import FineTune, Tuning, chosen, names_of, tuning
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -81,6 +81,7 @@ class TrainedMatcher(Matcher):
         self._network: nn.Module | None = None
         self._about: dict[str, Any] = {}
         self._tuning: Tuning | None = None  # while `fit` trains encoders
+        self._tuned: dict[int, TorchEncoder] = {}
         self.space_: Ridge | None = None
         self.labels_: list[Any] = []
         self.history_: list[Record] = []
@@ -130,18 +131,11 @@ class TrainedMatcher(Matcher):
         for side in sides if asked != [] else ():
             parts |= side.parts(device_of(self.device), asked)
         names = chosen(function, fine_tune, [name for side in sides for name in side.names], parts)
-        if not names:
-            yield
-            return
         for name, value in {"space": self.space, **excluded}.items():
-            if value is not None:
+            if names and value is not None:
                 raise ValueError(f"{function}: fine_tune and {name} do not go together")
-        with Tuning(names, training.kept_bytes, self.workers, self.batch_size) as tuning:
-            self._tuning = tuning
-            try:
-                yield
-            finally:
-                self._tuning = None
+        with tuning(self, names, training.kept_bytes, self.workers):
+            yield
 
     def _learn(
         self, function: str, first: Features, second: Features, pairs: npt.NDArray[np.int64], validation: Any,
@@ -217,13 +211,12 @@ class TrainedMatcher(Matcher):
         self._keep(about, learn(function, self._recipe(), about, problem, validation, training, files))
 
     def _keep(self, about: dict[str, Any], learned: Learned) -> None:
-        for encoder in () if self._tuning is None else self._tuning.encoders.values():
-            stamp(learned.tuned[id(encoder)], encoder)
         self._use(learned.tuned)
         self._network, self.history_, self._about = learned.network, learned.history, about
 
     def _use(self, tuned: Mapping[int, TorchEncoder]) -> None:
         """Encode with trained copies in the place of encoders, by the ids of these; {}: as they were given."""
+        self._tuned = dict(tuned)
         for side in self._sides:
             side.use(tuned)
 
@@ -323,11 +316,12 @@ class TrainedMatcher(Matcher):
         return by_blocks(lambda part: torch.softmax(network.logits(part), 1), inputs)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the matcher to `folder`, made if missing: config.json, and parts-*/ with network.safetensors, space/
-        and text_encoder/.
+        """Write the matcher to `folder`, made if missing: config.json, and parts-*/ with network.safetensors, space/,
+        text_encoder/, and encoder-*.safetensors with the weights of fine-tuned encoders that training changed.
 
         Streams and encoders given as specs are saved by them, fitted text encoders as they are; others are named only,
-        and `load` asks for them. What the folder held before stays whole until the new matcher is.
+        and `load` asks for them, as they were before any fine-tuning. What the folder held before stays whole until the
+        new matcher is.
 
         Raises:
             OSError: untouched.

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -103,6 +104,19 @@ class Tuning:
         self.pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def tuning(matcher: Any, names: frozenset[str], kept_bytes: int, workers: int | None) -> Iterator[None]:
+    """While entered, the matcher's `_tuning` is of these names; of no name it is None."""
+    if not names:
+        yield
+        return
+    with Tuning(names, kept_bytes, workers, matcher.batch_size) as matcher._tuning:
+        try:
+            yield
+        finally:
+            matcher._tuning = None
+
+
 class FineTuned(nn.Module):
     """A network with copies of the encoders that are trained with it.
 
@@ -117,7 +131,7 @@ class FineTuned(nn.Module):
 
     def __init__(self, network: nn.Module, tuning: Tuning) -> None:
         super().__init__()
-        given = list(tuning.encoders.values())
+        given = self.given = list(tuning.encoders.values())
         self.network, self.batch_size, self.pool = network, tuning.batch_size, tuning.pool
         self.tuned = dict(zip(map(id, given), copies(given), strict=True))
         modules = {id(encoder.module): encoder.module for encoder in self.tuned.values()}
@@ -130,6 +144,12 @@ class FineTuned(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+    def finished(self) -> dict[int, TorchEncoder]:
+        """The trained encoders, by the ids of those given, with their fingerprints."""
+        for encoder in self.given:
+            stamp(self.tuned[id(encoder)], encoder)
+        return self.tuned
 
     def forward(self, *arguments: Any) -> Any:
         """The network's, of encoded inputs."""
