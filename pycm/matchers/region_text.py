@@ -175,10 +175,9 @@ class RegionTextMatcher(RegionModel, Matcher):
             figures["mrr"] = (there.mrr + back.mrr) / 2
             return Validation((figures["mrr"],), figures)
 
-        self._train(
-            regions, words, loss, None if held is None else validate, len(learned), options,
-            (_take(regions, np.unique(learned[:, 0])), _take(words, np.unique(learned[:, 1]))), [learned, group], **files,
-        )  # fmt: skip
+        scale_by = _take(regions, np.unique(learned[:, 0])), _take(words, np.unique(learned[:, 1]))
+        check = None if held is None else validate
+        self._train(regions, words, loss, check, len(learned), options, scale_by, [learned, group], **files)
 
     def match(
         self, images: Sequence[Any], texts: Sequence[str], k: int | tuple[int, int] | None = None, *,

@@ -148,6 +148,12 @@ class ClipSide:
             missing = [name for name in self.names if name not in found.streams]
             if missing:
                 raise ValueError(f"{function}: clips has no stream {missing[0]!r}, it has: {', '.join(found.streams)}")
+            for stream in self._tuned or ():
+                if found.fingerprints.get(stream.name) not in (None, stream.fingerprint):
+                    raise ValueError(
+                        f"{function}: clips has {stream.name!r} features of another encoder than the fine-tuned one; "
+                        "encode them with the streams of the matcher's `encoders`"
+                    )
         else:
             found = encode_clips(
                 self.made(options.device), clips, sampling=self.sampling, cache=options.cache, workers=options.workers,

@@ -1,4 +1,4 @@
-"""Fine-tuned encoders among a saved matcher's parts: encoder-*.safetensors, each with the weights that training changed.
+"""Fine-tuned encoders among a saved matcher's parts: encoder-*.safetensors, with the weights that training changed.
 
 What it did not change is the encoder's own, which is made again from its spec, or given to `load`.
 """
