@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from pycm.encoders import ModuleEncoder
+from pycm.encoders.module import TorchEncoder
 from pycm.streams import Appearance
 from pycm.video import Clip
 
 WORDS = ["a red scene", "a green scene", "a blue scene", "a dull scene"]
+HUES = ["red", "green", "blue", "dull"]
 _HUES = np.array([[1.8, 0.6, 0.6], [0.6, 1.8, 0.6], [0.6, 0.6, 1.8], [1, 1, 1]])  # of one brightness
 
 
@@ -86,3 +88,74 @@ def scenes(count: int, seed: int) -> tuple[list[Clip], np.ndarray]:
 
 def appearance(**options: Any) -> Appearance:
     return Appearance(grey(**options))
+
+
+class CellEncoder(TorchEncoder):
+    """2 x 2 cells of an image [32, 32] as `GreyNet` sees colours, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__(GreyNet().eval(), name="cells", modality="image", dim=8)
+
+    def _prepare(self, items: list[Any]) -> torch.Tensor:
+        return torch.stack([as_tensor(item) for item in items])
+
+    def _forward(self, batch: Any) -> Any:
+        return self._cells(batch).mean(1)
+
+    def _cells(self, batch: Any) -> Any:
+        return nn.functional.avg_pool2d(torch.tanh(self.module.conv(batch)), 2).flatten(2).transpose(1, 2)
+
+    def encode_grid(self, items: Any, *, batch_size: int = 32, progress: bool | None = None) -> Any:
+        return self._run("encode_grid", items, lambda batch: self._cells(batch).flatten(1), batch_size, width=32)
+
+    def _steps(self, method: str, batch: Any) -> Any:
+        cells = self._cells(batch)
+        return (
+            (cells.flatten(0, 1), torch.full((len(cells),), 4))
+            if method == "encode_grid"
+            else super()._steps(method, batch)
+        )
+
+    def _config(self) -> Any:
+        return None
+
+
+class WordNet(TorchEncoder):
+    """One vector a word, by its first letter."""
+
+    def __init__(self) -> None:
+        module = nn.Embedding(256, 5)
+        with torch.no_grad():
+            module.weight.copy_(torch.randn(256, 5, generator=torch.Generator().manual_seed(1)))
+        super().__init__(module, name="words", modality="text", dim=5)
+
+    def _prepare(self, items: list[str]) -> dict[str, torch.Tensor]:
+        words = [[ord(word[0]) for word in text.split()] for text in items]
+        return {"ids": torch.tensor([i for row in words for i in row]), "counts": torch.tensor([len(w) for w in words])}
+
+    def _forward(self, batch: Any) -> Any:
+        return torch.stack([rows.mean(0) for rows in self.module(batch["ids"]).split(batch["counts"].tolist())])
+
+    def encode_tokens(self, items: Any, *, batch_size: int = 32, progress: bool | None = None) -> list[np.ndarray]:
+        with self._inference():
+            rows, counts = self._steps("encode_tokens", self._prepare(list(items)))
+        return [part.numpy().copy() for part in rows.split(counts.tolist())]
+
+    def _steps(self, method: str, batch: Any) -> Any:
+        return (
+            (self.module(batch["ids"]), batch["counts"]) if method == "encode_tokens" else super()._steps(method, batch)
+        )
+
+    def _config(self) -> Any:
+        return None
+
+
+def quarters(count: int, seed: int) -> tuple[list[np.ndarray], list[list[int]], list[str]]:
+    """Images of two hues, each in two of four cells; their hues; and sentences that name both."""
+    draw = np.random.default_rng(seed)
+    kinds = [sorted(draw.choice(4, 2, replace=False).tolist()) for _ in range(count)]
+    images = []
+    for pair in kinds:
+        cells = [picture(kind, draw)[:16, :16] for kind in draw.permutation(pair * 2)]
+        images.append(np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])]))
+    return images, kinds, [" ".join(HUES[kind] for kind in pair) for pair in kinds]
