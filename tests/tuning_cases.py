@@ -142,9 +142,9 @@ class WordNet(TorchEncoder):
         return [part.numpy().copy() for part in rows.split(counts.tolist())]
 
     def _steps(self, method: str, batch: Any) -> Any:
-        return (
-            (self.module(batch["ids"]), batch["counts"]) if method == "encode_tokens" else super()._steps(method, batch)
-        )
+        if method != "encode_tokens":
+            return super()._steps(method, batch)
+        return self.module(batch["ids"]), batch["counts"]
 
     def _config(self) -> Any:
         return None
