@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ pytest.importorskip("PIL.Image")
 pytest.importorskip("safetensors")
 
 from clip_cases import LetterEncoder, clip_features, sequences  # noqa: E402
-from tuning_cases import WORDS, appearance, grey, lengths, picture, scenes  # noqa: E402
+from tuning_cases import WORDS, appearance, as_tensor, grey, lengths, picture, scenes  # noqa: E402
 
 from pycm import ImageVideoMatcher, VideoTextMatcher, matchers  # noqa: E402
 from pycm.encoders import FeatureCache, ModuleEncoder  # noqa: E402
@@ -66,6 +67,8 @@ class TestLearning:
         assert changed(copy, grey()) == [name for name, _ in grey().module.named_parameters()]
         assert copy.fingerprint not in (given.fingerprint, grey().fingerprint)
         assert given.fingerprint == grey().fingerprint
+        other = make(seed=1).fit(CLIPS, TEXTS, fine_tune="appearance", **(SHORT | {"validation": None}))
+        assert other.encoders["appearance"].fingerprint != tuned.encoders["appearance"].fingerprint
 
     def test_texts(self) -> None:
         draw = np.random.default_rng(0)
@@ -267,6 +270,13 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"the encoder of 'appearance' has no '\w+\.\w+', which was saved"):
             matchers.load(tmp_path, streams=[wide], strict=False)
 
+    def test_a_pickled_matcher_keeps_them(self, tuned: VideoTextMatcher, tmp_path: Path) -> None:
+        copied = pickle.loads(pickle.dumps(tuned))
+        copied.save(tmp_path)
+        loaded = matchers.load(tmp_path, streams=[appearance()], progress=False)
+        for matcher in (copied, loaded):
+            np.testing.assert_array_equal(matcher.embed_clips(TEST), tuned.embed_clips(TEST))
+
     def test_frozen_encoders_are_not_saved(self, tmp_path: Path) -> None:
         make().fit(CLIPS, TEXTS, **SHORT).save(tmp_path)
         assert [path.name for path in tmp_path.glob("*/*")] == ["network.safetensors"]
@@ -337,6 +347,9 @@ class TestErrors:
         frozen.module.requires_grad_(False)
         with pytest.raises(TypeError, match="the module of 'grey' has no parameter with requires_grad; trainable: any"):
             make(Appearance(frozen)).fit(CLIPS, TEXTS, fine_tune="appearance", **SHORT)
+        half = Appearance(ModuleEncoder(torch.nn.Linear(2, 2).half(), as_tensor, name="half"))
+        with pytest.raises(TypeError, match=r"the module of 'half' has weights of torch.float16, to be made float32"):
+            make(half).fit(CLIPS, TEXTS, fine_tune="appearance", **SHORT)
 
     def test_what_does_not_go_together(self) -> None:
         features = encode_clips([appearance()], CLIPS, progress=False)

@@ -61,12 +61,12 @@ class RegionModel:
         self._network: nn.Module | None = None
         self._sizes: tuple[int, int] = (0, 0)
         self._tuning: Tuning | None = None  # while `fit` trains encoders
-        self._tuned: dict[int, TorchEncoder] = {}
+        self._tuned: dict[str, TorchEncoder] = {}  # trained copies, by the kind of item
 
     @property
     def encoders(self) -> Mapping[str, Any]:
         """The encoders by the kind of item; of fine-tuned ones the trained copies."""
-        return {kind: self._tuned.get(id(encoder), encoder) for kind, encoder in self._given().items()}
+        return {**self._given(), **self._tuned}
 
     def _given(self) -> dict[str, Any]:
         return {"image": self.image_encoder, "text": self.text_encoder}
@@ -136,8 +136,12 @@ class RegionModel:
             count, training, seed=self.seed, identity=digest.hexdigest(), progress=self.progress,
             encoders=None if tuned is None else tuned.encoders, **files,
         )  # fmt: skip
-        self._tuned = {} if tuned is None else tuned.finished()
+        self._use({} if tuned is None else tuned.finished())
         self._network, self._sizes = network, sizes
+
+    def _use(self, tuned: Mapping[int, TorchEncoder]) -> None:
+        """Encode with trained copies in the place of encoders, by the ids of these."""
+        self._tuned = {kind: tuned[id(encoder)] for kind, encoder in self._given().items() if id(encoder) in tuned}
 
     # -- storage --
 
@@ -157,7 +161,7 @@ class RegionModel:
         """
         network = self._check_fitted("save")
         dump = require("safetensors.torch", "text", f"{type(self).__name__}.save").save
-        fine_tuned, files = pack(self._given(), self._tuned)
+        fine_tuned, files = pack(self._given(), self.encoders)
         document = {
             "class": type(self).__name__,
             "format": _FORMAT,
@@ -226,5 +230,5 @@ class RegionModel:
         network = model._make_network(*sizes)
         load_weights(network, read((path.parent / parts / _NETWORK).read_bytes()))
         model._network, model._sizes = network.to(device_of(model.device)).eval(), tuple(sizes)
-        model._tuned = unpack(function, path.parent / parts, fine_tuned, model._given())
+        model._use(unpack(function, path.parent / parts, fine_tuned, model._given()))
         return model

@@ -117,9 +117,9 @@ class ClipSide:
             return dict(zip(self.names, self.made(device), strict=True))
         return {stream.name: stream for stream in self.given if not isinstance(stream, str)}
 
-    def given_parts(self) -> dict[str, Any]:
-        """The streams that were made, of the encoders as they were given."""
-        return dict(zip(self.names, self._made or (), strict=False))
+    def made_parts(self, *, tuned: bool) -> dict[str, Any]:
+        """The streams that were made; of encoders as they were given, or of trained copies where there are any."""
+        return dict(zip(self.names, (tuned and self._tuned) or self._made or (), strict=False))
 
     def use(self, tuned: Mapping[int, Any]) -> None:
         """Put trained copies in the place of encoders, by the ids of these; {} puts them back."""
@@ -260,9 +260,9 @@ class RowSide:
         """The encoder by its name, where it is asked for or was given as an object."""
         return {self.kind: self.encoder(device)} if asked is None or self.kind in asked or self._encoder else {}
 
-    def given_parts(self) -> dict[str, Any]:
-        """As `ClipSide.given_parts`."""
-        return {} if self._encoder is None else {self.kind: self._encoder}
+    def made_parts(self, *, tuned: bool) -> dict[str, Any]:
+        """As `ClipSide.made_parts`."""
+        return {} if self._encoder is None else {self.kind: (tuned and self._tuned) or self._encoder}
 
     def use(self, tuned: Mapping[int, Any]) -> None:
         """As `ClipSide.use`."""
@@ -367,7 +367,7 @@ class WordSide:
         """No encoder."""
         return {}
 
-    def given_parts(self) -> dict[str, Any]:
+    def made_parts(self, *, tuned: bool) -> dict[str, Any]:
         """No encoder."""
         return {}
 

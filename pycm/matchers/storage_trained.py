@@ -54,8 +54,11 @@ def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
     plain = {name: value for name, value in params.items() if name not in _NOT_SAVED}
     if not isinstance(matcher.loss, str):  # a module of one's own: only a later fit would need it
         del plain["loss"]
-    made = {name: part for side in matcher._sides for name, part in side.given_parts().items()}
-    fine_tuned, files = pack(made, matcher._tuned)
+    given_parts, used_parts = (
+        {name: part for side in matcher._sides for name, part in side.made_parts(tuned=tuned).items()}
+        for tuned in (False, True)
+    )
+    fine_tuned, files = pack(given_parts, used_parts)
     document = {
         "class": type(matcher).__name__,
         "format": _FORMAT,

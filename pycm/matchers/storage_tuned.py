@@ -17,26 +17,25 @@ from ..encoders.module import TorchEncoder
 from .tuning import copies, encoder_of, stamp
 
 
-def pack(parts: Mapping[str, Any], tuned: Mapping[int, TorchEncoder]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+def pack(given: Mapping[str, Any], used: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """What config.json says of them, and the files' content by name.
 
     Args:
-        parts: streams and encoders as they were given, by name.
-        tuned: trained copies of encoders, by the ids of these.
+        given: streams and encoders as they were given, by name.
+        used: the same, with trained copies where there are any.
     """
     dump = require("safetensors.torch", "text", "save").save
     entries: dict[int, dict[str, Any]] = {}
     files: dict[str, bytes] = {}
-    for name, part in parts.items():
-        given = encoder_of(part)
-        copy = tuned.get(id(given))
-        if copy is None:
+    for name, part in given.items():
+        encoder, tuned = encoder_of(part), encoder_of(used[name])
+        if tuned is encoder:
             continue
-        if id(copy.module) not in entries:  # two sides of one model share it
+        if id(tuned.module) not in entries:  # two sides of one model share it
             file = f"encoder-{len(entries)}.safetensors"
-            entries[id(copy.module)] = {"names": [], "file": file}
-            files[file] = dump(_changed(given.module, copy.module))
-        entries[id(copy.module)]["names"].append(name)
+            entries[id(tuned.module)] = {"names": [], "file": file}
+            files[file] = dump(_changed(encoder.module, tuned.module))
+        entries[id(tuned.module)]["names"].append(name)
     return list(entries.values()), files
 
 

@@ -81,7 +81,6 @@ class TrainedMatcher(Matcher):
         self._network: nn.Module | None = None
         self._about: dict[str, Any] = {}
         self._tuning: Tuning | None = None  # while `fit` trains encoders
-        self._tuned: dict[int, TorchEncoder] = {}
         self.space_: Ridge | None = None
         self.labels_: list[Any] = []
         self.history_: list[Record] = []
@@ -216,7 +215,6 @@ class TrainedMatcher(Matcher):
 
     def _use(self, tuned: Mapping[int, TorchEncoder]) -> None:
         """Encode with trained copies in the place of encoders, by the ids of these; {}: as they were given."""
-        self._tuned = dict(tuned)
         for side in self._sides:
             side.use(tuned)
 

@@ -98,9 +98,13 @@ class Tuning:
         )
 
     def __enter__(self) -> Self:
+        cudnn = torch.backends.cudnn  # whose fastest algorithms do not add in one order
+        self._cudnn = cudnn.benchmark, cudnn.deterministic
+        cudnn.benchmark, cudnn.deterministic = False, True
         return self
 
     def __exit__(self, *error: object) -> None:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = self._cudnn
         self.pool.shutdown(cancel_futures=True)
 
 
@@ -249,11 +253,8 @@ def read_ahead(*inputs: Any) -> None:
 
 
 def copies(encoders: Sequence[TorchEncoder]) -> list[TorchEncoder]:
-    """Copies with weights of their own; what the encoders share, the copies share. They have no fingerprint yet."""
-    made = copy.deepcopy(list(encoders))
-    for encoder in made:
-        vars(encoder).pop("fingerprint", None)
-    return made
+    """Copies with weights of their own; what the encoders share, the copies share."""
+    return copy.deepcopy(list(encoders))
 
 
 def stamp(tuned: TorchEncoder, given: TorchEncoder) -> None:
@@ -349,4 +350,5 @@ def _untrainable(part: Any) -> str | None:
         return f"{encoder.name!r}, a {type(encoder).__name__}, is no torch module"
     if not any(p.requires_grad for p in encoder.module.parameters()):
         return f"the module of {encoder.name!r} has no parameter with requires_grad"
-    return None
+    other = next((p.dtype for p in encoder.module.parameters() if p.requires_grad and p.dtype != torch.float32), None)
+    return None if other is None else f"the module of {encoder.name!r} has weights of {other}, to be made float32"
