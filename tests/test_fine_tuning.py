@@ -174,15 +174,15 @@ class TestExactness:
         np.testing.assert_array_equal(rest.embed_clips(TEST), whole.embed_clips(TEST))
         assert rest.encoders["appearance"].fingerprint == whole.encoders["appearance"].fingerprint
         assert rest.history_[1:] == whole.history_[1:]
+        fit = FIT | {"epochs": 3, "batch_size": 16, "checkpoint": tmp_path}
         refused = "of a training on other data or with other options"
         with pytest.raises(ValueError, match=refused):
-            make(appearance(dropout=0.3)).fit(CLIPS, TEXTS, checkpoint=tmp_path, **(FIT | {"epochs": 3}))
+            make(appearance(dropout=0.3)).fit(CLIPS, TEXTS, **fit)
         # Clips that the encoder cannot tell from the others, before it is trained, are other clips.
         other = [*CLIPS[:79], type(CLIPS[79]).from_frames(CLIPS[79].frames[..., ::-1].copy(), name=CLIPS[79].name)]
         with pytest.raises(ValueError, match=refused):
-            make(appearance(dropout=0.3)).fit(
-                other, TEXTS, fine_tune="appearance", checkpoint=tmp_path, **(FIT | {"epochs": 3})
-            )
+            make(appearance(dropout=0.3)).fit(other, TEXTS, fine_tune="appearance", **fit)
+        make(appearance(dropout=0.3)).fit(CLIPS, TEXTS, fine_tune="appearance", **fit)
 
     def test_passes_of_a_batch_do_not_change_the_gradient(self) -> None:
         from pycm.matchers.inputs import Live, Rows

@@ -95,8 +95,8 @@ def test_what_regions_cannot_train() -> None:
 
 @pytest.mark.parametrize("form", [list, boxed, None])
 def test_before_training_the_passes_give_the_features(form: Any) -> None:
+    from pycm.matchers.encoded import Options
     from pycm.matchers.regions import encode_regions, encode_words
-    from pycm.matchers.sides import Options
     from pycm.matchers.tuning import FineTuned, Tuning
 
     with Tuning(frozenset(["image", "text"]), 1 << 20, None, 7) as tuning:

@@ -152,8 +152,8 @@ class TestLearningWithLess:
 
     def test_a_name_that_is_a_place_tells_nothing(self) -> None:
         from pycm.matchers.adaptation import extended
+        from pycm.matchers.encoded import Encoded
         from pycm.matchers.inputs import Rows
-        from pycm.matchers.sides import Encoded
 
         rows = pytest.importorskip("torch").arange(3.0)[:, None]
         more = Encoded(Rows(rows + 10), ["clips[0]", "b", "c"], np.arange(3), [], {})

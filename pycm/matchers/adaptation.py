@@ -14,8 +14,8 @@ from ..encoders.base import Features as Array
 from ..functional import DISTANCES, Metric
 from ..mining import mutual_neighbours
 from ..spaces import CORAL
+from .encoded import Encoded
 from .inputs import Features, Steps, Streams, joined
-from .sides import Encoded
 
 _PLACE = re.compile(r"(items|clips)\[\d+\]")
 

@@ -16,9 +16,10 @@ from ..encoders.base import Features, check_items
 from ..functional import Metric
 from ..spaces import Ridge
 from .adaptation import aligned
+from .encoded import Encoded
 from .features import CacheOption, OnError, check_k, check_on_error
 from .results import ImageVideoMatches, ImageVideoMetrics
-from .sides import ClipSide, Encoded, ImageSide
+from .sides import ClipSide, ImageSide
 from .trained import TrainedMatcher, check_folder, check_once, check_unlabelled
 from .training import Training
 from .tuning import FineTune

@@ -20,11 +20,11 @@ from .._files import atomic_write
 from .._optional import require
 from ..encoders.base import check_batch_size
 from ..encoders.module import TorchEncoder
+from .encoded import Encoded, Options
 from .features import CacheOption, OnError, as_cache, make_encoders
 from .inputs import Inputs, width
 from .networks import device_of, load_weights, weights_of
 from .regions import encode_regions, encode_words
-from .sides import Encoded, Options
 from .storage import CONFIG, check_options, is_parts, write_folder
 from .storage_tuned import pack, unpack
 from .training import Record, Training, train

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..encoders.base import ImageItem, check_items, check_texts
 from ..encoders.cache import image_key
 from ..encoders.images import ImageReadError, UnreadableInputError, check_image, item_name
+from .encoded import Encoded, Options
 from .features import OnError, check_finite, encode_items
 from .inputs import Live, Steps
-from .sides import Encoded, Options
 from .tuning import as_steps, pixels
 
 GEOMETRY = 5

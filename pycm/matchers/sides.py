@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from .._rows import normalize_rows
-from ..encoders import Encoder, FeatureCache, get_encoder
+from ..encoders import Encoder, get_encoder
 from ..encoders.base import Modality, check_items, check_texts
 from ..encoders.cache import image_key
 from ..encoders.descriptor import TextDescriptor
@@ -22,52 +21,14 @@ from ..encoders.images import UnreadableInputError, item_name
 from ..streams import ClipFeatures, FeatureDifferences, encode_clips, get_streams
 from ..streams.encode import clip_key
 from ..video import read_clip
+from .encoded import Encoded, Options
 from .features import OnError, check_finite, encode_items
-from .inputs import Features, Inputs, Live, Rows, Steps, Streams, width
-from .tuning import Source, Tuning, as_differences, as_rows, as_steps, encoder_of, pixels, with_encoder
+from .inputs import Features, Live, Rows, Steps, Streams, width
+from .tuning import as_differences, as_rows, as_steps, encoder_of, pixels, with_encoder
 
 WORDS = "words"
 CLIP_SIZE = 256  # of the shorter side, in pixels
 _TOKEN = re.compile(r"\w+")
-
-
-class Encoded(NamedTuple):
-    """Items as inputs. `kept`: which of the items given; `errors`: (name, reason) of the others."""
-
-    features: Features
-    names: list[str]
-    kept: npt.NDArray[np.int64]
-    errors: list[tuple[str, str]]
-    seconds: Mapping[str, float]
-
-    def take(self, rows: npt.NDArray[np.int64]) -> Encoded:
-        """The items of these rows."""
-        index = torch.from_numpy(rows).to(Inputs(self.features).device)
-        names = [self.names[i] for i in rows]
-        return self._replace(features=self.features.take(index), names=names, kept=self.kept[rows])
-
-
-class Options(NamedTuple):
-    """What all sides encode with; `tuning` while a fit trains encoders: their features are `Live` then."""
-
-    cache: FeatureCache | None
-    workers: int | None
-    batch_size: int
-    progress: bool | None
-    device: torch.device
-    tuning: Tuning | None = None
-
-    def trains(self, name: str) -> bool:
-        return self.tuning is not None and name in self.tuning.names
-
-    def live(
-        self, encoder: Any, method: str, read: Callable[[int], list[Any]], key: Callable[[int], bytes],
-        before: Rows | Steps, finish: Callable[[Tensor, Tensor, Tensor], Rows | Steps],
-    ) -> Live:  # fmt: skip
-        """The items whose features are `before`, to be encoded in training."""
-        assert self.tuning is not None
-        source = Source(self.tuning, encoder, method, read, key, len(before))
-        return Live(torch.arange(len(before), device=self.device), source, before, finish)
 
 
 class ClipSide:

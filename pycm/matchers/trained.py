@@ -23,6 +23,7 @@ from ..spaces import Ridge
 from . import storage_trained
 from .adaptation import extended, pseudo_pairs
 from .base import Head, Matcher
+from .encoded import Encoded, Options
 from .features import CacheOption, as_cache
 from .heads import LOSSES, LabelClassifier
 from .inputs import Features, Inputs, Streams
@@ -30,7 +31,7 @@ from .learning import Labels, Learned, Pairs, Recipe, learn
 from .linear_start import fit_start, start_rows
 from .networks import device_of
 from .scoring import PairScorer, both_ways, by_blocks, pair_matches, pair_matrix
-from .sides import ClipSide, Encoded, Options
+from .sides import ClipSide
 from .training import Record, Training
 from .tuning import FineTune, Tuning, chosen, names_of, tuning
 

@@ -19,9 +19,10 @@ from ..streams import ClipFeatures
 from ..video import clip_name
 from .adaptation import aligned
 from .base import Head
+from .encoded import Encoded
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
 from .results import VideoTextMatches, VideoTextMetrics
-from .sides import WORDS, ClipSide, Encoded, RowSide, WordSide
+from .sides import WORDS, ClipSide, RowSide, WordSide
 from .trained import TrainedMatcher, check_folder, check_once, check_unlabelled
 from .training import Training
 from .tuning import FineTune
