@@ -207,6 +207,24 @@ class TestExactness:
             assert np.abs(a).max() > 0
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
+    def test_a_pass_that_is_computed_again_drops_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from pycm.matchers import tuning
+        from pycm.matchers.inputs import Live, Rows
+
+        frames = [list(clip.frames) for clip in CLIPS[:5]]
+        grads = []
+        for _ in range(2):
+            with tuning.Tuning(frozenset(["x"]), 0, None, 3) as plan:
+                source = tuning.Source(plan, grey(dropout=0.5), "encode", frames.__getitem__, lambda i: b"", 5)
+                whole = tuning.FineTuned(torch.nn.Linear(1, 1), plan).train()
+                torch.manual_seed(3)
+                live = Live(torch.arange(5), source, Rows(torch.zeros(5, 6)), tuning.as_steps)
+                whole.encoded(live).values.square().sum().backward()
+                grads.append([p.grad.numpy() for p in whole.encoders.parameters()])
+            monkeypatch.setattr(tuning, "checkpoint", lambda function, *given, **options: function(*given))
+        for a, b in zip(*grads, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
     def test_differences_are_those_of_the_stream(self) -> None:
         from pycm.matchers.tuning import as_differences
 
