@@ -108,7 +108,7 @@ class TestLearning:
         held = np.random.default_rng([0, 1]).permutation(80)[:16]
         assert sum(passes) == 2 * sum(frames) + sum(frames[i] for i in held)
 
-    def test_images_and_clips(self) -> None:
+    def test_images_and_clips(self, tmp_path: Path) -> None:
         draw = np.random.default_rng(5)
         images = [[picture(kind, draw) for _ in range(2)] for kind in KINDS]
         options: dict[str, Any] = {"hidden": 16, "dim": 16, "head": "ranking", "loss": "info_nce", "progress": False}
@@ -125,6 +125,10 @@ class TestLearning:
         shared.fit(images[:20], CLIPS[:20], fine_tune="image", **SHORT)
         assert shared.encoders["image"] is shared.encoders["appearance"].encoder
         assert shared.encoders["image"] is not encoder
+        shared.save(tmp_path)
+        assert len(list(tmp_path.glob("*/encoder-*"))) == 1
+        loaded = matchers.load(tmp_path, image_encoder=grey(), streams=[appearance()], progress=False)
+        np.testing.assert_array_equal(loaded.scores(images[:9], TEST), shared.scores(images[:9], TEST))
 
 
 class TestExactness:
@@ -359,6 +363,8 @@ class TestErrors:
     def test_unknown_names_and_nothing_to_train(self) -> None:
         with pytest.raises(ValueError, match="fine_tune must be 'all' or of appearance, text, got 'image'"):
             make(text_encoder=LetterEncoder()).fit(CLIPS, TEXTS, fine_tune="image", **SHORT)
+        with pytest.raises(TypeError, match="fine_tune must be a name, a sequence of names or None, got True"):
+            make().fit(CLIPS, TEXTS, fine_tune=True, **SHORT)
         with pytest.raises(ValueError, match="fine_tune='all': nothing can be trained: the stream 'pixel-differences'"):
             make(PixelDifferences(4)).fit(CLIPS, TEXTS, fine_tune="all", **SHORT)
         frozen = grey()

@@ -61,8 +61,10 @@ def test_words_are_trained_and_validated(tmp_path: Path) -> None:
     again.fit(IMAGES, TEXTS, fine_tune="all", checkpoint=tmp_path, **options)  # ended: loaded without a step
     np.testing.assert_array_equal(again.scores(TEST, TEXTS), matcher.scores(TEST, TEXTS))
     assert again.encoders["image"].fingerprint == image.fingerprint
-    again.fit(IMAGES, TEXTS, **options)
+    again.fit(IMAGES, TEXTS, **options)  # of the encoders as they were given
     assert again.encoders["text"] is again.text_encoder
+    fresh = RegionTextMatcher(CellEncoder(), WordNet(), dim=8, progress=False).fit(IMAGES, TEXTS, **options)
+    np.testing.assert_array_equal(again.scores(TEST, TEXTS), fresh.scores(TEST, TEXTS))
 
 
 def test_a_classifier_of_pairs() -> None:

@@ -278,7 +278,8 @@ class _Loop:
         return record
 
     def keep_best(self) -> None:
-        """The best weights, where there was a validation; evaluation mode."""
+        """The best weights, where there was a validation; evaluation mode, without gradients."""
+        self.optimizer.zero_grad()
         if self.best_weights:
             self.network.load_state_dict(self.best_weights)
         self.network.eval()

@@ -195,20 +195,16 @@ class FineTuned(nn.Module):
         counts: list[Tensor] = []
         prepared = _one_ahead(self.pool, lambda batch: _prepare(encoder, batch), batches())
         for batch, last in prepared:
-            values, lengths = self._pass(encoder, source.method, encoder._to_device(batch), alone=last and not rows)
+            one = source.method, encoder._to_device(batch)
+            if (last and not rows) or not torch.is_grad_enabled():
+                values, lengths = encoder._steps(*one)
+            else:
+                values, lengths = checkpoint(encoder._steps, *one, use_reentrant=False)
             rows.append(values.float().to(device))
             counts.append(lengths.to(device))
         owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
         total = torch.zeros(len(sizes), dtype=torch.int64, device=device).index_add_(0, owner, torch.cat(counts))
         return torch.cat(rows), total
-
-    def _pass(self, encoder: TorchEncoder, method: str, batch: Any, *, alone: bool) -> tuple[Tensor, Tensor]:
-        if not torch.is_grad_enabled():
-            with encoder._inference():
-                return encoder._steps(method, batch)
-        if alone:
-            return encoder._steps(method, batch)
-        return checkpoint(encoder._steps, method, batch, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 def _prepare(encoder: TorchEncoder, items: list[Any]) -> Any:
@@ -310,8 +306,11 @@ def with_encoder(stream: Any, tuned: Mapping[int, TorchEncoder]) -> Any:
 
 
 def names_of(fine_tune: FineTune) -> list[str]:
-    """What it names; [] for None."""
-    return [] if fine_tune is None else [fine_tune] if isinstance(fine_tune, str) else list(fine_tune)
+    """What it names; [] for None. Raises TypeError for anything but names."""
+    names = [fine_tune] if isinstance(fine_tune, str) else fine_tune or []
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"fit: fine_tune must be a name, a sequence of names or None, got {fine_tune!r}")
+    return list(names)
 
 
 def chosen(function: str, fine_tune: FineTune, known: Sequence[str], parts: Mapping[str, Any]) -> frozenset[str]:
