@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -321,7 +322,9 @@ class TestFiles:
         assert again.encoders["appearance"] is cached.streams[0]
         np.testing.assert_array_equal(again.embed_clips(TEST), make().fit(CLIPS, TEXTS, **SHORT).embed_clips(TEST))
 
-    def test_what_does_not_fit_in_memory_is_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_clips_are_read_ahead_and_what_does_not_fit_in_memory_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         pytest.importorskip("av")
         from pycm.matchers import sides
         from pycm.video import write_clip
@@ -330,16 +333,30 @@ class TestFiles:
         for i, clip in enumerate(CLIPS[:16]):
             paths.append(tmp_path / f"{i}.mp4")
             write_clip(paths[-1], clip.frames)
-        reads: list[str] = []
-        original = sides.read_clip
-        monkeypatch.setattr(sides, "read_clip", lambda path, *a, **o: (reads.append(path), original(path, *a, **o))[1])
+        threads: list[str] = []
+        told: list[bool] = []
+        read, ahead = sides.read_clip, Pairs.read_ahead
+
+        def recorded(*given: Any, **options: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return read(*given, **options)
+
+        def read_ahead(self: Any, rows: Any) -> None:
+            ahead(self, rows)
+            source = self.first.features.parts["appearance"].source
+            told.append(set(self.pairs[rows, 0].tolist()) <= source._coming.keys() | source._kept.keys())
+
+        monkeypatch.setattr(sides, "read_clip", recorded)
+        monkeypatch.setattr(Pairs, "read_ahead", read_ahead)
         fit = SHORT | {"batch_size": 4, "validation": None}
         rows, counts = [], []
         for kept in (1 << 30, sum(clip.frames.nbytes for clip in CLIPS[:5]), 0):
-            reads.clear()
+            threads.clear()
             matcher = make().fit(paths, TEXTS[:16], fine_tune="appearance", kept_bytes=kept, **fit)
             rows.append(matcher.embed_clips(paths))
-            counts.append(len(reads))
+            counts.append(len(threads))
+            assert all(name.startswith("pycm-read") for name in threads)
+        assert told == [True] * 3 * 2 * 3  # trainings, epochs, batches that follow another
         assert counts[0] == 16
         assert counts[2] == 32
         assert 16 < counts[1] < 32
