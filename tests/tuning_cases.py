@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pycm import VideoTextMatcher
 from pycm.encoders import ModuleEncoder
 from pycm.encoders.module import TorchEncoder
 from pycm.streams import Appearance
@@ -159,3 +160,15 @@ def quarters(count: int, seed: int) -> tuple[list[np.ndarray], list[list[int]], 
         cells = [picture(kind, draw)[:16, :16] for kind in draw.permutation(pair * 2)]
         images.append(np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])]))
     return images, kinds, [" ".join(HUES[kind] for kind in pair) for pair in kinds]
+
+
+CLIPS, KINDS = scenes(80, 0)
+TEXTS = [WORDS[kind] for kind in KINDS]
+TEST, TRUTH = scenes(40, 1)
+FIT: dict[str, Any] = {"epochs": 10, "lr": 1e-2, "encoder_lr": 3e-2, "batch_size": 8, "validation": 0.2}
+SHORT: dict[str, Any] = FIT | {"epochs": 2}
+
+
+def make(*streams: Any, **options: Any) -> VideoTextMatcher:
+    given = {"text_encoder": "words", "hidden": 16, "dim": 16, "dropout": 0.0, "loss": "info_nce", "progress": False}
+    return VideoTextMatcher(streams or [appearance()], **(given | options))
