@@ -169,6 +169,37 @@ def test_sentence_transformers_have_gradients(options: dict[str, Any]) -> None:
     assert counts.tolist() == [1] * len(SENTENCES)
 
 
+def test_both_sides_of_a_model_are_one_copy(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("av")
+    from test_encoders_adapters import TEXTS as SENTENCES
+    from test_encoders_adapters import built
+    from tuning_cases import CLIPS
+
+    from pycm import VideoTextMatcher
+    from pycm.encoders import TransformersCLIP
+    from pycm.streams import Appearance
+
+    def sides() -> dict[str, Any]:
+        dual = TransformersCLIP(*built("CLIP"))
+        return {"streams": [Appearance(dual.image)], "text_encoder": dual.text}
+
+    given = sides()
+    clips, texts = CLIPS[: len(SENTENCES)], list(SENTENCES)
+    matcher = VideoTextMatcher(**given, hidden=8, dim=8, progress=False)
+    matcher.fit(clips, texts, fine_tune="all", epochs=2, encoder_lr=1e-3, batch_size=4, validation=None)
+    image, text = matcher.encoders["appearance"].encoder, matcher.encoders["text"]
+    assert image.module is text.module is not given["text_encoder"].module
+    fresh = TransformersCLIP(*built("CLIP"))
+    assert np.abs(image.encode([clips[0].frames[0]]) - fresh.image.encode([clips[0].frames[0]])).max() > 1e-3
+    assert np.abs(text.encode(texts) - fresh.text.encode(texts)).max() > 1e-3
+    np.testing.assert_array_equal(given["text_encoder"].encode(texts), fresh.text.encode(texts))
+    matcher.save(tmp_path)
+    assert len(list(tmp_path.glob("*/encoder-*"))) == 1
+    loaded = VideoTextMatcher.load(tmp_path, **sides(), progress=False)
+    np.testing.assert_array_equal(loaded.scores(clips, texts), matcher.scores(clips, texts))
+
+
 def test_a_method_without_gradients_is_named() -> None:
     with pytest.raises(TypeError, match=r"CellEncoder\.encode_tokens has no gradients"):
         CellEncoder()._steps("encode_tokens", torch.zeros(1, 3, 32, 32))
