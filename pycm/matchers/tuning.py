@@ -318,8 +318,9 @@ def chosen(function: str, fine_tune: FineTune, known: Sequence[str], parts: Mapp
     have an encoder in common with them.
 
     Raises:
-        ValueError: an unknown name, nothing that can be trained, a module whose parameters are all frozen.
-        TypeError: a stream without an encoder, or an encoder that is no torch module.
+        ValueError: an unknown name; "all" where nothing can be trained.
+        TypeError: a stream without an encoder, an encoder that is no torch module, one without weights to train in
+            float32.
     """
     names = names_of(fine_tune)
     reasons = {name: _untrainable(part) for name, part in parts.items()}
