@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pycm._temporal_arguments import check_lengths, check_sequences, evaluate, evaluate_pool, require, starts_of
 from pycm._temporal_layers import Direction, Options, Sequences, padded
-from pycm._torch_arguments import _check_devices, _check_tangents, _integers
+from pycm._torch_arguments import _check_devices, _check_tangents, _eager, _integers
 from pycm._torch_gradients import full_precision
-from pycm._torch_temporal import work_dtype
+from pycm._torch_temporal import temporal_pool_cpu, work_dtype
 
 
 class _Torch:
@@ -25,8 +25,12 @@ class _Torch:
 
     def cell(self, direction: Direction) -> tuple[Any, Any, Any, Any]:
         x, cu_seqlens, weights, cell, reverse, pool, *others = direction
-        trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights, *others))
-        return torch.ops.pycm.temporal_pool(  # type: ignore[no-any-return]
+        given = [t for t in (x, *weights, *others) if t is not None]
+        trained = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+        # The dispatcher alone would cost a tenth of a short sequence.
+        direct = _eager() and not trained and all(type(t) in _OWN and t.is_cpu for t in (cu_seqlens, *given))
+        operator: Any = temporal_pool_cpu if direct else torch.ops.pycm.temporal_pool
+        return operator(  # type: ignore[no-any-return]
             x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained
         )
 
@@ -61,6 +65,7 @@ class _Torch:
 
 
 _BACKEND = _Torch()
+_OWN = (Tensor, torch.nn.Parameter)  # classes without a dispatch of their own
 _POOL = "temporal_pool"
 
 

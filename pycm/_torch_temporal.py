@@ -130,8 +130,7 @@ def _dense(tensor: Optional) -> Optional:
     return None if tensor is None else tensor.detach().resolve_neg().contiguous()
 
 
-@torch.library.impl("pycm::temporal_pool", "CPU")
-def _temporal_pool_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def temporal_pool_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, cu_seqlens, *weights, pool_weights, h0, c0, cell, pool, reverse, keep_states = args
     weight_ih, weight_hh, _, _, weight_hr = weights
     _check_tangents("temporal_pool", x=x, weight_ih=weight_ih, weight_hh=weight_hh)
@@ -154,6 +153,9 @@ def _temporal_pool_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         torch.get_num_threads(),
     )
     return pooled, states, h_n, c_n
+
+
+torch.library.impl("pycm::temporal_pool", "CPU")(temporal_pool_cpu)
 
 
 def _coefficients(pool_weights: Optional, pool: str, steps: int) -> Optional:
