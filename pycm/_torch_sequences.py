@@ -16,6 +16,7 @@ from pycm._temporal_layers import Direction, Options, Sequences, padded
 from pycm._torch_arguments import _check_devices, _check_tangents, _eager, _integers
 from pycm._torch_gradients import full_precision
 from pycm._torch_temporal import temporal_pool_cpu, work_dtype
+from pycm._torch_temporal_direct import OWN, direct
 
 
 class _Torch:
@@ -28,7 +29,7 @@ class _Torch:
         given = [t for t in (x, *weights, *others) if t is not None]
         trained = torch.is_grad_enabled() and any(t.requires_grad for t in given)
         # The dispatcher alone would cost a tenth of a short sequence.
-        direct = _eager() and not trained and all(type(t) in _OWN and t.is_cpu for t in (cu_seqlens, *given))
+        direct = _eager() and not trained and all(type(t) in OWN and t.is_cpu for t in (cu_seqlens, *given))
         operator: Any = temporal_pool_cpu if direct else torch.ops.pycm.temporal_pool
         return operator(  # type: ignore[no-any-return]
             x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained
@@ -65,11 +66,13 @@ class _Torch:
 
 
 _BACKEND = _Torch()
-_OWN = (Tensor, torch.nn.Parameter)  # classes without a dispatch of their own
 _POOL = "temporal_pool"
 
 
 def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: Options) -> Any:
+    pooled = direct(x, lengths, cu_seqlens, weights, options)
+    if pooled is not None:
+        return pooled
     values = x.data if isinstance(x, PackedSequence) else x
     states = {"h0": options.h0, "c0": options.c0, "attention": options.attention}
     _check_tensors(_POOL, values, weights, options.gpo, **states)

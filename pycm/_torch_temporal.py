@@ -100,10 +100,17 @@ def _pack(cell: str, weights: Sequence[Optional]) -> Any:
     first = cast(Tensor, weights[0])
     if any(w is not None and w.is_inference() for w in weights):  # these have no version
         return _cell(cell, weights)
-    kept = _packed.get(first)  # type: ignore[no-untyped-call]
-    if kept is None or not kept.holds(cell, weights):
-        kept = _packed[first] = _Packed(cell, weights)
-    return kept.value
+    kept = packed(cell, weights)
+    if kept is None:
+        _packed[first] = fresh = _Packed(cell, weights)
+        return fresh.value
+    return kept
+
+
+def packed(cell: str, weights: Sequence[Optional]) -> Any:
+    """What `_pack` has kept of these, None where it has to pack."""
+    kept = _packed.get(cast(Tensor, weights[0]))  # type: ignore[no-untyped-call]
+    return kept.value if kept is not None and kept.holds(cell, weights) else None
 
 
 def _sample(tensor: Tensor) -> Tensor:
@@ -119,7 +126,7 @@ def _sample(tensor: Tensor) -> Tensor:
 # ---- CPU kernels ----
 
 
-def _strided(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+def strided(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     """As the kernels read it: the steps that belong to a sequence, neighbouring features."""
     x = x.detach().resolve_neg()
     x = x[: int(cu_seqlens[-1])] if x.ndim == 2 else x
@@ -139,7 +146,7 @@ def temporal_pool_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     steps = int(cu_seqlens[-1])
     _C.temporal_pool(
         packed,
-        _strided(x, cu_seqlens),
+        strided(x, cu_seqlens),
         cu_seqlens.contiguous(),
         reverse,
         pool,
@@ -193,7 +200,7 @@ def _temporal_pool_backward_cpu(*args: Any) -> tuple[Tensor, ...]:
     if incoming[1] is not None:  # of the states
         incoming[1] = incoming[1][:steps]
     arguments: list[Any] = [
-        *(cell, _strided(x, cu_seqlens), cu_seqlens.contiguous(), *map(_dense, weights), reverse, pool),
+        *(cell, strided(x, cu_seqlens), cu_seqlens.contiguous(), *map(_dense, weights), reverse, pool),
         *(_coefficients(pool_weights, pool, steps), _dense(h0), _dense(c0), states[:steps]),
         *map(_dense, incoming),
         *wanted,
