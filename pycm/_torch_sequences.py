@@ -31,9 +31,8 @@ class _Torch:
         # The dispatcher alone would cost a tenth of a short sequence.
         direct = _eager() and not trained and all(type(t) in OWN and t.is_cpu for t in (cu_seqlens, *given))
         operator: Any = temporal_pool_cpu if direct else torch.ops.pycm.temporal_pool
-        return operator(  # type: ignore[no-any-return]
-            x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained
-        )
+        results = operator(x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained, trained)
+        return cast(tuple[Any, Any, Any, Any], results[:4])
 
     def pool(self, x: Any, cu_seqlens: Any, pool: str, pool_weights: Any) -> Any:
         return torch.ops.pycm.pool_states(x, cu_seqlens, pool_weights, pool)

@@ -55,7 +55,7 @@ def direct(x: Tensor, lengths: Any, cu_seqlens: Any, weights: Any, options: Opti
         (len(steps), width(options.pool) * given[1].shape[1]), dtype=_torch_temporal.work_dtype(x.dtype)
     )
     arguments = (kept, _torch_temporal.strided(x, starts), starts, False, options.pool, None, None, None, pooled)
-    _C.temporal_pool(*arguments, None, None, None, torch.get_num_threads())
+    _C.temporal_pool(*arguments, None, None, None, None, torch.get_num_threads())
     return pooled.to(x.dtype)
 
 

@@ -255,13 +255,14 @@ def test_transforms() -> None:
 
 
 def test_no_gradient_is_kept_where_none_is_asked() -> None:
-    """Inference keeps no states: the kernel is asked for none, and inference tensors work."""
+    """Inference keeps neither states nor gates: the kernel is asked for none, and inference tensors work."""
     rnn, x = rnn_of("lstm"), frames()
-    kept: list[bool] = []
+    kept: list[tuple[bool, ...]] = []
     real = pycm._C.temporal_pool
 
     def watch(*arguments: Any) -> Any:
-        kept.append(arguments[9] is not None)
+        states, reserve = arguments[9], arguments[12]
+        kept.append((states is not None, reserve is not None))
         return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -269,7 +270,7 @@ def test_no_gradient_is_kept_where_none_is_asked() -> None:
         with torch.no_grad():
             want = pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), "lstm", "mean")
         pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), "lstm", "mean")
-    assert kept == [False, True]
+    assert kept == [(False, False), (True, True)]
     with torch.inference_mode():
         weights = {name: w.clone() for name, w in rnn.named_parameters()}
         assert torch.equal(pycm.temporal_pool(x, LENGTHS, weights, "lstm", "mean"), want)
