@@ -23,9 +23,10 @@ from pycm._temporal_arguments import (
     starts_of,
 )
 from pycm._temporal_layers import Direction, Options, Sequences, padded
-from pycm._torch_arguments import _check_devices, _check_tangents, _integers
+from pycm._torch_arguments import _check_devices, _check_tangents, _eager, _integers
 from pycm._torch_gradients import full_precision
-from pycm._torch_temporal import work_dtype
+from pycm._torch_temporal import temporal_pool_cpu, work_dtype
+from pycm._torch_temporal_direct import OWN, direct
 from pycm._torch_temporal_words import Words, has_kernel, temporal_pool_words
 
 
@@ -41,10 +42,12 @@ class _Torch:
                 words, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none"
             )
         x, cu_seqlens, weights, cell, reverse, pool, *others = direction
-        trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights, *others))
-        results = torch.ops.pycm.temporal_pool(
-            x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained, trained
-        )
+        given = [t for t in (x, *weights, *others) if t is not None]
+        trained = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+        # The dispatcher alone would cost a tenth of a short sequence.
+        direct = _eager() and not trained and all(type(t) in OWN and t.is_cpu for t in (cu_seqlens, *given))
+        operator: Any = temporal_pool_cpu if direct else torch.ops.pycm.temporal_pool
+        results = operator(x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained, trained)
         return cast(tuple[Any, Any, Any, Any], results[:4])
 
     def pool(self, x: Any, cu_seqlens: Any, pool: str, pool_weights: Any) -> Any:
@@ -82,6 +85,9 @@ _POOL = "temporal_pool"
 
 
 def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: Options) -> Any:
+    pooled = direct(x, lengths, cu_seqlens, weights, options)
+    if pooled is not None:
+        return pooled
     values = x.data if isinstance(x, PackedSequence) else x
     states = {"h0": options.h0, "c0": options.c0, "attention": options.attention, "embedding": options.embedding}
     _check_tensors(_POOL, values, weights, options.gpo, **states)
