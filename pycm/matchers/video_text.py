@@ -70,6 +70,7 @@ class VideoTextMatcher(TrainedMatcher):
     Attributes:
         space_: after `fit`, the fitted linear start; `space` itself stays as it was given.
         history_: after `fit`, one record an epoch: "epoch", "loss", "lr", and the validation's figures.
+        pseudo_pairs_: how many pairs the last `fit` found among what nobody paired.
         labels_: with head="labels", the labels in the order of `predict_proba`'s columns.
 
     Wherever clips are taken, an already encoded `ClipFeatures` is too, so that nothing is decoded twice; texts then go
