@@ -156,7 +156,7 @@ def test_images_and_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert [row["match"] for row in found] == [f"{j}.mp4" for j in want]
     capsys.readouterr()
     assert call("search", tmp_path / "g", "--text", "x") == 2
-    assert "matches images with clips; a text is no query" in error(capsys)
+    assert "the matcher is for images and clips, not for texts" in error(capsys)
 
 
 INTERRUPTED = """
