@@ -33,7 +33,7 @@ from .caching import check_cache_options
 from .embedding import check_device, code_bits, load_matcher, run_cache, saved_system, write_index
 from .errors import CommandError
 from .labels import confusion
-from .output import check_folder, check_output, shown
+from .output import brief, check_folder, check_output, shown
 from .pairs import PairOptions, Pairs, read_pairs
 from .present import SHOWN, Items, Truth, device_of, facts, groups, score_name, stats
 from .recalls import Measured, measure, print_recalls
@@ -184,8 +184,8 @@ def _report(
     many = f"{system.left.many.capitalize()} and {system.right.many}"
     return Report(
         title=f"{many}, evaluated",
-        lede=f"{counts[0]:,} {part}{system.left.many} of {shown(options.pairs)} and their {counts[1]:,} "
-        f"{system.right.many}, ranked by the {system.name} matcher in {shown(options.matcher)}.",
+        lede=f"{counts[0]:,} {part}{system.left.many} of {brief(options.pairs)} and their {counts[1]:,} "
+        f"{system.right.many}, ranked by the {system.name} matcher in {brief(options.matcher)}.",
         groups=groups(results, left, right, keep=5, truths=_truths(measured, scores, columns)),
         stats=stats(results),
         notes=[*([_SEEN] if seen else []), *(f"Left out: {shown(name)} ({reason})." for name, reason in found.errors)],

@@ -26,7 +26,7 @@ from .embedding import check_device, code_bits, load_matcher, saved_matcher, sav
 from .errors import CommandError
 from .inputs import CLIP_COLUMNS, IMAGE_COLUMNS, TextLine, common_folder, read_clips, read_images, read_texts
 from .labels import told_labels
-from .output import an, check_output, print_table, shown, write_rows
+from .output import an, brief, check_output, print_table, shown, write_rows
 from .present import SHOWN, Items, facts, groups, score_name, stats
 from .results import Results, groupby_query
 from .systems import CLIP, IMAGE, IMAGE_TEXT, LABEL, MATCHERS, TEXT, VIDEO_LABELS, VIDEO_TEXT, Found, System
@@ -279,8 +279,8 @@ def _report(options: MatchOptions, matcher: Any, results: Results, paths: Sequen
     many = system.left.many
     return Report(
         title=f"{many.capitalize()} and {system.right.many}, matched",
-        lede=f"{counts[0]:,} {many} of {shown(_given(options)[0])} and {counts[1]:,} {system.right.many} of "
-        f"{shown(options.texts or options.space or '')}, compared by {found.metric}"
+        lede=f"{counts[0]:,} {many} of {brief(_given(options)[0])} and {counts[1]:,} {system.right.many} of "
+        f"{brief(options.texts or options.space or '')}, compared by {found.metric}"
         + (" (a distance: smaller is better)." if found.metric in DISTANCES else "."),
         groups=groups(results, Items(system.left, results.left, paths), Items(TEXT, results.right), keep=5),
         stats=stats(results),

@@ -21,7 +21,7 @@ from ..report.render import bar_widths, duration
 from .caching import check_cache_options
 from .embedding import Index, check_device, code_bits, embed, load_matcher, read_index, run_cache
 from .errors import CommandError
-from .output import Ranked, check_output, print_table, shown, write_rows
+from .output import Ranked, brief, check_output, print_table, shown, write_rows
 from .present import Items, machine_pairs, score_name
 from .systems import CLIP, IMAGE, TEXT, Kind
 
@@ -111,7 +111,9 @@ def _rows(kind: Kind, queries: Sequence[Any], of: Kind, found: Any) -> list[Rank
 
 
 def _entries(kind: Kind, queries: Sequence[Any], index: Index, rows: Sequence[Ranked]) -> list[Entry]:
-    asked = Items(kind, [shown(query) for query in queries], None if kind is TEXT else list(queries))
+    asked = Items(
+        kind, [query if kind is TEXT else brief(query) for query in queries], None if kind is TEXT else list(queries)
+    )
     names = list(dict.fromkeys(row.match for row in rows))
     items = Items(index.kind, names, None if index.kind is TEXT else [index.base / name for name in names])
     return [
@@ -133,8 +135,8 @@ def _report(
     many = index.kind.many
     return Report(
         title=f"Found among {count:,} {many}",
-        lede=f"The best {k} {many} of {shown(options.gallery)} for each query, by the matcher in "
-        f"{shown(index.matcher)}.",
+        lede=f"The best {k} {many} of {brief(options.gallery)} for each query, by the matcher in "
+        f"{brief(index.matcher)}.",
         groups=[
             Group(
                 f"{kind.many.capitalize()} to {many}",

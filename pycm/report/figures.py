@@ -76,7 +76,7 @@ def heat_map(
 ) -> HeatMap:
     """Scores ``[N, M]`` as a picture of at most `limit` by `limit` cells; larger ones are averaged over blocks.
 
-    The darkest cells are the best pairs, be they the highest scores or the smallest distances. The scale ends at
+    The strongest cells are the best pairs, be they the highest scores or the smallest distances. The scale ends at
     the 0.5th and 99.5th percentile, so that one outlier leaves the rest its contrast.
     """
     n, m = scores.shape
@@ -86,7 +86,7 @@ def heat_map(
     pixels = np.empty((*cells.shape, 4), np.uint8)
     pixels[..., :3] = _INK
     pixels[..., 3] = np.round(255 * (1 - depth if distance else depth))
-    caption = "Darker is a better match."
+    caption = "The stronger the colour, the better the match."
     whole = cells.shape == scores.shape
     if not whole:
         caption += (
