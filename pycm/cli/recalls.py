@@ -71,8 +71,7 @@ def measure(matcher: Any, pairs: Pairs, *, ks: Sequence[int], skip: bool) -> Mea
     keep = min(_KEEP, len(given)), min(_KEEP, len(pairs))
     found = Found.of(system, matcher.match(pairs.left, given, keep, on_error="skip" if skip else "raise"))
     if found.errors:  # both sides of a pair go
-        gone = {name for name, _ in found.errors}
-        pairs = pairs.take([i for i in range(len(pairs)) if not _names(pairs, i) & gone])
+        pairs = without(pairs, found.errors)
         given = _right(pairs)
         again = Found.of(system, matcher.match(pairs.left, given, (min(keep[0], len(given)), min(keep[1], len(pairs)))))
         found = Found(again.forward, again.backward, again.kept, again.metric, found.errors, found.seconds)
@@ -121,6 +120,12 @@ def _title(queries: Kind, gallery: Kind) -> str:
 def _right(pairs: Pairs) -> list[Any]:
     """The items of the second kind, one after the other."""
     return pairs.clips if pairs.system.right is CLIP else [text for group in pairs.texts for text in group]
+
+
+def without(pairs: Pairs, errors: Sequence[tuple[str, str]]) -> Pairs:
+    """The pairs of which nothing was left out."""
+    gone = {name for name, _ in errors}
+    return pairs.take([i for i in range(len(pairs)) if not _names(pairs, i) & gone])
 
 
 def _shown(files: Sequence[Path]) -> list[str]:

@@ -111,9 +111,7 @@ def _rows(kind: Kind, queries: Sequence[Any], of: Kind, found: Any) -> list[Rank
 
 
 def _entries(kind: Kind, queries: Sequence[Any], index: Index, rows: Sequence[Ranked]) -> list[Entry]:
-    asked = Items(
-        kind, [query if kind is TEXT else brief(query) for query in queries], None if kind is TEXT else list(queries)
-    )
+    asked = Items(kind, queries) if kind is TEXT else Items(kind, [brief(query) for query in queries], queries)
     names = list(dict.fromkeys(row.match for row in rows))
     items = Items(index.kind, names, None if index.kind is TEXT else [index.base / name for name in names])
     return [

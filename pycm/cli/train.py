@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from .inputs import read_clips, read_images, read_texts
 from .match import check_spec
 from .output import check_folder, shown
 from .pairs import PairOptions, Pairs, read_pairs
-from .recalls import measure, print_recalls
+from .recalls import measure, print_recalls, without
 from .systems import CLIP, IMAGE, IMAGE_TEXT, IMAGE_VIDEO, TEXT, VIDEO_LABELS, VIDEO_TEXT, Kind, System
 from .training_record import write_record
 
@@ -107,8 +107,10 @@ def run_train(options: TrainOptions) -> None:
         if learned and "checkpoint" not in options.given and checkpoint.is_dir():
             shutil.rmtree(checkpoint)
         spent = time.perf_counter() - start
-        trained = f"Trained on {len(every):,} {system.left.many} in {duration(spent)}."
+        learned_from = len(without(every, matcher.errors_))
+        trained = f"Trained on {learned_from:,} {system.left.many} in {duration(spent)}."
         console.print(Text(trained), soft_wrap=True)
+        _tell_left_out(console, matcher.errors_)
         if "unlabelled" in training:
             found = f"Of those that nobody paired, {matcher.pseudo_pairs_:,} pairs were found and learned from."
             console.print(Text(found), soft_wrap=True)
@@ -220,5 +222,9 @@ def _tell(console: Console, options: TrainOptions, trained: Pairs, held_out: Pai
     measured = measure(matcher, pairs, ks=(1, 5, 10), skip=options.skip_unreadable)
     what = f"{len(pairs):,} {pairs.system.left.many} held out" if held_out else "the pairs it was trained on"
     print_recalls(console, f"{pairs.system.name}: {what}", measured.recalls)
-    for name, reason in measured.results.found.errors:
+    _tell_left_out(console, [error for error in measured.results.found.errors if error not in matcher.errors_])
+
+
+def _tell_left_out(console: Console, errors: Sequence[tuple[str, str]]) -> None:
+    for name, reason in errors:
         console.print(Text(f"left out: {shown(name)}: {reason}", style="yellow"), soft_wrap=True)

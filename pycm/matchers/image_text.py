@@ -53,6 +53,7 @@ class ImageTextMatcher(Matcher):
 
     Attributes:
         pseudo_pairs_: how many pairs the last `fit` found among what nobody paired.
+        errors_: (name, reason) of each image that it left out.
 
     Raises:
         ValueError, TypeError: an unknown spec or metric, or an encoder of the other modality.
@@ -111,6 +112,7 @@ class ImageTextMatcher(Matcher):
             self.text_spec is not None or not self.text_encoder.fitted
         )
         self.pseudo_pairs_ = 0
+        self.errors_: list[tuple[str, str]] = []
         self.batch_size = batch_size
         self.progress = progress
         if _image_method(space) == "classify" and not hasattr(self.image_encoder, "classify"):
@@ -198,6 +200,7 @@ class ImageTextMatcher(Matcher):
             raise ValueError(f"{function}: unlabelled and threshold go together")
         flat, owner = flatten_texts(function, images, texts)
         image_result = self._image_features(function, images, on_error)
+        self.errors_ = image_result.errors
         used, image_of = keep_pairs(owner, image_result.kept)
         flat = [flat[i] for i in used]
         if self._fits_text and isinstance(self.text_encoder, TextDescriptor):

@@ -55,6 +55,7 @@ class RegionModel:
         self._specs = [given if isinstance(given, str) else None for given in (image_encoder, text_encoder)]
         self.image_encoder, self.text_encoder = make_encoders(image_encoder, text_encoder, device_of(device))
         self.history_: list[Record] = []
+        self.errors_: list[tuple[str, str]] = []
         self._network: nn.Module | None = None
         self._sizes: tuple[int, int] = (0, 0)
 

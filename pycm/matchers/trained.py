@@ -81,6 +81,7 @@ class TrainedMatcher(Matcher):
         self.labels_: list[Any] = []
         self.history_: list[Record] = []
         self.pseudo_pairs_ = 0
+        self.errors_: list[tuple[str, str]] = []
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments by name, as scikit-learn's `clone` takes them."""
