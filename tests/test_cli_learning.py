@@ -213,7 +213,8 @@ def test_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [Path(left["name"]).name for left in document["left_out"]] == ["bad.mp4"]
     assert call(*given, "--out", tmp_path / "o.html") == 0
     html = (tmp_path / "o.html").read_text()
-    for text in ("What is taken for what", "Clips to labels", "Labels to clips", "probabilities"):
+    for text in ("What is taken for what", "In order: left, right.", "is right for 50.0%", "Clips to labels",
+                 "Labels to clips", "probabilities"):  # fmt: skip
         assert text in html
     verdicts = re.findall(r'<article class="\w+" data-verdict="(\w+)"', html)
     assert verdicts.count("right") == round(16 * share) + sum(best)

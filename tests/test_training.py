@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pycm.matchers import Training  # noqa: E402
-from pycm.matchers.checkpoint import Checkpoint
+from pycm.matchers.checkpoint import Checkpoint  # noqa: E402
 from pycm.matchers.training import Validation, train  # noqa: E402
 
 OPTIONS = Training(epochs=6, lr=1e-2, batch_size=8, patience=None)

@@ -86,7 +86,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
         found = measured.results.found
         results = measured.results
         title = f"{system.name}: {len(results.left):,} {system.left.many}, {len(results.right):,} {system.right.many}"
-        print_recalls(console, title, measured.recalls)
+        print_recalls(console, title, measured)
         for item, reason in found.errors:
             console.print(Text(f"left out: {shown(item)}: {reason}", style="yellow"), soft_wrap=True)
         if seen:
@@ -190,7 +190,8 @@ def _report(
         stats=stats(results),
         notes=[*([_SEEN] if seen else []), *(f"Left out: {shown(name)} ({reason})." for name, reason in found.errors)],
         recalls=measured.recalls,
-        recall_note="Behind each figure is its 95 % bootstrap interval over the queries; the tick in a bar is chance.",
+        recall_note="Behind each figure is its 95 % bootstrap interval over the queries; the tick in a bar is chance. "
+        + measured.note,
         figures=_figures(matcher, measured, scores, columns, streams),
         facts=facts(matcher, system, counts, found.seconds, loading, backend_info()),
         score_name=score_name(found.metric, code_bits(matcher)),

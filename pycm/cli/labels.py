@@ -17,6 +17,7 @@ from ..report import HeatMap, heat_map
 from .embedding import readable
 from .systems import Found
 
+_NAMED = 12  # labels that a caption has room for
 Floats = npt.NDArray[np.float32]
 
 
@@ -56,8 +57,19 @@ def confusion(names: Sequence[str], own: Sequence[int], probabilities: Floats) -
     counts = np.zeros((len(names), len(names)))
     np.add.at(counts, (np.asarray(own), probabilities.argmax(1)), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = heat_map("What is taken for what", shares, names, names, row_axis="true label", column_axis="told label")
-    return replace(figure, caption="Each row is a label: the shares of its clips that were told each label.")
+    title = "What is taken for what"
+    figure = heat_map(title, shares, names, names, row_axis="true label", column_axis="told label", span=(0.0, 1.0))
+    caption = "Each row is a label: the shares of its clips that were told each label."
+    if len(names) <= _NAMED:
+        caption += f" In order: {', '.join(names)}."
+    return replace(figure, caption=caption)
+
+
+def commonest(own: Sequence[int], names: Sequence[str]) -> str:
+    """What the accuracy is to be compared with."""
+    counts = np.bincount(own, minlength=len(names))
+    label, share = names[int(counts.argmax())], counts.max() / len(own)
+    return f"Always telling the commonest label, {label!r}, is right for {share:.1%}."
 
 
 def _best(scores: Floats, k: int) -> Matches:

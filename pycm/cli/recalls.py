@@ -18,7 +18,7 @@ from ..evaluate import Interval, RetrievalMetrics, retrieval_metrics
 from ..report import Recall, recall
 from .errors import CommandError
 from .inputs import common_folder
-from .labels import told_labels
+from .labels import commonest, told_labels
 from .output import shown
 from .pairs import Pairs
 from .results import Results
@@ -38,6 +38,7 @@ class Measured:
         recalls: the same with intervals; of a text's direction the texts of one item are drawn together.
         owner: for each right item the row of the left one; None with labels.
         probabilities: [left, right] of a classifier of labels.
+        note: what the figures are to be compared with.
     """
 
     pairs: Pairs
@@ -46,6 +47,7 @@ class Measured:
     recalls: tuple[Recall, Recall]
     owner: npt.NDArray[np.int64] | None
     probabilities: npt.NDArray[np.float32] | None = None
+    note: str = ""
 
     def columns(self, count: int) -> npt.NDArray[np.int64]:
         """The right items that the first `count` left ones are shown with: their own, or all labels."""
@@ -94,6 +96,7 @@ def _measure_labels(matcher: Any, pairs: Pairs, ks: Sequence[int], skip: bool) -
     labels = [str(label) for label in matcher.labels_]
     if unknown := sorted({*pairs.labels} - {*labels}):
         raise CommandError(f"label {unknown[0]!r} is none of the matcher's: {', '.join(labels)}")
+    ks = [k for k in ks if k < len(labels)] or [1]  # beyond, every label is found
     keep = min(_KEEP, len(labels)), min(_KEEP, len(pairs))
     found, probabilities = told_labels(matcher, pairs.left, keep, skip=skip)
     pairs = pairs.take([int(row) for row in found.kept[0]])
@@ -110,7 +113,7 @@ def _measure_labels(matcher: Any, pairs: Pairs, ks: Sequence[int], skip: bool) -
         recall(_title(system.right, system.left), metrics[1], len(pairs), one_positive=False),
     )
     results = Results(system, found, _shown(pairs.left), labels, own=own)
-    return Measured(pairs, results, metrics, recalls, None, probabilities)
+    return Measured(pairs, results, metrics, recalls, None, probabilities, commonest(own, labels))
 
 
 def _title(queries: Kind, gallery: Kind) -> str:
@@ -137,10 +140,11 @@ def _names(pairs: Pairs, row: int) -> set[str]:
     return {str(pairs.left[row]), *([str(pairs.clips[row])] if pairs.clips else [])}
 
 
-def print_recalls(console: Console, title: str, recalls: Sequence[Recall]) -> None:
+def print_recalls(console: Console, title: str, measured: Measured) -> None:
     """A table of figures with their intervals, one column a direction."""
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
+    recalls = measured.recalls
     for column in recalls:
         table.add_column(f"{column.title}\n{column.queries:,} among {column.gallery:,}")
     for name in dict.fromkeys(name for column in recalls for name in column.shares):
@@ -149,6 +153,8 @@ def print_recalls(console: Console, title: str, recalls: Sequence[Recall]) -> No
         table.add_row(name, *(_cell(column.ranks[name], 1) for column in recalls))
     console.print(table)
     console.print("Behind each figure its 95 % bootstrap interval over the queries.", style="dim")
+    if measured.note:
+        console.print(Text(measured.note))
 
 
 def _cell(interval: Interval | None, unit: float) -> Text:

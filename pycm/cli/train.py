@@ -221,7 +221,7 @@ def _tell(console: Console, options: TrainOptions, trained: Pairs, held_out: Pai
     pairs = trained if held_out is None else held_out
     measured = measure(matcher, pairs, ks=(1, 5, 10), skip=options.skip_unreadable)
     what = f"{len(pairs):,} {pairs.system.left.many} held out" if held_out else "the pairs it was trained on"
-    print_recalls(console, f"{pairs.system.name}: {what}", measured.recalls)
+    print_recalls(console, f"{pairs.system.name}: {what}", measured)
     _tell_left_out(console, [error for error in measured.results.found.errors if error not in matcher.errors_])
 
 

@@ -72,16 +72,17 @@ def heat_map(
     row_axis: str,
     column_axis: str,
     distance: bool = False,
+    span: tuple[float, float] | None = None,
     limit: int = 256,
 ) -> HeatMap:
     """Scores ``[N, M]`` as a picture of at most `limit` by `limit` cells; larger ones are averaged over blocks.
 
     The strongest cells are the best pairs, be they the highest scores or the smallest distances. The scale ends at
-    the 0.5th and 99.5th percentile, so that one outlier leaves the rest its contrast.
+    `span`, or at the 0.5th and 99.5th percentile, so that one outlier leaves the rest its contrast.
     """
     n, m = scores.shape
     cells = _block_means(_block_means(np.asarray(scores, np.float64), limit).T, limit).T
-    low, high = (float(v) for v in np.percentile(cells, [0.5, 99.5]))
+    low, high = span or (float(v) for v in np.percentile(cells, [0.5, 99.5]))
     depth = np.clip((cells - low) / (high - low or 1.0), 0, 1)
     pixels = np.empty((*cells.shape, 4), np.uint8)
     pixels[..., :3] = _INK
