@@ -273,3 +273,16 @@ def test_a_device_is_that_of_the_encoders(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert call("search", photos / "g", "--text", "red", "--device", "cuda:1") == 2
     assert "--device cuda:1: torch finds no CUDA device" in error(capsys)
+
+
+def test_a_model_with_two_sides_encodes_both(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def made(*specs: Any, device: Any = None) -> Any:
+        seen.append(specs)
+        return Cells(), Tokens()
+
+    monkeypatch.setattr("pycm.matchers.features.get_encoders", made)
+    assert train(photos, "--encoder", "clip:one") == 0
+    assert train(photos, "--encoder", "clip:one", "--text-encoder", "minilm") == 0
+    assert seen == [("clip:one", "clip:one"), ("clip:one", "minilm")]

@@ -163,7 +163,7 @@ def _plan(options: MatchOptions) -> _Plan:
             check_spec(option, spec)
     image_spec = options.encoder or DEFAULT_SPECS[0]
     two_sided = image_spec.startswith(_TWO_SIDED)
-    text_spec = options.text_encoder or (image_spec if two_sided else DEFAULT_SPECS[1])
+    text_spec = options.text_encoder or default_text_spec(image_spec)
     saved = options.space is not None and _is_matcher(options.space)
     if options.space is None and not two_sided and (image_spec, text_spec) != DEFAULT_SPECS:
         raise CommandError(
@@ -195,6 +195,11 @@ def _matcher(options: MatchOptions, plan: _Plan, cache: FeatureCache | Literal[F
             return ImageTextMatcher.default(cache, metric=metric, device=options.device)
     space = None if folder is None else load_space(folder)
     return ImageTextMatcher(plan.image_spec, plan.text_spec, space, metric, cache=cache, device=options.device)
+
+
+def default_text_spec(image_spec: str) -> str:
+    """The other side of an image encoder that has two, or the default text encoder."""
+    return image_spec if image_spec.startswith(_TWO_SIDED) else DEFAULT_SPECS[1]
 
 
 def check_spec(option: str, spec: str) -> None:

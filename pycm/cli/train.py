@@ -19,7 +19,7 @@ from .caching import check_cache_options
 from .embedding import check_device, run_cache, write_index
 from .errors import CommandError, StoppedError
 from .inputs import read_clips, read_images, read_texts
-from .match import check_spec
+from .match import check_spec, default_text_spec
 from .output import check_folder, shown
 from .pairs import PairOptions, Pairs, read_pairs
 from .recalls import measure, print_recalls, without
@@ -191,8 +191,9 @@ def _matcher(given: Mapping[str, Any], system: System, cache: Any, device: str |
         space = spaces[own.pop("space", "ridge")]()
         if "bits" in own:
             space, own["metric"] = ITQ(space, own.pop("bits")), "dot"
-        specs = own.pop("image_encoder", DEFAULT_SPECS[0]), own.pop("text_encoder", DEFAULT_SPECS[1])
-        return matchers.ImageTextMatcher(*specs, space, cache=cache, device=device, **own)
+        spec = own.pop("image_encoder", DEFAULT_SPECS[0])
+        text_spec = own.pop("text_encoder", default_text_spec(spec))
+        return matchers.ImageTextMatcher(spec, text_spec, space, cache=cache, device=device, **own)
     if "space" in own:
         own["space"] = spaces[own["space"]]()
     if "streams" in own:
