@@ -37,6 +37,13 @@ class Standardize(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(still, 0.0, 1 / torch.where(still, 1.0, std)))
 
+    def loosen(self) -> None:
+        """For features of an encoder that is trained: what hardly varies now may vary then, so that no feature counts
+        as nothing, and none is enlarged to more than ten times what all have in the mean."""
+        std = torch.where(self.scale > 0, 1 / self.scale, 0.0)
+        floor = 0.1 * std.square().mean().sqrt()
+        self.scale.copy_(1 / torch.where(floor > 0, torch.maximum(std, floor), 1.0))
+
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) * self.scale
 
@@ -135,7 +142,7 @@ class SequenceTower(nn.Module):
     def fit_scales(self, features: Streams) -> None:
         """Standardise by the steps that are there."""
         for name, stream in zip(self.names, self.streams, strict=True):
-            steps = features.parts[name]
+            steps = features.steps(name)
             if not bool(steps.present.any()):
                 raise ValueError(
                     f"stream {name!r} is in none of the {len(steps)} training clips; leave it out of streams"
@@ -144,7 +151,7 @@ class SequenceTower(nn.Module):
 
     def pooled(self, features: Streams, **state: Tensor | None) -> Tensor:
         """The pooled streams side by side; `state` as `StreamPool.forward` takes it."""
-        pooled = [stream(features.parts[name], **state) for name, stream in zip(self.names, self.streams, strict=True)]
+        pooled = [stream(features.steps(name), **state) for name, stream in zip(self.names, self.streams, strict=True)]
         return torch.cat(pooled, 1)
 
     def forward(self, features: Streams, **state: Tensor | None) -> Tensor:
