@@ -163,6 +163,7 @@ class ImageVideoMatcher(TrainedMatcher):
         check_unlabelled(function, unlabelled, threshold)
         with self._fitting(function, fine_tune, options, target_clips=target_clips, unlabelled=unlabelled):
             first, second = self._pairs(function, images, clips, on_error)
+            self.errors_ = [*first.errors, *second.errors]
             held: Any = validation
             if isinstance(validation, tuple):
                 theirs = self._pairs(function, validation[0], validation[1], on_error)
