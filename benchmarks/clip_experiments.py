@@ -67,14 +67,17 @@ class Emoji:
         )
         return clips, pictures
 
-    def best(self, make: Callable[[str], Any], items: Any, others: Any) -> Any:
-        """The matcher of the loss, learning rate and epochs of best mean reciprocal rank by inner folds, fitted."""
+    def best(self, make: Callable[[str, Ridge], Any], starts: Sequence[Ridge], items: Any, others: Any) -> Any:
+        """A fitted matcher: of best mean reciprocal rank by inner folds is first the linear start, then, from there,
+        the loss, learning rate and number of epochs."""
+        begun = [make(LOSSES[0], start).fit(items, others, **{**INNER, "epochs": 0}) for start in starts]
+        start = max(begun, key=lambda matcher: matcher.history_[0]["mrr"]).space
         found = []
         for loss, rate in product(LOSSES, RATES):
-            matcher = make(loss).fit(items, others, lr=rate, **INNER)
+            matcher = make(loss, start).fit(items, others, lr=rate, **INNER)
             ranks = [record["mrr"] for record in matcher.history_]
             epochs = int(np.argmax(ranks))
-            found.append((ranks[epochs], f"{loss}, {rate:g}, {epochs} epochs", matcher))
+            found.append((ranks[epochs], f"{loss} {rate:g} {epochs} epochs", matcher))
         _, choice, matcher = max(found, key=lambda one: one[0])
         self.chosen.append(choice)
         return matcher
@@ -186,11 +189,10 @@ def text(data: Path, cache: str) -> Any:
     def network(learn: Rows, held: Rows) -> Scores:
         names = emoji.names_without(held)[0]
 
-        def make(loss: str) -> VideoTextMatcher:
-            space = Ridge(kernel="rbf")
+        def make(loss: str, space: Ridge) -> VideoTextMatcher:
             return VideoTextMatcher(STREAMS, encoder, space=space, loss=loss, hidden=128, cache=emoji.cache, **QUIET)
 
-        matcher = emoji.best(make, every.take(learn), [names[i] for i in learn])
+        matcher = emoji.best(make, (Ridge(), Ridge(kernel="rbf")), every.take(learn), [names[i] for i in learn])
         return np.asarray(matcher.scores(every.take(own), emoji.captions))
 
     kept = {name: Kept(emoji, system) for name, system in (("network", network), ("pictures", ridge("rbf", True)))}
@@ -279,11 +281,11 @@ def image(data: Path, cache: str) -> Any:
         )
 
     def network(learn: Rows, held: Rows) -> Scores:
-        def make(loss: str) -> ImageVideoMatcher:
-            options: dict[str, Any] = {"head": "ranking", "space": Ridge(toward="identity"), "hidden": 128}
+        def make(loss: str, space: Ridge) -> ImageVideoMatcher:
+            options: dict[str, Any] = {"head": "ranking", "space": space, "hidden": 128}
             return ImageVideoMatcher(streams=STREAMS, loss=loss, cache=emoji.cache, **options, **QUIET)  # type: ignore[arg-type]
 
-        matcher = emoji.best(make, [paths[i] for i in learn], features.take(learn))
+        matcher = emoji.best(make, (Ridge(), Ridge(toward="identity")), [paths[i] for i in learn], features.take(learn))
         return np.asarray(matcher.scores(paths, features)).T
 
     linear = ridge("zero")
@@ -377,7 +379,7 @@ def sound(data: Path, cache: str) -> Any:
             if system == "speech":
                 chosen.append(f"{speaker} {way}")
             matchers = [spoken.fitted(system, (speaker,), *VOICES[way], seed=seed) for seed in range(SEEDS)]
-            accuracies.append(spoken.accuracy(system, matchers, speaker))
+            accuracies.append(spoken.accuracy(system, matchers, speaker, VOICES[way][0]))
             row = {"task": f"speaker {speaker}", "system": system, "accuracy": accuracies[-1], "chance": 0.1}
             print(row, way, flush=True)
             rows.append(row)
@@ -418,11 +420,13 @@ class Spoken:
         every = ClipFeatures.joined([part.take(learn) for part in parts])
         return matcher.fit(every, names, validation=None, epochs=epochs, lr=4e-3, batch_size=32)
 
-    def accuracy(self, system: str, matchers: Sequence[VideoTextMatcher], speaker: str) -> float:
-        """The share of a speaker's clips, as recorded, that the mean of the matchers' probabilities tells right."""
+    def accuracy(
+        self, system: str, matchers: Sequence[VideoTextMatcher], speaker: str, warps: Sequence[float]
+    ) -> float:
+        """The share of a speaker's clips that is told right, by the mean probabilities of matchers and voices."""
         test = np.flatnonzero((self.speakers == speaker) & self.plain)
-        features = (self.heard[1.0] if system == "speech" else self.seen).take(test)
-        said = np.mean([matcher.predict_proba(features) for matcher in matchers], axis=0).argmax(axis=1)
+        parts = [(self.heard[warp] if system == "speech" else self.seen).take(test) for warp in warps]
+        said = sum(matcher.predict_proba(part) for matcher in matchers for part in parts).argmax(axis=1)
         return float(np.mean([matchers[0].labels_[k] == self.captions[i] for k, i in zip(said, test, strict=True)]))
 
     def inner(self, warps: Sequence[float], epochs: int) -> Scores:
@@ -434,7 +438,7 @@ class Spoken:
         for i, j in combinations(range(len(self.everyone)), 2):
             matcher = self.fitted("speech", (self.everyone[i], self.everyone[j]), warps, epochs)
             for own, other in ((i, j), (j, i)):
-                out[own, other] = self.accuracy("speech", [matcher], self.everyone[other])
+                out[own, other] = self.accuracy("speech", [matcher], self.everyone[other], warps)
         return out
 
 
