@@ -233,10 +233,8 @@ def streams(data: Path, cache: str) -> Any:
 
         def scores(learn: Rows, held: Rows) -> Scores:
             matcher = VideoTextMatcher(text_encoder=encoder, loss="info_nce", cache=emoji.cache, **QUIET, **arguments)
-            names = emoji.names_without(held)[0]
-            matcher.fit(
-                every.take(learn), [names[i] for i in learn], validation=None, epochs=25, lr=2e-3, batch_size=64
-            )
+            names = [emoji.names[i] for i in learn]
+            matcher.fit(every.take(learn), names, validation=None, epochs=25, lr=2e-3, batch_size=64)
             return matcher.scores(every, emoji.captions)
 
         return scores

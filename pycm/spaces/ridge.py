@@ -171,8 +171,8 @@ class Ridge(BaseSpace):
         if not self.center:
             return rows
         mine, theirs = self._arrays, other._arrays
-        moved: Float64 = rows / mine.get("text_scale", 1.0) + mine["text_mean"] - theirs["text_mean"]
-        return (moved * theirs.get("text_scale", 1.0)).astype(np.float32)
+        texts = rows.astype(np.float64) / mine.get("text_scale", 1.0) + mine["text_mean"]
+        return np.asarray((texts - theirs["text_mean"]) * theirs.get("text_scale", 1.0), dtype=np.float32)
 
 
 def _scale(rows: Float64, share: Float64) -> Float64:
