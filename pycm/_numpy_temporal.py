@@ -42,6 +42,7 @@ class _NumPy:
             None if states is None else states[:steps],
             h_n,
             c_n,
+            None,
         )
         return pooled, states, h_n, c_n
 

@@ -14,6 +14,8 @@ Pool: TypeAlias = Literal["last", "first", "mean", "max", "attention", "gpo", "m
 Combine: TypeAlias = Literal["concat", "average", "sum"]
 
 GATES = {"lstm": 4, "gru": 3}
+# Numbers of a unit and a step that the backward pass needs: i f g o c, n r z and the state's share of n.
+RESERVE = {"lstm": 5, "gru": 4}
 CELLS: tuple[Cell, ...] = get_args(Cell)
 POOLS: tuple[Pool, ...] = get_args(Pool)
 COMBINES: tuple[Combine, ...] = get_args(Combine)

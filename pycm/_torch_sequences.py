@@ -26,9 +26,10 @@ class _Torch:
     def cell(self, direction: Direction) -> tuple[Any, Any, Any, Any]:
         x, cu_seqlens, weights, cell, reverse, pool, *others = direction
         trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights, *others))
-        return torch.ops.pycm.temporal_pool(  # type: ignore[no-any-return]
-            x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained
+        results = torch.ops.pycm.temporal_pool(
+            x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained, trained
         )
+        return cast(tuple[Any, Any, Any, Any], results[:4])
 
     def pool(self, x: Any, cu_seqlens: Any, pool: str, pool_weights: Any) -> Any:
         return torch.ops.pycm.pool_states(x, cu_seqlens, pool_weights, pool)

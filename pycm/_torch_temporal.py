@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pycm import _C, _torch_temporal_cuda
 from pycm import _torch_temporal_plain as plain
-from pycm._temporal_layers import GATES, width
+from pycm._temporal_layers import GATES, RESERVE, width
 from pycm._torch_arguments import _check_tangents
 from pycm._torch_gradients import full_precision
 
@@ -29,15 +29,17 @@ _CELL = (
 )
 _CHOICES = "str cell, str pool, bool reverse"
 # Pooled [B, W·P] (empty for the pool "none"), states [≥ S, P] (empty unless kept), h_n [B, P], c_n [B, H] (empty for a
-# GRU), all in the working dtype.
+# GRU), reserve [≥ S, R, H] (empty unless kept, and on CUDA), in the working dtype. A gradient needs states and reserve.
 torch.library.define(
-    "pycm::temporal_pool", f"({_CELL}{_CHOICES}, bool keep_states) -> (Tensor, Tensor, Tensor, Tensor)"
+    "pycm::temporal_pool",
+    f"({_CELL}{_CHOICES}, bool keep_states, bool keep_reserve) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 # The gradients of the tensors before, but of cu_seqlens, in the working dtype; empty where not needed.
 torch.library.define(
     "pycm::temporal_pool_backward",
-    f"({_CELL}Tensor states, Tensor? grad_pooled, Tensor? grad_states, Tensor? grad_h_n, Tensor? grad_c_n, "
-    f"{_CHOICES}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_CELL}Tensor states, Tensor reserve, Tensor? grad_pooled, Tensor? grad_states, Tensor? grad_h_n, "
+    f"Tensor? grad_c_n, {_CHOICES}, bool[] needs) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define("pycm::pool_states", "(Tensor x, Tensor cu_seqlens, Tensor? pool_weights, str pool) -> Tensor")
 torch.library.define(
@@ -131,12 +133,13 @@ def _dense(tensor: Optional) -> Optional:
 
 
 @torch.library.impl("pycm::temporal_pool", "CPU")
-def _temporal_pool_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, cu_seqlens, *weights, pool_weights, h0, c0, cell, pool, reverse, keep_states = args
-    weight_ih, weight_hh, _, _, weight_hr = weights
+def _temporal_pool_cpu(*args: Any) -> tuple[Tensor, ...]:
+    x, cu_seqlens, *weights, pool_weights, h0, c0, cell, pool, reverse, keep_states, keep_reserve = args
+    weight_ih, weight_hh, *_ = weights
     _check_tangents("temporal_pool", x=x, weight_ih=weight_ih, weight_hh=weight_hh)
     packed = _pack(cell, weights)
-    pooled, states, h_n, c_n = _results(x, cu_seqlens, weight_hh, weight_hr, cell, pool, keep_states)
+    results = _results(x, cu_seqlens, weight_hh, cell, pool, keep_states, keep_reserve)
+    pooled, states, h_n, c_n, reserve = results
     steps = int(cu_seqlens[-1])
     _C.temporal_pool(
         packed,
@@ -151,9 +154,10 @@ def _temporal_pool_cpu(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         states[:steps] if keep_states else None,
         h_n,
         c_n if cell == "lstm" else None,
+        reserve[:steps] if keep_reserve else None,
         torch.get_num_threads(),
     )
-    return pooled, states, h_n, c_n
+    return results
 
 
 def _coefficients(pool_weights: Optional, pool: str, steps: int) -> Optional:
@@ -162,27 +166,31 @@ def _coefficients(pool_weights: Optional, pool: str, steps: int) -> Optional:
 
 
 def _results(
-    x: Tensor, cu_seqlens: Tensor, weight_hh: Tensor, weight_hr: Optional, cell: str, pool: str, keep_states: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, (rows, state) = cu_seqlens.shape[0] - 1, weight_hh.shape
+    x: Tensor, cu_seqlens: Tensor, weight_hh: Tensor, cell: str, pool: str, keep_states: bool, keep_reserve: bool
+) -> tuple[Tensor, ...]:
+    batch, hidden, state = cu_seqlens.shape[0] - 1, weight_hh.shape[0] // GATES[cell], weight_hh.shape[1]
     most = x.shape[0] if x.ndim == 2 else x.shape[0] * x.shape[1]
     shapes = (
         (0,) if pool == "none" else (batch, width(pool) * state),
         (most if keep_states else 0, state),
         (batch, state),
-        (batch, rows // GATES[cell]) if cell == "lstm" else (0,),
+        (batch, hidden) if cell == "lstm" else (0,),
+        (most if keep_reserve else 0, RESERVE[cell], hidden),
     )
-    pooled, states, h_n, c_n = (x.new_empty(shape, dtype=work_dtype(x.dtype)) for shape in shapes)
-    return pooled, states, h_n, c_n
+    return tuple(x.new_empty(shape, dtype=work_dtype(x.dtype)) for shape in shapes)
 
 
 @torch.library.impl("pycm::temporal_pool_backward", "CPU")
 def _temporal_pool_backward_cpu(*args: Any) -> tuple[Tensor, ...]:
-    x, cu_seqlens, *weights, pool_weights, h0, c0, states = args[:11]
-    *incoming, cell, pool, reverse, needs = args[11:]
+    x, cu_seqlens, *weights, pool_weights, h0, c0, states, reserve = args[:12]
+    *incoming, cell, pool, reverse, needs = args[12:]
     steps = int(cu_seqlens[-1])
     inputs = (x, *weights, h0, c0, pool_weights)
-    grads = tuple(_grad_like(tensor, x.dtype, need) for tensor, need in zip(inputs, needs, strict=True))
+    # Of x and of gpo's coefficients the kernels write the valid steps alone.
+    partly = (True, *(False,) * 7, True)
+    grads = tuple(
+        _grad_like(tensor, x.dtype, need, zeros) for tensor, need, zeros in zip(inputs, needs, partly, strict=True)
+    )
     wanted: list[Optional] = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
     if needs[0] and x.ndim == 2:
         wanted[0] = grads[0][:steps]
@@ -192,21 +200,22 @@ def _temporal_pool_backward_cpu(*args: Any) -> tuple[Tensor, ...]:
         incoming[1] = incoming[1][:steps]
     arguments: list[Any] = [
         *(cell, _strided(x, cu_seqlens), cu_seqlens.contiguous(), *map(_dense, weights), reverse, pool),
-        *(_coefficients(pool_weights, pool, steps), _dense(h0), _dense(c0), states[:steps]),
+        *(_coefficients(pool_weights, pool, steps), _dense(h0), _dense(c0)),
+        *map(_dense, (states[:steps], reserve[:steps])),
         *map(_dense, incoming),
         *wanted,
         torch.get_num_threads(),
-        _pack(cell, weights),
     ]
     _C.temporal_pool_backward(*arguments)
     return grads
 
 
-def _grad_like(tensor: Optional, dtype: torch.dtype, need: bool) -> Tensor:
-    """Zeros, since the kernels write the valid steps alone; a tensor without values for what nobody needs."""
+def _grad_like(tensor: Optional, dtype: torch.dtype, need: bool, zeros: bool = True) -> Tensor:
+    """Zeros or not yet written; a tensor without values for what nobody needs."""
+    kind: dict[str, Any] = {"dtype": work_dtype(dtype), "device": None if tensor is None else tensor.device}
     if tensor is None or not need:
-        return torch.empty(0, dtype=work_dtype(dtype), device=None if tensor is None else tensor.device)
-    return torch.zeros(tensor.shape, dtype=work_dtype(dtype), device=tensor.device)
+        return torch.empty(0, **kind)
+    return torch.zeros(tensor.shape, **kind) if zeros else torch.empty(tensor.shape, **kind)
 
 
 @torch.library.impl("pycm::pool_states", "CPU")
@@ -247,8 +256,9 @@ for _op in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_stat
 
 @torch.library.register_fake("pycm::temporal_pool")  # type: ignore[untyped-decorator]
 def _temporal_pool_fake(*args: Any) -> tuple[Tensor, ...]:
-    x, cu_seqlens, _, weight_hh, _, _, weight_hr, *_, cell, pool, _, keep_states = args
-    return _results(x, cu_seqlens, weight_hh, weight_hr, cell, pool, keep_states)
+    x, cu_seqlens, _, weight_hh, *_, cell, pool, _, keep_states, keep_reserve = args
+    keep_reserve = keep_reserve and x.device.type != "cuda"  # there the backward pass computes the gates again
+    return _results(x, cu_seqlens, weight_hh, cell, pool, keep_states, keep_reserve)
 
 
 @torch.library.register_fake("pycm::temporal_pool_backward")  # type: ignore[untyped-decorator]
@@ -274,28 +284,30 @@ def _pool_states_backward_fake(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, cell, pool, reverse, keep_states = inputs
-    if not keep_states:
-        raise ValueError("temporal_pool: keep_states must be true where a gradient is wanted")
+    *tensors, cell, pool, reverse, keep_states, keep_reserve = inputs
+    if not (keep_states and keep_reserve):
+        raise ValueError("temporal_pool: keep_states and keep_reserve must be true where a gradient is wanted")
     ctx.set_materialize_grads(False)
     ctx.choices = cell, pool, reverse
-    ctx.mark_non_differentiable(*(output[i] for i, absent in ((0, pool == "none"), (3, cell == "gru")) if absent))
-    ctx.save_for_backward(*tensors, output[1])
+    absent = (pool == "none", False, False, cell == "gru", True)
+    ctx.mark_non_differentiable(*(out for out, none in zip(output, absent, strict=True) if none))
+    ctx.save_for_backward(*tensors, output[1], output[4])
 
 
 def _backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-    *tensors, states = ctx.saved_tensors
+    *tensors, states, reserve = ctx.saved_tensors
+    grads = grads[:4]  # none of the reserve
     needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5, 6, 8, 9, 7)]
     if torch.is_grad_enabled():  # of a gradient that is itself to be differentiated
         found: Sequence[Optional] = _differentiable(plain.temporal_pool, (*tensors, *ctx.choices), needs_of(ctx), grads)
-        return *found, *(None,) * 4
+        return *found, *(None,) * 5
     with full_precision(states):
-        gradients = torch.ops.pycm.temporal_pool_backward(*tensors, states, *grads, *ctx.choices, needs)
+        gradients = torch.ops.pycm.temporal_pool_backward(*tensors, states, reserve, *grads, *ctx.choices, needs)
     cast_to = (tensors[i] for i in (0, 2, 3, 4, 5, 6, 8, 9, 7))
     x, *weights, h0, c0, pool_weights = (
         grad.to(tensor.dtype) if need else None for grad, tensor, need in zip(gradients, cast_to, needs, strict=True)
     )
-    return x, None, *weights, pool_weights, h0, c0, *(None,) * 4
+    return x, None, *weights, pool_weights, h0, c0, *(None,) * 5
 
 
 def needs_of(ctx: Any) -> list[bool]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pycm import _torch_cuda
-from pycm._temporal_layers import GATES, width
+from pycm._temporal_layers import GATES, RESERVE, width
 from pycm._torch_arguments import _check_devices, _check_tangents, _plain, _score_dtype
 
 Optional = Tensor | None
@@ -93,8 +93,12 @@ def temporal_pool(
     pool: str,
     reverse: bool,
     keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator of the same name; attention and gpo are pooled from the states, by a second kernel."""
+    keep_reserve: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator of the same name; attention and gpo are pooled from the states, by a second kernel.
+
+    The reserve is always empty: the backward pass computes the gates again.
+    """
     _check_devices("temporal_pool", x=x, cu_seqlens=cu_seqlens, weight_ih=weight_ih, weight_hh=weight_hh)
     _check_tangents("temporal_pool", x=x, weight_ih=weight_ih, weight_hh=weight_hh)
     work, batch, state = _score_dtype(weight_hh.dtype), cu_seqlens.shape[0] - 1, weight_hh.shape[1]
@@ -109,8 +113,9 @@ def temporal_pool(
         pooled = new(0) if pool == "none" else new(batch, width(pool) * state)
         states = new(steps.x.shape[0] if keep_states or not streams else 0, state)
         h_n, c_n = new(batch, state), new(batch, hidden) if cell == "lstm" else new(0)
+        reserve = new(0, RESERVE[cell], hidden)
         if batch == 0:
-            return pooled, states, h_n, c_n
+            return pooled, states, h_n, c_n, reserve
         bias, hidden_bias = _biases(cell, bias_ih, bias_hh, hidden)
         arguments = (
             *(cell, _dense(weight_hh), _dense(weight_hr), steps.cu_seqlens, steps.order, steps.padded_steps, reverse),
@@ -121,7 +126,7 @@ def temporal_pool(
         _call("temporal_recurrence", x, *arguments)
         if not streams:
             _call("pool_states", x, states, steps.cu_seqlens, pool, _dense(pool_weights), pooled)
-    return pooled, states if keep_states else new(0, state), h_n, c_n
+    return pooled, states if keep_states else new(0, state), h_n, c_n, reserve
 
 
 def _call(name: str, like: Tensor, *arguments: Any) -> None:
@@ -142,6 +147,7 @@ def temporal_pool_backward(
     h0: Optional,
     c0: Optional,
     states: Tensor,
+    reserve: Tensor,
     grad_pooled: Optional,
     grad_states: Optional,
     grad_h_n: Optional,

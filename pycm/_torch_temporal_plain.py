@@ -50,7 +50,7 @@ def temporal_pool(
     pool: str,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `torch.ops.pycm.temporal_pool` gives, states included."""
+    """What `torch.ops.pycm.temporal_pool` gives, states included; without a reserve."""
     grid = _grid(cu_seqlens, reverse)
     work = torch.float64 if weight_ih.dtype == torch.float64 else torch.float32
     weight_hh = weight_hh.to(work)

@@ -170,13 +170,13 @@ def test_pools_alone(kind: str) -> None:
     raises(ValueError, ["attention", "[4]", "[3]"], lambda: pycm.pool_states(x, 5, "attention", attention=weight))
 
 
-def test_operators_without_states_refuse_a_gradient() -> None:
+def test_operators_that_keep_nothing_refuse_a_gradient() -> None:
     weights = [torch.from_numpy(WEIGHTS[f"{kind}_l0"]).requires_grad_() for kind in ("weight_ih", "weight_hh")]
     x, starts = torch.from_numpy(X[0]), torch.tensor([0, 5])
     raises(
         ValueError,
-        ["temporal_pool", "keep_states"],
+        ["temporal_pool", "keep_reserve"],
         lambda: torch.ops.pycm.temporal_pool(
-            x, starts, *weights, None, None, None, None, None, None, "lstm", "mean", False, False
+            x, starts, *weights, None, None, None, None, None, None, "lstm", "mean", False, True, False
         ),
     )

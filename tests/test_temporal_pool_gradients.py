@@ -136,10 +136,11 @@ def test_padding_and_other_rows_have_no_part_in_gradients(cell: str) -> None:
     assert torch.equal(alone.grad[0], x.grad[1, :2])
 
 
+@pytest.mark.parametrize(("rows", "hidden"), [(70, 40), (4, 136)])  # threads own rows, or share the units
 @CELL
-def test_gradients_do_not_depend_on_threads_or_runs(cell: str) -> None:
-    lengths = np.random.default_rng(9).integers(0, 14, 70)
-    rnn = rnn_of(cell, 6, 40, bidirectional=True)
+def test_gradients_do_not_depend_on_threads_or_runs(cell: str, rows: int, hidden: int) -> None:
+    lengths = np.random.default_rng(9).integers(0, 14, rows)
+    rnn = rnn_of(cell, 6, hidden, bidirectional=True)
     x = torch.nan_to_num(frames((14, *lengths))).requires_grad_()
     before, results = torch.get_num_threads(), []
     try:

@@ -254,13 +254,13 @@ def test_transforms() -> None:
 
 
 def test_no_gradient_is_kept_where_none_is_asked() -> None:
-    """Inference keeps no states: the operator is asked for none, and inference tensors work."""
+    """Inference keeps neither states nor gates: the operator is asked for none, and inference tensors work."""
     rnn, x = rnn_of("lstm"), frames()
-    asked: list[bool] = []
+    asked: list[tuple[bool, ...]] = []
     real = torch.ops.pycm.temporal_pool
 
     def watch(*arguments: Any) -> Any:
-        asked.append(arguments[-1])
+        asked.append(arguments[-2:])
         return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -268,7 +268,7 @@ def test_no_gradient_is_kept_where_none_is_asked() -> None:
         with torch.no_grad():
             want = pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), "lstm", "mean")
         pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), "lstm", "mean")
-    assert asked == [False, True]
+    assert asked == [(False, False), (True, True)]
     with torch.inference_mode():
         weights = {name: w.clone() for name, w in rnn.named_parameters()}
         assert torch.equal(pycm.temporal_pool(x, LENGTHS, weights, "lstm", "mean"), want)

@@ -81,6 +81,15 @@ def test_each_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
     assert {len(batch) for batch in alone.batches} == {8}
 
 
+def test_the_next_batch_is_told_before_each_step() -> None:
+    told: list[tuple[int, np.ndarray]] = []
+    task = Task()
+    task.train(ahead=lambda rows: told.append((task.steps, rows)))
+    expected = [step for step in range(24) if step % 4 < 3]  # an epoch has four steps
+    assert [step for step, _ in told] == expected
+    assert all(np.array_equal(rows, task.batches[step + 1]) for step, rows in told)
+
+
 def test_torch_s_own_random_state_is_left_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()

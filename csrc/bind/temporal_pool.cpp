@@ -159,13 +159,13 @@ PoolChoice pool_choice(const char* function, nb::handle pool, const OptionalArra
 
 void temporal_pool(const TemporalCell& cell, nb::handle x, nb::handle cu_seqlens, bool reverse, nb::handle pool,
                    nb::handle pool_weights, nb::handle h0, nb::handle c0, nb::handle out, nb::handle states,
-                   nb::handle hn, nb::handle cn, int num_threads) {
+                   nb::handle hn, nb::handle cn, nb::handle reserve, int num_threads) {
   constexpr const char* kName = "temporal_pool";
   const CellWeights& shape = cell.shape();
   const SequencesArg sequences(kName, x, cu_seqlens, shape);
   const OptionalArray weights(kName, "pool_weights", pool_weights), h0_(kName, "h0", h0), c0_(kName, "c0", c0);
   const OptionalArray out_(kName, "out", out), states_(kName, "states", states), hn_(kName, "hn", hn),
-      cn_(kName, "cn", cn);
+      cn_(kName, "cn", cn), reserve_(kName, "reserve", reserve);
   const DType dtype = working_type(shape.dtype);
   const int64_t batch = sequences.sequences().batch, steps = sequences.steps();
   TemporalPoolArgs args;
@@ -181,6 +181,7 @@ void temporal_pool(const TemporalCell& cell, nb::handle x, nb::handle cu_seqlens
   args.states = states_.data(dtype, {steps, shape.state_size});
   args.hn = hn_.data(dtype, {batch, shape.state_size});
   args.cn = cn_.data(dtype, {batch, shape.hidden_size});
+  args.reserve = reserve_.data(dtype, {steps, reserve_of(shape.cell), shape.hidden_size});
   args.num_threads = threads(num_threads);
   nb::gil_scoped_release release;
   cpu::temporal_pool(*cell.packed(), args);
@@ -189,11 +190,11 @@ void temporal_pool(const TemporalCell& cell, nb::handle x, nb::handle cu_seqlens
 void temporal_pool_backward(nb::handle cell, nb::handle x, nb::handle cu_seqlens, nb::handle weight_ih,
                             nb::handle weight_hh, nb::handle bias_ih, nb::handle bias_hh, nb::handle weight_hr,
                             bool reverse, nb::handle pool, nb::handle pool_weights, nb::handle h0, nb::handle c0,
-                            nb::handle states, nb::handle grad_out, nb::handle grad_states, nb::handle grad_hn,
-                            nb::handle grad_cn, nb::handle grad_x, nb::handle grad_weight_ih, nb::handle grad_weight_hh,
-                            nb::handle grad_bias_ih, nb::handle grad_bias_hh, nb::handle grad_weight_hr,
-                            nb::handle grad_h0, nb::handle grad_c0, nb::handle grad_pool_weights, int num_threads,
-                            const TemporalCell* packed) {
+                            nb::handle states, nb::handle reserve, nb::handle grad_out, nb::handle grad_states,
+                            nb::handle grad_hn, nb::handle grad_cn, nb::handle grad_x, nb::handle grad_weight_ih,
+                            nb::handle grad_weight_hh, nb::handle grad_bias_ih, nb::handle grad_bias_hh,
+                            nb::handle grad_weight_hr, nb::handle grad_h0, nb::handle grad_c0,
+                            nb::handle grad_pool_weights, int num_threads) {
   constexpr const char* kName = "temporal_pool_backward";
   const Parameters parameters(kName, cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr);
   const CellWeights& weights = parameters.weights;
@@ -208,24 +209,18 @@ void temporal_pool_backward(nb::handle cell, nb::handle x, nb::handle cu_seqlens
     return arrays.emplace_back(kName, name, object).data(dtype, shape);
   };
   args.weights = weights;
-  if (packed != nullptr) {
-    const CellWeights& shape = packed->shape();
-    check(shape.cell == weights.cell && shape.dtype == weights.dtype && shape.input_size == weights.input_size &&
-              shape.hidden_size == weights.hidden_size && shape.state_size == weights.state_size,
-          kName, ": packed must be made of the same weights");
-    args.packed = packed->packed();
-  }
   args.x = sequences.sequences();
   args.reverse = reverse;
   const OptionalArray pool_array(kName, "pool_weights", pool_weights);
   args.pool = pool_choice(kName, pool, pool_array, dtype, steps, state);
   check(weights.cell == Cell::kLstm || (c0.is_none() && grad_cn.is_none() && grad_c0.is_none()), kName,
         ": c0, grad_cn and grad_c0 are for lstm only");
-  check(!states.is_none(), kName, ": states must be given");
+  check(!states.is_none() && !reserve.is_none(), kName, ": states and reserve must be given");
   check(grad_out.is_none() || args.pool.pool != Pool::kNone, kName, ": grad_out must be None for pool none");
   args.h0 = data("h0", h0, {batch, state});
   args.c0 = data("c0", c0, {batch, weights.hidden_size});
   args.states = data("states", states, {steps, state});
+  args.reserve = data("reserve", reserve, {steps, reserve_of(weights.cell), weights.hidden_size});
   args.grad_out = data("grad_out", grad_out, {batch, width_of(args.pool.pool) * state});
   args.grad_states = data("grad_states", grad_states, {steps, state});
   args.grad_hn = data("grad_hn", grad_hn, {batch, state});
@@ -278,31 +273,32 @@ void bind_temporal_pool(nb::module_& module) {
       .def_prop_ro("hidden_size", [](const TemporalCell& self) { return self.shape().hidden_size; })
       .def_prop_ro("state_size", [](const TemporalCell& self) { return self.shape().state_size; })
       .def_prop_ro("nbytes", [](const TemporalCell& self) { return cpu::bytes_of(*self.packed()); });
-  module.def("temporal_pool", &temporal_pool,
-             nb::sig("def temporal_pool(cell: TemporalCell, x: typing.Any, cu_seqlens: typing.Any, reverse: bool, "
-                     "pool: str, pool_weights: typing.Any, h0: typing.Any, c0: typing.Any, out: typing.Any, "
-                     "states: typing.Any, hn: typing.Any, cn: typing.Any, num_threads: int = 0) -> None"),
-             nb::arg("cell"), nb::arg("x").none(), nb::arg("cu_seqlens").none(), nb::arg("reverse"),
-             nb::arg("pool").none(), nb::arg("pool_weights").none(), nb::arg("h0").none(), nb::arg("c0").none(),
-             nb::arg("out").none(), nb::arg("states").none(), nb::arg("hn").none(), nb::arg("cn").none(),
-             nb::arg("num_threads") = 0);
+  module.def(
+      "temporal_pool", &temporal_pool,
+      nb::sig("def temporal_pool(cell: TemporalCell, x: typing.Any, cu_seqlens: typing.Any, reverse: bool, "
+              "pool: str, pool_weights: typing.Any, h0: typing.Any, c0: typing.Any, out: typing.Any, "
+              "states: typing.Any, hn: typing.Any, cn: typing.Any, reserve: typing.Any, num_threads: int = 0) -> None"),
+      nb::arg("cell"), nb::arg("x").none(), nb::arg("cu_seqlens").none(), nb::arg("reverse"), nb::arg("pool").none(),
+      nb::arg("pool_weights").none(), nb::arg("h0").none(), nb::arg("c0").none(), nb::arg("out").none(),
+      nb::arg("states").none(), nb::arg("hn").none(), nb::arg("cn").none(), nb::arg("reserve").none(),
+      nb::arg("num_threads") = 0);
   module.def(
       "temporal_pool_backward", &temporal_pool_backward,
       nb::sig("def temporal_pool_backward(cell: str, x: typing.Any, cu_seqlens: typing.Any, weight_ih: typing.Any, "
               "weight_hh: typing.Any, bias_ih: typing.Any, bias_hh: typing.Any, weight_hr: typing.Any, reverse: bool, "
               "pool: str, pool_weights: typing.Any, h0: typing.Any, c0: typing.Any, states: typing.Any, "
-              "grad_out: typing.Any, grad_states: typing.Any, grad_hn: typing.Any, grad_cn: typing.Any, "
-              "grad_x: typing.Any, grad_weight_ih: typing.Any, grad_weight_hh: typing.Any, grad_bias_ih: typing.Any, "
-              "grad_bias_hh: typing.Any, grad_weight_hr: typing.Any, grad_h0: typing.Any, grad_c0: typing.Any, "
-              "grad_pool_weights: typing.Any, num_threads: int = 0, packed: TemporalCell | None = None) -> None"),
+              "reserve: typing.Any, grad_out: typing.Any, grad_states: typing.Any, grad_hn: typing.Any, "
+              "grad_cn: typing.Any, grad_x: typing.Any, grad_weight_ih: typing.Any, grad_weight_hh: typing.Any, "
+              "grad_bias_ih: typing.Any, grad_bias_hh: typing.Any, grad_weight_hr: typing.Any, grad_h0: typing.Any, "
+              "grad_c0: typing.Any, grad_pool_weights: typing.Any, num_threads: int = 0) -> None"),
       nb::arg("cell").none(), nb::arg("x").none(), nb::arg("cu_seqlens").none(), nb::arg("weight_ih").none(),
       nb::arg("weight_hh").none(), nb::arg("bias_ih").none(), nb::arg("bias_hh").none(), nb::arg("weight_hr").none(),
       nb::arg("reverse"), nb::arg("pool").none(), nb::arg("pool_weights").none(), nb::arg("h0").none(),
-      nb::arg("c0").none(), nb::arg("states").none(), nb::arg("grad_out").none(), nb::arg("grad_states").none(),
-      nb::arg("grad_hn").none(), nb::arg("grad_cn").none(), nb::arg("grad_x").none(), nb::arg("grad_weight_ih").none(),
-      nb::arg("grad_weight_hh").none(), nb::arg("grad_bias_ih").none(), nb::arg("grad_bias_hh").none(),
-      nb::arg("grad_weight_hr").none(), nb::arg("grad_h0").none(), nb::arg("grad_c0").none(),
-      nb::arg("grad_pool_weights").none(), nb::arg("num_threads") = 0, nb::arg("packed").none() = nb::none());
+      nb::arg("c0").none(), nb::arg("states").none(), nb::arg("reserve").none(), nb::arg("grad_out").none(),
+      nb::arg("grad_states").none(), nb::arg("grad_hn").none(), nb::arg("grad_cn").none(), nb::arg("grad_x").none(),
+      nb::arg("grad_weight_ih").none(), nb::arg("grad_weight_hh").none(), nb::arg("grad_bias_ih").none(),
+      nb::arg("grad_bias_hh").none(), nb::arg("grad_weight_hr").none(), nb::arg("grad_h0").none(),
+      nb::arg("grad_c0").none(), nb::arg("grad_pool_weights").none(), nb::arg("num_threads") = 0);
 }
 
 }  // namespace pycm::bind

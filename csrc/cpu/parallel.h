@@ -70,20 +70,19 @@ class Buffer {
   ~Buffer() { std::free(block_); }
 
   // The contents are lost when it grows.
-  void reserve(int64_t count) {
+  void reserve(int64_t count, size_t alignment = 64) {
     if (count <= size_) return;
     std::free(block_);
     size_ = 0;
-    block_ = std::malloc(static_cast<size_t>(count) * sizeof(T) + kAlignment);
+    block_ = std::malloc(static_cast<size_t>(count) * sizeof(T) + alignment);
     if (block_ == nullptr) throw std::bad_alloc();
-    data_ = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(block_) + kAlignment - 1) / kAlignment * kAlignment);
+    data_ = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(block_) + alignment - 1) / alignment * alignment);
     size_ = count;
   }
   T* get() const { return data_; }
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
-  static constexpr size_t kAlignment = 64;
   void* block_ = nullptr;
   T* data_ = nullptr;
   int64_t size_ = 0;

@@ -9,7 +9,8 @@
 //
 // Work: 2 S G H (I + P) flops for S valid steps. A group streams W_hh once a step (4 G H P bytes), so it is bound by the
 // multiply-add units from about 8 rows on, below by the third-level cache. Memory: the packed weights, kChunkRows rows of
-// the input's part, and a few rows of H elements per sequence; states only where they are asked for (or gpo sorts them).
+// the input's part, and a few rows of H elements per sequence; states only where they are asked for (or gpo sorts them),
+// and the reserve of the backward pass only before one.
 // Many rows: every thread has groups of its own. Few: one group, and the threads share the unit groups of every step
 // (temporal_pool_team.h). A row's sums do not depend on its group, tile or thread.
 #include "ops/temporal_pool.h"
@@ -119,6 +120,10 @@ class Group {
   T* states(int64_t j) const {
     return static_cast<T*>(args_.states) + args_.x.cu_seqlens[rows_[static_cast<size_t>(j)]] * shape_.state_size;
   }
+  T* kept(int64_t j, int64_t t) const {
+    const int64_t step = args_.x.cu_seqlens[rows_[static_cast<size_t>(j)]] + time(j, t);
+    return static_cast<T*>(args_.reserve) + step * C::kReserve * shape_.hidden_size;
+  }
   static void allocate(Buffer<T>& buffer, int64_t count) {
     buffer.reserve(count);
     std::fill_n(buffer.get(), count, T(0));
@@ -215,6 +220,13 @@ class Group {
         cell.h_next = to + row * cell.h_next_row + g * columns_;
         if (C::kHasMemory) cell.c = c_.get() + row * units_ + g * columns_;
         cell.c_row = units_;
+        T* reserve[kMaxProductHeight];
+        if (args_.reserve != nullptr) {
+          for (int r = 0; r < tile.height; ++r) reserve[r] = kept(row + r, t) + g * columns_;
+          cell.reserve = reserve;
+          cell.reserve_part = shape_.hidden_size;
+          cell.units = shape_.hidden_size - g * columns_;
+        }
         w_.kernels.step[static_cast<int>(shape_.cell)](cell);
         for (int64_t j = row; j < row + tile.height; ++j) {
           if (!projects()) finish(j, t, g, h_next);
@@ -349,6 +361,9 @@ void temporal_pool(const PackedCell& packed, const TemporalPoolArgs& args) {
   }
   visit(packed.shape.cell, [&](auto cell) {
     using C = decltype(cell);
+    if (args.reserve != nullptr)
+      use_huge_pages(args.reserve,
+                     args.x.cu_seqlens[args.x.batch] * C::kReserve * packed.shape.hidden_size * (wide ? 8 : 4));
     if (wide) run<double, C>(packed, complete);
     else run<float, C>(packed, complete);
   });

@@ -31,16 +31,25 @@ const Bf16Kernels* bf16_kernels() {
   return nullptr;
 }
 
+constexpr int64_t kHugePage = 2 << 20;
+
+void use_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+  const int64_t begin = reinterpret_cast<intptr_t>(data);
+  const int64_t first = ceil_div(begin, kHugePage) * kHugePage, last = (begin + bytes) / kHugePage * kHugePage;
+  if (first < last)
+    madvise(reinterpret_cast<void*>(first), static_cast<size_t>(last - first), MADV_HUGEPAGE);  // a hint
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 template <class T>
 void reserve_large(Buffer<T>& buffer, int64_t count) {
-  buffer.reserve(count);
-#if defined(__linux__)
-  constexpr uintptr_t kHugePage = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(buffer.get());
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (begin + static_cast<uintptr_t>(count) * sizeof(T)) / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint
-#endif
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  if (bytes < kHugePage) return buffer.reserve(count);
+  buffer.reserve(count, kHugePage);
+  use_huge_pages(buffer.get(), bytes);
 }
 template void reserve_large<float>(Buffer<float>&, int64_t);
 template void reserve_large<double>(Buffer<double>&, int64_t);
@@ -131,9 +140,7 @@ PackedWeights<T>::PackedWeights(const CellWeights& weights, const Bf16Kernels* b
 template struct PackedWeights<float>;
 template struct PackedWeights<double>;
 
-namespace {
-
-std::shared_ptr<const PackedCell> pack(const CellWeights& weights, const Bf16Kernels* bf16, int num_threads) {
+std::shared_ptr<const PackedCell> pack_cell(const CellWeights& weights, int num_threads) {
   const DefaultFloatMode float_mode;
   auto packed = std::make_shared<PackedCell>();
   packed->shape = weights;
@@ -150,20 +157,11 @@ std::shared_ptr<const PackedCell> pack(const CellWeights& weights, const Bf16Ker
     packed->f64 = std::make_unique<PackedWeights<double>>(weights, nullptr, num_threads);
     count(*packed->f64, 8);
   } else {
-    packed->f32 = std::make_unique<PackedWeights<float>>(weights, bf16, num_threads);
+    packed->f32 = std::make_unique<PackedWeights<float>>(
+        weights, weights.dtype == DType::kBFloat16 ? bf16_kernels() : nullptr, num_threads);
     count(*packed->f32, 4);
   }
   return packed;
-}
-
-}  // namespace
-
-std::shared_ptr<const PackedCell> pack_cell(const CellWeights& weights, int num_threads) {
-  return pack(weights, weights.dtype == DType::kBFloat16 ? bf16_kernels() : nullptr, num_threads);
-}
-
-std::shared_ptr<const PackedCell> pack_widened(const CellWeights& weights, int num_threads) {
-  return pack(weights, nullptr, num_threads);
 }
 
 const CellWeights& shape_of(const PackedCell& packed) { return packed.shape; }

@@ -20,7 +20,9 @@ namespace pycm::cpu {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Room for `count` elements, on huge pages where the system has them: fresh small pages cost as much as writing them.
+// Asks for huge pages where whole ones fit: fresh small pages cost more than what is written to them.
+void use_huge_pages(void* data, int64_t bytes);
+// Room for `count` elements on such pages.
 template <class T>
 void reserve_large(Buffer<T>& buffer, int64_t count);
 
@@ -119,8 +121,5 @@ class PackedCell {
     else return *f32;
   }
 };
-
-// As pack_cell, with bf16 parameters widened to fp32 whatever the processor has.
-std::shared_ptr<const PackedCell> pack_widened(const CellWeights& weights, int num_threads);
 
 }  // namespace pycm::cpu

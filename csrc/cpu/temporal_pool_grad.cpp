@@ -1,15 +1,13 @@
-// The gradient of temporal_pool on the CPU, from the states alone.
+// The gradient of temporal_pool on the CPU, from the states and the reserve of the forward pass.
 //
-//   1. parts      all steps' pre-activations again, x W_ih + h_before W_hh as products over all (row, step) pairs  [S][kParts][units]
-//   2. c          LSTM: along each row                                                                            [S][units]
-//   3. dstates    what reaches the states from outside: grad_states, pooling                                      [S][P]
-//   4. backward   along each row from its last step: the parts become their gradients; one product with W_hh a step,
-//                 rows and threads as in the forward pass
-//   5. weights    sums over all steps, one product each (temporal_pool_grad_weights.h)
-//   6. grad_x     parts x W_ih, over all steps
+//   1. dstates    what reaches the states from outside: grad_states, pooling                         [S][P]
+//   2. parts      along each row from its last step, the gradients of the pre-activations            [S][kParts][units]
+//                 one product with W_hh a step, rows and threads as in the forward pass
+//   3. weights    sums over all steps, one product each (temporal_pool_grad_weights.h)
+//   4. grad_x     parts x W_ih, over all steps
 //
-// Work: 12 S G H I flops for I = P, half as much again as with stored gates; kept from the forward pass: S P elements. Scratch:
-// S (kParts + 2) H elements of as many whole rows as kScratch allows at a time. Deterministic: the order of every sum is given
+// Work: 8 S G H I flops for I = P, twice the forward pass's, which keeps S (P + kReserve H) elements for it. Scratch:
+// S (kParts + 3) H elements of as many whole rows as kScratch allows at a time. Deterministic: the order of every sum is given
 // by the shapes. Half precision is widened: everything here is computed in the working type.
 #include <algorithm>
 #include <vector>
@@ -26,7 +24,7 @@ constexpr int64_t kScratch = 1 << 26;  // elements of parts at a time
 constexpr int64_t kRowsPerThread = 8;
 constexpr double kShareWork = 1 << 16;
 
-// Step 4 for some rows, longest first, as Group in temporal_pool.cpp.
+// Step 2 for some rows, longest first, as Group in temporal_pool.cpp.
 template <class T, class C>
 class BackwardGroup {
  public:
@@ -45,7 +43,6 @@ class BackwardGroup {
     for (Scratch& s : scratch_) {
       s.packed.reserve(n * C::kGates * p_.units);
       s.packed_states.reserve(p_.projects() ? n * p_.shape.state_size : 0);
-      s.line.reserve(4 * p_.columns);
     }
   }
 
@@ -66,7 +63,7 @@ class BackwardGroup {
 
  private:
   struct Scratch {
-    Buffer<T> packed, packed_states, line;
+    Buffer<T> packed, packed_states;
     int64_t packed_step = -1, packed_states_step = -1;
   };
 
@@ -95,9 +92,9 @@ class BackwardGroup {
           p_.kernels.axpy(1, dh_.get() + j * p_.states + panel * p_.columns,
                           p_.dstates.get() + at(j, t) * p_.states + panel * p_.columns, p_.columns);
       });
-    member.phase(p_.w.groups, [&](int64_t g) {
+    member.phase(p_.units / p_.columns, [&](int64_t g) {
       if (p_.projects()) project(scratch, t, tiles, g);
-      for (int64_t j = 0; j < tiles.rows; ++j) back(scratch, j, t, g);
+      for (int64_t j = 0; j < tiles.rows; ++j) back(j, t, g);
     });
     if (t == 0 && p_.args.grad_h0 == nullptr) return;
     const int64_t depth = C::kGates * p_.units;
@@ -141,33 +138,27 @@ class BackwardGroup {
   }
 
   // One row's cell, for one group of units.
-  void back(Scratch& scratch, int64_t j, int64_t t, int64_t g) {
-    const int64_t s = at(j, t), earlier = p_.before[static_cast<size_t>(s)], from = g * p_.columns;
-    T* line = scratch.line.get();
+  void back(int64_t j, int64_t t, int64_t g) {
+    const int64_t s = at(j, t), from = g * p_.columns;
     CellGradRow<T> row;
+    row.units = p_.shape.hidden_size - from;
+    row.reserve = p_.reserve(s) + from;
+    row.reserve_part = p_.shape.hidden_size;
     row.parts = p_.part(s) + from;
     row.part = p_.units;
-    row.grad_h_before = line;
     if (C::kHasMemory) {
-      row.c = p_.c.get() + s * p_.units + from;
-      row.c_before =
-          earlier >= 0 ? p_.c.get() + earlier * p_.units + from
-          : p_.args.c0 == nullptr
-              ? p_.zeros.get()
-              : padded(p_.template row<const T>(p_.args.c0, rows_[static_cast<size_t>(j)], p_.shape.hidden_size), from,
-                       p_.shape.hidden_size, p_.columns, line + p_.columns);
+      const T* c_before = p_.c_before(s);
+      row.c_before = c_before == nullptr ? nullptr : c_before + from;
       row.grad_c = dc_.get() + j * p_.units + from;
     } else {
-      row.h_before = padded(p_.h_before(s), from, p_.shape.state_size, p_.columns, line + p_.columns);
-      row.grad_h_before = dh_.get() + j * p_.states + from;
+      row.h_before = p_.h_before(s) + from;
     }
     if (p_.projects()) {
       row.grad_h = dm_.get() + j * p_.units + from;
+      row.output = p_.m.get() + s * p_.units + from;
     } else {
-      T* grad_h = line + 2 * p_.columns;
-      std::copy_n(dh_.get() + j * p_.states + from, p_.columns, grad_h);
-      p_.kernels.axpy(1, p_.dstates.get() + s * p_.states + from, grad_h, p_.columns);
-      row.grad_h = grad_h;
+      row.grad_h = dh_.get() + j * p_.states + from;
+      row.grad_outside = p_.dstates.get() + s * p_.states + from;
     }
     p_.kernels.step_back[static_cast<int>(p_.shape.cell)](row);
   }
@@ -190,7 +181,7 @@ void run_backward(Problem<T, C>& p, int64_t first, int64_t last, int num_threads
   const double work = static_cast<double>(rows) * C::kGates * static_cast<double>(p.units * p.states);
   const int threads = threads_for(work, kShareWork, num_threads);
   if (rows < kRowsPerThread * threads) {
-    const int members = static_cast<int>(std::min<int64_t>(threads, p.w.groups));
+    const int members = static_cast<int>(std::min<int64_t>(threads, p.units / p.columns));
     BackwardGroup<T, C> group(p, std::move(order), members);
     parallel_for(members, members, [&](int64_t rank, int) { group.run(static_cast<int>(rank)); });
     return;
@@ -207,6 +198,7 @@ void weight_gradients(Problem<T, C>& p, bool accumulate, int num_threads) {
   const TemporalPoolGradArgs& args = p.args;
   const CellWeights& shape = p.shape;
   const int64_t h = shape.hidden_size, i = shape.input_size, n = shape.state_size;
+  const Operand<T> operand(nullptr);
   StepPanels<T> xs, hs, ms;
   xs.reserve(args.grad_weight_ih != nullptr ? p.steps : 0, i, p.columns);
   hs.reserve(args.grad_weight_hh != nullptr ? p.steps : 0, n, p.columns);
@@ -216,7 +208,7 @@ void weight_gradients(Problem<T, C>& p, bool accumulate, int num_threads) {
     Buffer<T>& row = rows[static_cast<size_t>(slot)];
     row.reserve(Operand<T>::scratch_size(i));
     for (int64_t s = first; s < first + count; ++s) {
-      if (xs.steps > 0) xs.set(s, p.w.operand.read(p.x(s), args.x.dtype, i, row.get()));
+      if (xs.steps > 0) xs.set(s, operand.read(p.x(s), args.x.dtype, i, row.get()));
       if (hs.steps > 0) hs.set(s, p.h_before(s));
       if (ms.steps > 0) ms.set(s, p.m.get() + s * p.units);
     }
@@ -310,10 +302,8 @@ void run(const TemporalPoolGradArgs& args) {
     const double work =
         static_cast<double>(p.steps) * static_cast<double>(rows * (shape.input_size + shape.state_size));
     const int threads = threads_for(work, kShareWork, args.num_threads);
-    compute_parts(p, threads);
     Buffer<T> shares(attention ? (last - first) * shape.state_size : 0);
     parallel_for(last - first, threads, [&](int64_t i, int) {
-      if constexpr (C::kHasMemory) compute_c(p, first + i);
       T* share = attention ? shares.get() + i * shape.state_size : nullptr;
       if (args.pool.pool == Pool::kGpo && args.grad_pool_weights != nullptr)
         share = static_cast<T*>(args.grad_pool_weights) + args.x.cu_seqlens[first + i];

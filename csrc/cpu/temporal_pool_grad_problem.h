@@ -1,9 +1,8 @@
-// What the gradient of temporal_pool is computed from: the parameters as panels for both directions, and of the rows in hand
-// the pre-activations, the cells' memory, and what reaches the states from outside (steps 1 to 3 of temporal_pool_grad.cpp).
+// What the gradient of temporal_pool is computed from: the parameters as panels, and of the rows in hand what the forward
+// pass kept and what reaches the states from outside (step 1 of temporal_pool_grad.cpp).
 #pragma once
 
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "cpu/temporal_pool_cell.h"
@@ -13,15 +12,6 @@ namespace pycm::cpu {
 
 template <class T>
 constexpr DType kWorkingType = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
-
-// `columns` elements from a row of `dim`, zeros beyond its end.
-template <class T>
-const T* padded(const T* row, int64_t from, int64_t dim, int64_t columns, T* scratch) {
-  if (from + columns <= dim) return row + from;
-  std::copy(row + from, row + dim, scratch);
-  std::fill(scratch + (dim - from), scratch + columns, T(0));
-  return scratch;
-}
 
 // Panels [panel][k][columns] of a matrix [.., dim] whose row for k is row(k), negative for zeros.
 template <class T, class Row>
@@ -34,7 +24,7 @@ void pack_columns(const void* matrix, DType dtype, int64_t dim, int64_t depth, i
     for (int64_t k = 0; k < depth; ++k) {
       T* to = out.get() + (p * depth + k) * columns;
       const int64_t from = row(k);
-      std::fill_n(to, columns, T(0));
+      std::fill(to + (from < 0 ? 0 : n), to + columns, T(0));
       if (from < 0) continue;
       const char* source = static_cast<const char*>(matrix) + (from * dim + p * columns) * item_size(dtype);
       if (dtype == kWorkingType<T>) {
@@ -53,23 +43,19 @@ template <class T, class C>
 struct Problem {
   const TemporalPoolGradArgs& args;
   const CellWeights& shape;
-  const std::shared_ptr<const PackedCell> packed;
-  const PackedWeights<T>& w;
   const RecurrentKernels<T>& kernels;
   const int64_t columns, units, inputs, states;  // the last three rounded up to whole panels
   Buffer<T> input_back, hidden_back, projection_back, zeros;
-  Buffer<T> parts, c, m, dstates;
+  Buffer<T> parts, m, dstates;          // parts: the gradients of the pre-activations, [S][kParts][units]; m: o tanh(c)
   std::vector<int64_t> row_of, before;  // of each step: its row, and the step before it or -1
   int64_t begin = 0, steps = 0;
 
   explicit Problem(const TemporalPoolGradArgs& a)
       : args(a),
         shape(a.weights),
-        packed(widened(a)),
-        w(packed->weights<T>()),
-        kernels(w.kernels),
+        kernels(recurrent_kernels<T>()),
         columns(kernels.columns),
-        units(w.groups * columns),
+        units(ceil_div(shape.hidden_size, columns) * columns),
         inputs(ceil_div(shape.input_size, columns) * columns),
         states(ceil_div(shape.state_size, columns) * columns),
         zeros(std::max({units, states, inputs})) {
@@ -85,11 +71,6 @@ struct Problem {
                    [](int64_t k) { return k; });
   }
 
-  // The parameters as operands in the working type: the caller's, or packed here.
-  static std::shared_ptr<const PackedCell> widened(const TemporalPoolGradArgs& args) {
-    if (args.packed != nullptr && args.packed->template weights<T>().operand.bf16() == nullptr) return args.packed;
-    return pack_widened(args.weights, args.num_threads);
-  }
   bool projects() const { return shape.weight_hr != nullptr; }
   int64_t stride() const { return C::kParts * units; }
   T* part(int64_t s) const { return parts.get() + s * stride(); }
@@ -103,6 +84,15 @@ struct Problem {
     return args.x.step(b, begin + s - args.x.cu_seqlens[b]);
   }
   const T* state(int64_t s) const { return static_cast<const T*>(args.states) + (begin + s) * shape.state_size; }
+  const T* reserve(int64_t s) const {
+    return static_cast<const T*>(args.reserve) + (begin + s) * C::kReserve * shape.hidden_size;
+  }
+  // Before the step; null for zeros.
+  const T* c_before(int64_t s) const {
+    const int64_t earlier = before[static_cast<size_t>(s)];
+    if (earlier >= 0) return reserve(earlier) + C::kParts * shape.hidden_size;
+    return args.c0 == nullptr ? nullptr : row<T>(args.c0, row_of[static_cast<size_t>(s)], shape.hidden_size);
+  }
   const T* h_before(int64_t s) const {
     const int64_t earlier = before[static_cast<size_t>(s)];
     if (earlier >= 0) return state(earlier);
@@ -125,7 +115,6 @@ struct Problem {
         if (t > 0) before[static_cast<size_t>(step(b, t))] = step(b, t - 1);
       }
     reserve_large(parts, steps * stride());
-    reserve_large(c, C::kHasMemory ? steps * units : 0);
     reserve_large(m, projects() ? steps * units : 0);
     reserve_large(dstates, steps * states);
   }
@@ -138,80 +127,6 @@ void for_blocks(int64_t steps, int64_t height, int num_threads, F f) {
   const int64_t rows = std::min(kBlockRows, ceil_div(ceil_div(steps, num_threads), height) * height);
   parallel_for(ceil_div(steps, rows), num_threads,
                [&](int64_t i, int slot) { f(i * rows, std::min(rows, steps - i * rows), slot); });
-}
-
-template <class T, class C>
-void compute_parts(Problem<T, C>& p, int num_threads) {
-  const CellWeights& shape = p.shape;
-  const int height = p.kernels.full_height;
-  std::vector<Buffer<T>> xs(static_cast<size_t>(num_threads)), hs(static_cast<size_t>(num_threads)),
-      rows(static_cast<size_t>(num_threads));
-  for_blocks(p.steps, height, num_threads, [&](int64_t first, int64_t count, int slot) {
-    Buffer<T>&x = xs[static_cast<size_t>(slot)], &h = hs[static_cast<size_t>(slot)],
-    &row = rows[static_cast<size_t>(slot)];
-    x.reserve(count * shape.input_size);
-    h.reserve(count * shape.state_size);
-    row.reserve(height * Operand<T>::scratch_size(std::max(shape.input_size, shape.state_size)));
-    const Tiles tiles(count, height);
-    for (int64_t i = 0; i < tiles.count; ++i) {
-      const int64_t s = first + tiles.first(i);
-      pack_tile(p.kernels, p.w.operand, tiles.height(i), shape.input_size, p.args.x.dtype, row.get(),
-                x.get() + tiles.first(i) * shape.input_size, [&](int r) { return p.x(s + r); });
-      pack_tile(p.kernels, p.w.operand, tiles.height(i), shape.state_size, kWorkingType<T>, row.get(),
-                h.get() + tiles.first(i) * shape.state_size, [&](int r) { return p.h_before(s + r); });
-    }
-    for (int64_t g = 0; g < p.w.groups; ++g)
-      for (int64_t i = 0; i < tiles.count; ++i) {
-        const int64_t s = first + tiles.first(i), panel = g * C::kGates;
-        ProductTile<T> tile;
-        tile.height = tiles.height(i);
-        tile.panels = C::kGates;
-        tile.words = shape.input_size;
-        tile.a = x.get() + tiles.first(i) * shape.input_size;
-        tile.b_panel = shape.input_size * p.columns;
-        tile.b = p.w.input.get() + panel * tile.b_panel;
-        tile.start = p.w.has_bias ? p.w.input_bias.get() + panel * p.columns : nullptr;
-        tile.c = p.part(s) + g * p.columns;
-        tile.c_row = p.stride();
-        tile.c_panel = p.units;
-        p.kernels.product(tile);
-        for (int part = C::kGates; part < C::kParts; ++part)
-          for (int r = 0; r < tile.height; ++r)
-            std::copy_n(p.w.has_hidden_bias ? p.w.hidden_bias.get() + (panel + part - C::kFirstHidden) * p.columns
-                                            : p.zeros.get(),
-                        p.columns, tile.c + r * tile.c_row + part * p.units);
-        tile.words = shape.state_size;
-        tile.a = h.get() + tiles.first(i) * shape.state_size;
-        tile.b_panel = shape.state_size * p.columns;
-        tile.b = p.w.hidden.get() + panel * tile.b_panel;
-        tile.add = true;
-        tile.c += C::kFirstHidden * p.units;
-        p.kernels.product(tile);
-      }
-  });
-}
-
-// LSTM: c of every step, and with a projection o tanh(c).
-template <class T, class C>
-void compute_c(Problem<T, C>& p, int64_t b) {
-  alignas(64) T unused[64];
-  for (int64_t t = 0; t < p.args.x.length(b); ++t) {
-    const int64_t s = p.step(b, t), earlier = p.before[static_cast<size_t>(s)];
-    T* c = p.c.get() + s * p.units;
-    std::fill_n(c, p.units, T(0));
-    if (earlier >= 0) std::copy_n(p.c.get() + earlier * p.units, p.units, c);
-    else if (p.args.c0 != nullptr)
-      std::copy_n(p.template row<const T>(p.args.c0, b, p.shape.hidden_size), p.shape.hidden_size, c);
-    for (int64_t g = 0; g < p.w.groups; ++g) {
-      CellTile<T> tile;
-      tile.rows = 1;
-      tile.input = p.part(s) + g * p.columns;
-      tile.input_part = p.units;
-      tile.h_next = p.projects() ? p.m.get() + s * p.units + g * p.columns : unused;
-      tile.c = c + g * p.columns;
-      p.kernels.step[static_cast<int>(p.shape.cell)](tile);
-    }
-  }
 }
 
 // What reaches the states of row b from outside.

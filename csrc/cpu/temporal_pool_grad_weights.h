@@ -67,32 +67,33 @@ class OuterProducts {
 
  private:
   struct Scratch {
-    Buffer<T> tile, sums;
+    Buffer<T> tiles, sums;
   };
 
   void run(const OuterJob<T>& job, bool accumulate, Scratch& scratch) const {
     const int64_t width = job.b->panels() * job.b->columns;
-    scratch.tile.reserve(kBlock * kMaxProductHeight);
+    scratch.tiles.reserve(kBlock * kTall);
     scratch.sums.reserve(kTall * width);
     T bias[kTall] = {};
     const Tiles tiles(job.count, kernels_.full_height);
     for (int64_t begin = 0; begin < steps_; begin += kBlock) {
       const int64_t steps = std::min(kBlock, steps_ - begin);
-      for (int64_t i = 0; i < tiles.count; ++i) {
+      T part[kTall] = {};
+      for (int64_t s = 0; s < steps; ++s) {
+        const T* from = job.a + (begin + s) * job.a_row;
+        for (int64_t r = 0; r < job.count; ++r) part[r] += from[r];
+        for (int64_t i = 0; i < tiles.count; ++i)
+          std::copy_n(from + tiles.first(i), tiles.height(i),
+                      scratch.tiles.get() + tiles.first(i) * steps + s * tiles.height(i));
+      }
+      for (int64_t r = 0; r < job.count; ++r) bias[r] += part[r];
+      for (int64_t i = 0; i < tiles.count && job.out != nullptr; ++i) {
         const int64_t first = tiles.first(i);
-        const int height = tiles.height(i);
-        T part[kMaxProductHeight] = {};
-        for (int64_t s = 0; s < steps; ++s) {
-          const T* from = job.a + (begin + s) * job.a_row + first;
-          for (int r = 0; r < height; ++r) part[r] += scratch.tile[s * height + r] = from[r];
-        }
-        for (int r = 0; r < height; ++r) bias[first + r] += part[r];
-        if (job.out == nullptr) continue;
         ProductTile<T> tile;
-        tile.height = height;
+        tile.height = tiles.height(i);
         tile.panels = static_cast<int>(job.b->panels());
         tile.words = steps;
-        tile.a = scratch.tile.get();
+        tile.a = scratch.tiles.get() + first * steps;
         tile.b = job.b->data.get() + begin * job.b->columns;
         tile.b_panel = job.b->steps * job.b->columns;
         tile.add = begin > 0;

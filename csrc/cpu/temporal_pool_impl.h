@@ -138,6 +138,24 @@ void pack(const T* const* rows, int count, int64_t words, T* out) {
   with_height(count, packed, Heights());
 }
 
+// ---- vectors of which n elements exist ----
+
+template <class V>
+PYCM_INLINE V load_some(const typename V::T* p, int64_t n) {
+  if (n >= V::N) return V::load(p);
+  alignas(64) typename V::T line[V::N] = {};
+  for (int64_t i = 0; i < n; ++i) line[i] = p[i];
+  return V::load(line);
+}
+
+template <class V>
+PYCM_INLINE void store_some(V v, typename V::T* p, int64_t n) {
+  if (n >= V::N) return v.store(p);
+  alignas(64) typename V::T line[V::N];
+  v.store(line);
+  for (int64_t i = 0; i < n; ++i) p[i] = line[i];
+}
+
 // ---- the cell ----
 
 template <class C, class V>
@@ -156,46 +174,38 @@ void cell_step(const CellTile<typename V::T>& tile) {
       else h = V::load(tile.h + i * tile.h_row + j);
       C::step(part, h, c).store(tile.h_next + i * tile.h_next_row + j);
       if constexpr (C::kHasMemory) c.store(tile.c + i * tile.c_row + j);
+      if (tile.reserve == nullptr) continue;
+      typename V::T* reserve = tile.reserve[i] + j;
+      for (int p = 0; p < C::kParts; ++p) store_some<V>(part[p], reserve + p * tile.reserve_part, tile.units - j);
+      if constexpr (C::kHasMemory) store_some<V>(c, reserve + C::kParts * tile.reserve_part, tile.units - j);
     }
 }
 
 template <class C, class V>
 void cell_step_back(const CellGradRow<typename V::T>& row) {
   for (int j = 0; j < kColumns<V>; j += V::N) {
-    V part[C::kParts];
-    for (int p = 0; p < C::kParts; ++p) part[p] = V::load(row.parts + p * row.part + j);
+    const int64_t n = row.units - j;
+    const auto reserve = [&](int p) { return load_some<V>(row.reserve + p * row.reserve_part + j, n); };
+    V part[C::kParts], grad_h = V::load(row.grad_h + j);
+    for (int p = 0; p < C::kParts; ++p) part[p] = reserve(p);
+    if (row.grad_outside != nullptr) grad_h = grad_h + V::load(row.grad_outside + j);
     V h_before = V::zero(), c_before = V::zero(), c = V::zero(), grad_c = V::zero(), grad_h_before;
     if constexpr (C::kHasMemory) {
-      c_before = V::load(row.c_before + j);
-      c = V::load(row.c + j);
+      c = reserve(C::kParts);
+      if (row.c_before != nullptr) c_before = load_some<V>(row.c_before + j, n);
       grad_c = V::load(row.grad_c + j);
+      if (row.output != nullptr) (part[3] * tanh(c)).store(row.output + j);
     } else {
-      h_before = V::load(row.h_before + j);
+      h_before = load_some<V>(row.h_before + j, n);
     }
-    C::backward(part, h_before, c_before, c, V::load(row.grad_h + j), grad_c, grad_h_before);
+    C::backward(part, h_before, c_before, c, grad_h, grad_c, grad_h_before);
     for (int p = 0; p < C::kParts; ++p) part[p].store(row.parts + p * row.part + j);
     if constexpr (C::kHasMemory) grad_c.store(row.grad_c + j);
-    grad_h_before.store(row.grad_h_before + j);
+    else grad_h_before.store(row.grad_h + j);
   }
 }
 
 // ---- pools, element by element ----
-
-template <class V>
-PYCM_INLINE V load_some(const typename V::T* p, int64_t n) {
-  if (n >= V::N) return V::load(p);
-  alignas(64) typename V::T line[V::N] = {};
-  for (int64_t i = 0; i < n; ++i) line[i] = p[i];
-  return V::load(line);
-}
-
-template <class V>
-PYCM_INLINE void store_some(V v, typename V::T* p, int64_t n) {
-  if (n >= V::N) return v.store(p);
-  alignas(64) typename V::T line[V::N];
-  v.store(line);
-  for (int64_t i = 0; i < n; ++i) p[i] = line[i];
-}
 
 template <class P, class V>
 void pool_step(typename V::T* value, int64_t stride, const typename V::T* h, int64_t n, bool first) {

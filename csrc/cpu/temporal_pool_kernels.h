@@ -44,19 +44,24 @@ struct CellTile {
   int64_t h_next_row = 0;
   T* c = nullptr;  // [columns], before and after the step; LSTM only
   int64_t c_row = 0;
+  T* const* reserve = nullptr;  // each row's [kReserve][units <= columns]; null in inference
+  int64_t reserve_part = 0, units = 0;
 };
 
-// The same backward, for one row. parts [kParts][columns] become their gradients.
+// The same backward, for one row. Of what is marked *, `units` elements exist; the others count as zeros.
 template <class T>
 struct CellGradRow {
-  T* parts = nullptr;
-  int64_t part = 0;             // from part to part
-  const T* h_before = nullptr;  // GRU only
-  const T* c_before = nullptr;  // LSTM only
-  const T* c = nullptr;         // LSTM only
-  const T* grad_h = nullptr;
-  T* grad_c = nullptr;         // of the step, then of the one before; LSTM only
-  T* grad_h_before = nullptr;  // so far as it does not pass through the products
+  int64_t units = 0;
+  const T* reserve = nullptr;  // * [kReserve]
+  int64_t reserve_part = 0;
+  const T* h_before = nullptr;  // *, GRU only
+  const T* c_before = nullptr;  // *, LSTM only; null for zeros
+  T* parts = nullptr;           // [kParts][columns], the gradients of the pre-activations
+  int64_t part = 0;
+  T* grad_h = nullptr;              // of h; for GRU then what of it goes past the products to the step before
+  const T* grad_outside = nullptr;  // added to it; may be null
+  T* grad_c = nullptr;              // of the step, then of the one before; LSTM only
+  T* output = nullptr;              // o tanh(c), where a projection follows; LSTM only, may be null
 };
 
 // Running values of attention over one row's states: value [n] and sum are to be scaled by exp(-largest).

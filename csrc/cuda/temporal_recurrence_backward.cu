@@ -130,6 +130,7 @@ struct Step : Lane<M> {
       const int tile = first + local_tile, at = unit(tile, e);
       if (t >= place.length || at >= h) continue;
       F part[4] = {{from.part[0][e]}, {from.part[1][e]}, {from.part[2][e]}, {from.part[3][e]}};
+      C::activate(part);
       F grad_c{kept.v[e]}, grad_before = F::zero();
       C::backward(part, F{from.before[e]}, F{from.before[e]}, F{from.c[e]}, F{grad.v[e] + from.outside[e]}, grad_c,
                   grad_before);

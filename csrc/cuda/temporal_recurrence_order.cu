@@ -63,7 +63,7 @@ __global__ void scan_kernel(const Scan p) {
   for (int64_t t = 0; t < place.length; ++t) {
     const int64_t time = place.time(t, p.reverse);
     const V* parts = static_cast<const V*>(p.inputs) + (place.inputs + time) * 4 * p.hidden + unit;
-    const Scalar<V> part[4] = {{parts[0]}, {parts[p.hidden]}, {parts[2 * p.hidden]}, {parts[3 * p.hidden]}};
+    Scalar<V> part[4] = {{parts[0]}, {parts[p.hidden]}, {parts[2 * p.hidden]}, {parts[3 * p.hidden]}};
     const Scalar<V> m = Lstm::step(part, Scalar<V>::zero(), c);
     static_cast<V*>(p.c)[(place.ragged + time) * p.hidden + unit] = c.v;
     if (p.m != nullptr) static_cast<V*>(p.m)[(place.ragged + time) * p.hidden + unit] = m.v;

@@ -64,18 +64,19 @@ struct TemporalPoolArgs {
   void* states = nullptr;    // [S, P], ragged, at the step that each belongs to
   void* hn = nullptr;        // [B, P], after the last step; h0 for a row of length 0
   void* cn = nullptr;        // [B, H], LSTM only
+  void* reserve = nullptr;   // [S, R, H], ragged: what the backward pass needs of each step, R = kReserve of the cell
   int num_threads = 1;
 };
 
 struct TemporalPoolGradArgs {
   CellWeights weights;
-  std::shared_ptr<const cpu::PackedCell> packed;  // of the same weights: spares packing them again; may be null
   Sequences x;
   bool reverse = false;
   PoolChoice pool;
   const void* h0 = nullptr;
   const void* c0 = nullptr;
-  const void* states = nullptr;  // [S, P], of the forward pass
+  const void* states = nullptr;   // [S, P], of the forward pass
+  const void* reserve = nullptr;  // [S, R, H], of the forward pass
   // Gradients that come in, null for zeros.
   const void* grad_out = nullptr;     // [B, W * P]
   const void* grad_states = nullptr;  // [S, P]

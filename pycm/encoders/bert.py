@@ -19,7 +19,7 @@ class BertEncoder(torch.nn.Module):
         super().__init__()
         self.layers, self.heads, self.eps = layers, heads, eps
         for name, weight in weights.items():
-            self.register_parameter(name.replace(".", "/"), torch.nn.Parameter(weight, requires_grad=False))
+            self.register_parameter(name.replace(".", "/"), torch.nn.Parameter(weight, weight.is_floating_point()))
 
     def _weight(self, name: str) -> torch.Tensor:
         return self.get_parameter(name.replace(".", "/"))

@@ -120,7 +120,7 @@ class FeatureCache:
         reasons: dict[int, str] = {}
         for i, item in enumerate(items):
             try:
-                keys.append(_image_key(function, item, i) if image else _text_key(item))
+                keys.append(image_key(function, item, i) if image else _text_key(item))
             except ImageReadError as error:
                 keys.append(None)
                 reasons[i] = str(error)
@@ -271,7 +271,8 @@ def _text_key(text: str) -> bytes:
     return _key("text", text.encode("utf-8", "surrogatepass"))
 
 
-def _image_key(function: str, item: Any, index: int) -> bytes:
+def image_key(function: str, item: Any, index: int) -> bytes:
+    """SHA-256 of an image's content: the file's bytes, or the pixels. Raises ImageReadError, TypeError."""
     check_image(function, item, index)
     if is_path(item):
         return _key("file", read_bytes(item))

@@ -77,6 +77,12 @@ class EfficientNetLite0(TorchEncoder):
         module: Any = self.module
         return module.extract_features(batch).flatten(2).transpose(1, 2).flatten(1)
 
+    def _steps(self, method: str, batch: Any) -> tuple[Any, Any]:
+        if method != "encode_grid":
+            return super()._steps(method, batch)
+        cells = self._grid(batch)
+        return cells.reshape(-1, 1280), cells.new_full((len(cells),), 49, dtype=int)
+
     def _prepare(self, items: list[Any]) -> Batch:
         return stack_images([self.preprocess(image) for image in items])
 

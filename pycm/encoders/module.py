@@ -102,6 +102,13 @@ class TorchEncoder(ABC):
     def _module_digest(self) -> str:
         return digest_of(self.module)
 
+    def _steps(self, method: str, batch: Any) -> tuple[Any, Any]:
+        """What `method` gives of a batch, with gradients: (rows [S, dim], how many each item has: int64 [B])."""
+        if method != "encode":
+            raise TypeError(f"{type(self).__name__}.{method} has no gradients")
+        rows = self._forward(batch)
+        return rows, rows.new_ones(len(rows), dtype=int)
+
     def encode(self, items: Sequence[Any], *, batch_size: int = 32, progress: bool | None = None) -> Features:
         """Encode items to float32 [N, dim]; see `Encoder.encode`."""
         return self._run("encode", items, self._forward, batch_size, progress)
@@ -158,8 +165,12 @@ class TorchEncoder(ABC):
         return features
 
     def _to_device(self, batch: Any) -> Any:
+        import torch
+
         if isinstance(batch, Mapping):
             return {key: self._to_device(value) for key, value in batch.items()}
+        if not isinstance(batch, torch.Tensor):
+            return batch
         dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), None)
         if batch.is_floating_point() and dtype is not None:
             return batch.to(self.device, dtype)

@@ -93,11 +93,23 @@ class SentenceTransformerEncoder(TorchEncoder):
             )
         return np.ascontiguousarray(rows, dtype=np.float32)
 
-    def _prepare(self, items: list[Any]) -> Batch:  # pragma: no cover - encode() is overridden
-        raise NotImplementedError
+    # `encode` leaves batches to the library; these two are for training.
 
-    def _forward(self, batch: Any) -> Any:  # pragma: no cover
-        raise NotImplementedError
+    def _prepare(self, items: list[Any]) -> Batch:
+        module: Any = self.module
+        prompts, default = getattr(module, "prompts", None) or {}, getattr(module, "default_prompt_name", None)
+        prompt = prompts.get(default) if self.prompt is None else self.prompt
+        if hasattr(module, "preprocess"):  # sentence-transformers 6
+            return dict(module.preprocess(items, prompt=prompt))
+        return dict(module.tokenize([prompt + item for item in items] if prompt else items))
+
+    def _forward(self, batch: Any) -> Any:
+        import torch
+
+        rows = self.module(dict(batch))["sentence_embedding"]
+        width = getattr(self.module, "truncate_dim", None)
+        rows = rows if width is None else rows[:, :width]
+        return torch.nn.functional.normalize(rows) if self.normalize else rows
 
     def _config(self) -> Any:
         module: Any = self.module
@@ -171,11 +183,20 @@ class MiniLM(TorchEncoder):
         for start in progress_bar(starts, progress=progress, desc=self.name):
             rows = order[start : start + batch_size]
             with self._inference():
-                batch = self._to_device(self._prepare([items[i] for i in rows]))
-                states: Any = self.module(**batch).float().cpu()
-            for i, vectors, length in zip(rows, states, batch["mask"].sum(1).tolist(), strict=True):
-                found[i] = vectors[1 : max(2, length - 1)].numpy().copy()
+                vectors, counts = self._steps("encode_tokens", self._to_device(self._prepare([items[i] for i in rows])))
+            for i, one in zip(rows, vectors.float().cpu().split(counts.tolist()), strict=True):
+                found[i] = one.numpy().copy()
         return found
+
+    def _steps(self, method: str, batch: Any) -> tuple[Any, Any]:
+        import torch
+
+        if method != "encode_tokens":
+            return super()._steps(method, batch)
+        lengths = batch["mask"].sum(1, keepdim=True)
+        place = torch.arange(batch["mask"].shape[1], device=lengths.device)
+        words = (place >= 1) & (place < (lengths - 1).clamp(min=2))
+        return self.module(**batch)[words], words.sum(1)
 
     def _prepare(self, items: list[Any]) -> Batch:
         import torch

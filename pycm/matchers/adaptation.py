@@ -14,8 +14,8 @@ from ..encoders.base import Features as Array
 from ..functional import DISTANCES, Metric
 from ..mining import mutual_neighbours
 from ..spaces import CORAL
+from .encoded import Encoded
 from .inputs import Features, Steps, Streams, joined
-from .sides import Encoded
 
 _PLACE = re.compile(r"(items|clips)\[\d+\]")
 
@@ -28,8 +28,9 @@ def aligned(source: Features, target: Features) -> Streams:
     assert isinstance(source, Streams)
     assert isinstance(target, Streams)
     parts = {}
-    for name, steps in source.parts.items():
-        rows, of_target = (s.take(torch.nonzero(s.present)[:, 0]).values for s in (steps, target.parts[name]))
+    for name in source.parts:
+        steps = source.steps(name)
+        rows, of_target = (s.take(torch.nonzero(s.present)[:, 0]).values for s in (steps, target.steps(name)))
         try:
             moved = CORAL().fit(rows.cpu().numpy(), of_target.cpu().numpy()).transform(steps.values.cpu().numpy())
         except ValueError as error:

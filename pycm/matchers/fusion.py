@@ -67,7 +67,8 @@ class FusedClassifier(PairClassifier):
 
     def floats(self, second: States) -> int:
         y, clips = second
-        parts = cast(Streams, clips).parts.values()
+        streams = cast(Streams, clips)
+        parts = [streams.steps(name) for name in streams.parts]
         longest = (int(s.cu_seqlens.diff().max()) * (s.values.shape[1] + self.fused.width) for s in parts)
         return super().floats(y) + sum(longest)
 

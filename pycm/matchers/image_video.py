@@ -16,11 +16,13 @@ from ..encoders.base import Features, check_items
 from ..functional import Metric
 from ..spaces import Ridge
 from .adaptation import aligned
+from .encoded import Encoded
 from .features import CacheOption, OnError, check_k, check_on_error
 from .results import ImageVideoMatches, ImageVideoMetrics
-from .sides import ClipSide, Encoded, ImageSide
+from .sides import ClipSide, ImageSide
 from .trained import TrainedMatcher, check_folder, check_once, check_unlabelled
 from .training import Training
+from .tuning import FineTune
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,6 +134,7 @@ class ImageVideoMatcher(TrainedMatcher):
         clips: Any,
         *,
         validation: float | int | tuple[Any, Any] | None = 0.1,
+        fine_tune: FineTune = None,
         target_clips: Any = None,
         unlabelled: tuple[Sequence[Any], Any] | None = None,
         threshold: float | None = None,
@@ -146,6 +149,8 @@ class ImageVideoMatcher(TrainedMatcher):
             images: N images, or lists of images, each once.
             clips: N clips, clip i of what image i shows.
             validation: a share of the pairs, a number of folds, (images, clips), or None; as in `VideoTextMatcher.fit`.
+            fine_tune: as in `VideoTextMatcher.fit`, of "image" and the streams. The image encoder and that of the
+                streams are two, unless one object is given for both.
             target_clips, unlabelled, threshold: as in `VideoTextMatcher.fit`; `unlabelled` is (images, clips).
             checkpoint, log, **training: as in `VideoTextMatcher.fit`.
             on_error: "skip" leaves a pair out where one of the two cannot be read.
@@ -157,22 +162,23 @@ class ImageVideoMatcher(TrainedMatcher):
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
         check_unlabelled(function, unlabelled, threshold)
-        self._network = None
-        first, second = self._pairs(function, images, clips, on_error)
-        held: Any = validation
-        if isinstance(validation, tuple):
-            theirs = self._pairs(function, validation[0], validation[1], on_error)
-            held = (theirs[0].features, theirs[1].features, _aligned(len(theirs[0].names)))
-        pairs = _aligned(len(first.names))
-        features = second.features
-        if target_clips is not None:
-            features = aligned(features, self._clips.encode(function, target_clips, self._options(), on_error).features)
-        files: dict[str, Any] = {"checkpoint": checkpoint, "log": log}
-        self._learn(function, first.features, features, pairs, held, options, **files)
-        if unlabelled is not None and threshold is not None:
-            more = self._encode_both(function, unlabelled[0], unlabelled[1], on_error)
-            known = first.features, features, pairs, held
-            self._learn_again(function, known, (first.names, second.names), *more, threshold, options, files)
+        with self._fitting(function, fine_tune, options, target_clips=target_clips, unlabelled=unlabelled):
+            first, second = self._pairs(function, images, clips, on_error)
+            held: Any = validation
+            if isinstance(validation, tuple):
+                theirs = self._pairs(function, validation[0], validation[1], on_error)
+                held = (theirs[0].features, theirs[1].features, _aligned(len(theirs[0].names)))
+            pairs = _aligned(len(first.names))
+            features = second.features
+            if target_clips is not None:
+                target = self._clips.encode(function, target_clips, self._options(), on_error)
+                features = aligned(features, target.features)
+            files: dict[str, Any] = {"checkpoint": checkpoint, "log": log}
+            self._learn(function, first.features, features, pairs, held, options, **files)
+            if unlabelled is not None and threshold is not None:
+                more = self._encode_both(function, unlabelled[0], unlabelled[1], on_error)
+                known = first.features, features, pairs, held
+                self._learn_again(function, known, (first.names, second.names), *more, threshold, options, files)
         return self
 
     def _pairs(self, function: str, images: Any, clips: Any, on_error: OnError) -> tuple[Encoded, Encoded]:

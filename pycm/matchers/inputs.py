@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,9 @@ require("torch", "torch", "pycm.matchers")
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+
+if TYPE_CHECKING:
+    from .tuning import Source
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,38 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Live:
+    """Items by number, int64 [N], whose features an encoder makes that is trained with the network.
+
+    Attributes:
+        source: of the encoder's inputs; see `tuning.Source`.
+        before: the features of all items of the source, by the encoder as it was given.
+        finish: (encoded rows [S, dim], int64 [N] how many each item has, ids) -> features.
+    """
+
+    ids: Tensor
+    source: Source
+    before: Rows | Steps
+    finish: Callable[[Tensor, Tensor, Tensor], Rows | Steps]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Tensor) -> Live:
+        return replace(self, ids=self.ids[rows])
+
+
+@dataclass(frozen=True)
 class Streams:
     """The streams of clips, by name."""
 
-    parts: dict[str, Steps]
+    parts: Mapping[str, Steps | Live]
+
+    def steps(self, name: str) -> Steps:
+        """A part that is encoded."""
+        steps = self.parts[name]
+        assert isinstance(steps, Steps)
+        return steps
 
     def __len__(self) -> int:
         return len(next(iter(self.parts.values())))
@@ -73,7 +105,7 @@ class Streams:
         return Streams({**self.parts, name: self.parts[name].take(rows)})
 
 
-Features: TypeAlias = Rows | Steps | Streams
+Features: TypeAlias = Rows | Steps | Live | Streams
 
 
 @dataclass(frozen=True)
@@ -96,8 +128,10 @@ class Inputs:
         return device
 
     def digest(self) -> bytes:
-        """SHA-256 of all the numbers."""
+        """SHA-256 of all the numbers, and of the content of items that a trained encoder reads."""
         stream = hashlib.sha256()
+        for live in lives(self.features):
+            stream.update(live.source.digest)
         for tensor in [*_tensors(self.features), *([] if self.start is None else [self.start])]:
             stream.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
             stream.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
@@ -117,9 +151,23 @@ def joined(first: Features, second: Features) -> Features:
     return Streams(parts)  # type: ignore[arg-type]
 
 
+def lives(features: Features) -> Iterator[Live]:
+    """The parts that a trained encoder makes."""
+    parts = features.parts.values() if isinstance(features, Streams) else (features,)
+    yield from (part for part in parts if isinstance(part, Live))
+
+
+def width(features: Rows | Steps | Live) -> int:
+    """Features of a row or step."""
+    rows = features.before if isinstance(features, Live) else features
+    return rows.values.shape[1]
+
+
 def _tensors(features: Features) -> Any:
     if isinstance(features, Rows):
         yield features.values
+    elif isinstance(features, Live):
+        yield features.ids
     elif isinstance(features, Steps):
         yield from (features.values, features.cu_seqlens, features.present)
     else:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ..encoders.module import TorchEncoder
 from ..functional import Metric
 from .heads import make_criterion
 from .inputs import Inputs
 from .logs import open_log
 from .networks import make_network
 from .scoring import both_ways
+from .towers import RowTower, SequenceTower
 from .training import Record, Training, Validation, train
+from .tuning import FineTuned, Tuning, before, read_ahead
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,6 +54,14 @@ class Problem(Protocol):
         """To learn from, with what is never held out."""
         ...
 
+    def encoded(self, encode: Callable[[Inputs], Inputs]) -> Self:
+        """With other inputs."""
+        ...
+
+    def read_ahead(self, rows: Int64) -> None:
+        """Begin to read what the loss of `rows` needs."""
+        ...
+
     def fit_scales(self, network: Any) -> None: ...
     def loss(self, network: Any, rows: Int64, done: float) -> Tensor: ...
     def validate(self, network: Any, recipe: Recipe) -> Validation: ...
@@ -67,6 +78,7 @@ class Recipe:
     seed: int
     device: torch.device
     progress: bool | None
+    tuning: Tuning | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,13 @@ class Pairs:
 
     def learned(self, items: Int64) -> Pairs:
         return self.take(np.concatenate([items, np.arange(self.items, len(self.first))]))
+
+    def encoded(self, encode: Callable[[Inputs], Inputs]) -> Pairs:
+        return replace(self, first=encode(self.first), second=encode(self.second))
+
+    def read_ahead(self, rows: Int64) -> None:
+        a, b = (np.unique(self.pairs[rows, side]) for side in (0, 1))
+        read_ahead(self.first.take(a), self.second.take(b))
 
     def fit_scales(self, network: Any) -> None:
         network.fit_scales(self.first.features, self.second.features)
@@ -152,6 +171,12 @@ class Labels:
 
     learned = take
 
+    def encoded(self, encode: Callable[[Inputs], Inputs]) -> Labels:
+        return replace(self, inputs=encode(self.inputs))
+
+    def read_ahead(self, rows: Int64) -> None:
+        read_ahead(self.inputs.take(np.unique(rows)))
+
     def fit_scales(self, network: Any) -> None:
         network.fit_scales(self.inputs.features)
 
@@ -171,6 +196,14 @@ class Labels:
         return self.inputs.digest() + self.labels.tobytes()
 
 
+class Learned(NamedTuple):
+    """A trained network, its history, and the trained copies of encoders by the ids of these."""
+
+    network: nn.Module
+    history: list[Record]
+    tuned: dict[int, TorchEncoder]
+
+
 def learn(
     function: str,
     recipe: Recipe,
@@ -179,8 +212,8 @@ def learn(
     validation: float | int | Problem | None,
     training: Training,
     files: Files,
-) -> tuple[nn.Module, list[Record]]:
-    """The trained network of the configuration `about`, and its history.
+) -> Learned:
+    """Train the network of the configuration `about`, and the encoders of `recipe.tuning`.
 
     Args:
         validation: a share of the items to hold out; a number of folds; other data; None.
@@ -210,31 +243,49 @@ def _train(
     training: Training,
     files: Files,
     stop: int | None = None,
-) -> tuple[Any, list[Record]]:
+) -> Learned:
     """One training, with early stopping on `held`."""
     with torch.random.fork_rng([]):  # weights are drawn from the seed alone, on the CPU
         torch.default_generator.manual_seed(recipe.seed)
         network: Any = make_network(about, make_criterion(recipe.loss, recipe.metric))
     network.to(recipe.device)
-    problem.fit_scales(network)
+    problem.encoded(before).fit_scales(network)
+    tuned: FineTuned | None = None
+    if recipe.tuning is not None:
+        _loosen(network, recipe.tuning.names)
+        tuned = FineTuned(network, recipe.tuning)
     training = training.on(linear=about["linear"])
     digest = hashlib.sha256()
-    plain = {"about": about, "training": asdict(training), "seed": recipe.seed, "metric": recipe.metric, "stop": stop}
+    plain = {"about": about, "training": training.plain(), "seed": recipe.seed, "metric": recipe.metric, "stop": stop}
     digest.update(json.dumps({**plain, "loss": repr(recipe.loss)}, sort_keys=True).encode())
     for data in (problem, held):
         digest.update(b"" if data is None else data.digest())
+    encode = before if tuned is None else tuned.encoded
+    whole: Any = tuned or network
     history = train(
-        network, lambda rows, done: problem.loss(network, rows, done),
-        None if held is None else lambda: held.validate(network, recipe), problem.count, training, seed=recipe.seed,
-        identity=digest.hexdigest(), checkpoint=files["checkpoint"], log=files["log"], progress=recipe.progress,
-        stop=stop,
+        whole, lambda rows, done: problem.loss(whole, rows, done),
+        None if held is None else lambda: held.encoded(encode).validate(network, recipe), problem.count, training,
+        seed=recipe.seed, identity=digest.hexdigest(), checkpoint=files["checkpoint"], log=files["log"],
+        progress=recipe.progress, stop=stop, encoders=None if tuned is None else tuned.encoders,
+        ahead=None if tuned is None else problem.read_ahead,
     )  # fmt: skip
-    return network, history
+    return Learned(network, history, {} if tuned is None else tuned.finished())
+
+
+def _loosen(network: nn.Module, names: Collection[str]) -> None:
+    """The scales of features that trained encoders make."""
+    for module in network.modules():
+        if isinstance(module, SequenceTower):
+            for name, stream in zip(module.names, module.streams, strict=True):
+                if name in names:
+                    stream.standardize.loosen()  # type: ignore[union-attr, operator]
+        elif isinstance(module, RowTower) and "text" in names:
+            module.standardize.loosen()
 
 
 def _by_folds(
     recipe: Recipe, about: Mapping[str, Any], problem: Problem, folds: int, training: Training, files: Files
-) -> tuple[nn.Module, list[Record]]:
+) -> Learned:
     """As many epochs as are best on average over `folds` held out in turn, on all of the data.
 
     The history is the folds' mean. Cost: folds + 1 trainings, the folds' without early stopping.
@@ -247,16 +298,16 @@ def _by_folds(
             mine = problem.learned(np.flatnonzero(fold_of != fold))
             theirs = problem.take(np.flatnonzero(fold_of == fold))
             own = {"checkpoint": None if folder is None else Path(folder, f"fold-{fold}"), "log": None}
-            found.append(_train(recipe, about, mine, theirs, whole, own)[1])
+            found.append(_train(recipe, about, mine, theirs, whole, own).history)
         mean = [
             {name: float(np.mean([record[name] for record in records])) for name in records[0]}
             for records in zip(*found, strict=True)
         ]
         best = int(np.argmax([record["mrr" if "mrr" in record else "accuracy"] for record in mean]))
-        network, _ = _train(recipe, about, problem, None, whole, {**files, "log": None}, stop=best)
+        learned = _train(recipe, about, problem, None, whole, {**files, "log": None}, stop=best)
         for record in mean:
             write(record)
-        return network, mean
+        return learned._replace(history=mean)
 
 
 def split(function: str, count: int, share: float, seed: int) -> tuple[Int64, Int64]:

@@ -6,8 +6,8 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,16 @@ from torch import nn
 from .._files import atomic_write
 from .._optional import require
 from ..encoders.base import check_batch_size
+from ..encoders.module import TorchEncoder
+from .encoded import Encoded, Options
 from .features import CacheOption, OnError, as_cache, make_encoders
-from .inputs import Inputs
+from .inputs import Inputs, width
 from .networks import device_of, load_weights, weights_of
 from .regions import encode_regions, encode_words
-from .sides import Encoded, Options
 from .storage import CONFIG, check_options, is_parts, write_folder
+from .storage_tuned import pack, unpack
 from .training import Record, Training, train
+from .tuning import FineTune, FineTuned, Tuning, before, chosen, tuning
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,10 +60,15 @@ class RegionModel:
         self.history_: list[Record] = []
         self._network: nn.Module | None = None
         self._sizes: tuple[int, int] = (0, 0)
+        self._tuning: Tuning | None = None  # while `fit` trains encoders
+        self._tuned: dict[str, TorchEncoder] = {}  # trained copies, by the kind of item
 
     @property
     def encoders(self) -> Mapping[str, Any]:
-        """The encoders by the kind of item."""
+        """The encoders by the kind of item; of fine-tuned ones the trained copies."""
+        return {**self._given(), **self._tuned}
+
+    def _given(self) -> dict[str, Any]:
         return {"image": self.image_encoder, "text": self.text_encoder}
 
     @property
@@ -69,7 +77,16 @@ class RegionModel:
         return self._network is not None
 
     def _options(self) -> Options:
-        return Options(self._cache, None, self.batch_size, self.progress, device_of(self.device))
+        device = device_of(self.device)
+        return Options(self._cache, None, self.batch_size, self.progress, device, self._tuning)
+
+    @contextmanager
+    def _fitting(self, function: str, fine_tune: FineTune, training: Training) -> Iterator[None]:
+        """A fit, in which the encoders are trained that `fine_tune` names."""
+        self._network, self._tuned = None, {}
+        names = chosen(function, fine_tune, ("image", "text"), self._given())
+        with tuning(self, names, training.kept_bytes, None):
+            yield
 
     def _make_network(self, regions: int, words: int) -> nn.Module:
         raise NotImplementedError
@@ -80,14 +97,14 @@ class RegionModel:
         return self._network
 
     def _regions(self, function: str, images: Sequence[Any], on_error: OnError = "raise") -> Encoded:
-        found = encode_regions(function, self.image_encoder, images, self._options(), on_error)
+        found = encode_regions(function, self.encoders["image"], images, self._options(), on_error)
         return self._fits(function, "image", 0, found)
 
     def _words(self, function: str, texts: Sequence[str]) -> Encoded:
-        return self._fits(function, "text", 1, encode_words(function, self.text_encoder, texts, self._options()))
+        return self._fits(function, "text", 1, encode_words(function, self.encoders["text"], texts, self._options()))
 
     def _fits(self, function: str, kind: str, which: int, found: Encoded) -> Encoded:
-        size = found.features.values.shape[1]  # type: ignore[union-attr]
+        size = width(found.features)  # type: ignore[arg-type]
         if self.fitted and size != self._sizes[which]:
             raise ValueError(f"{function}: {kind}s must have the fitted {self._sizes[which]} features, got {size}")
         return found
@@ -96,21 +113,35 @@ class RegionModel:
         self, regions: Any, words: Any, loss: Any, validate: Any, count: int, training: Training,
         learned: tuple[Any, Any], arrays: Sequence[npt.NDArray[Any]], **files: Any,
     ) -> None:  # fmt: skip
-        """Train a fresh network: loss(network, rows, done), validate(network); it standardises by `learned`."""
-        sizes = regions.values.shape[1], words.values.shape[1]
+        """Train a fresh network: loss(network, rows, done), validate(network, encode), where `encode` makes features of
+        what trained encoders read; it standardises by `learned`."""
+        sizes = width(regions), width(words)
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             network = self._make_network(*sizes).to(device_of(self.device))
-        network.fit_scales(*learned)  # type: ignore[operator]
-        digest = hashlib.sha256(repr((sorted(self._params().items()), sizes, asdict(training))).encode())
+        network.fit_scales(*map(before, learned))  # type: ignore[operator]
+        tuned: FineTuned | None = None
+        if self._tuning is not None:
+            for kind, projection in (("image", network.regions), ("text", network.words)):
+                if kind in self._tuning.names:
+                    projection.standardize.loosen()  # type: ignore[union-attr, operator]
+            tuned = FineTuned(network, self._tuning)
+        whole: Any = tuned or network
+        digest = hashlib.sha256(repr((sorted(self._params().items()), sizes, training.plain())).encode())
         for part in (Inputs(regions).digest(), Inputs(words).digest(), *(array.tobytes() for array in arrays)):
             digest.update(part)
         self.history_ = train(
-            network, lambda rows, done: loss(network, rows, done),
-            None if validate is None else lambda: validate(network),
-            count, training, seed=self.seed, identity=digest.hexdigest(), progress=self.progress, **files,
+            whole, lambda rows, done: loss(whole, rows, done),
+            None if validate is None else lambda: validate(network, before if tuned is None else tuned.encoded),
+            count, training, seed=self.seed, identity=digest.hexdigest(), progress=self.progress,
+            encoders=None if tuned is None else tuned.encoders, **files,
         )  # fmt: skip
+        self._use({} if tuned is None else tuned.finished())
         self._network, self._sizes = network, sizes
+
+    def _use(self, tuned: Mapping[int, TorchEncoder]) -> None:
+        """Encode with trained copies in the place of encoders, by the ids of these."""
+        self._tuned = {kind: tuned[id(encoder)] for kind, encoder in self._given().items() if id(encoder) in tuned}
 
     # -- storage --
 
@@ -121,8 +152,8 @@ class RegionModel:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write to `folder`, made if missing: config.json, and parts-*/network.safetensors.
 
-        Encoders made from a spec are saved by it; others are named only, and `load` asks for them. What the folder held
-        before stays whole until the new files are.
+        Encoders made from a spec are saved by it; others are named only, and `load` asks for them. Of fine-tuned ones
+        the weights that training changed are saved. What the folder held before stays whole until the new files are.
 
         Raises:
             OSError: untouched.
@@ -130,6 +161,7 @@ class RegionModel:
         """
         network = self._check_fitted("save")
         dump = require("safetensors.torch", "text", f"{type(self).__name__}.save").save
+        fine_tuned, files = pack(self._given(), self.encoders)
         document = {
             "class": type(self).__name__,
             "format": _FORMAT,
@@ -137,14 +169,16 @@ class RegionModel:
             "sizes": self._sizes,
             "encoders": {
                 side: {"name": encoder.name, "spec": spec, "fingerprint": encoder.fingerprint}
-                for (side, encoder), spec in zip(self.encoders.items(), self._specs, strict=True)
+                for (side, encoder), spec in zip(self._given().items(), self._specs, strict=True)
             },
+            "fine_tuned": fine_tuned,
         }
-        data: bytes = dump(weights_of(network))
+        files[_NETWORK] = dump(weights_of(network))
 
         def write(parts: Path) -> None:
-            with atomic_write(parts / _NETWORK, "wb") as file:
-                file.write(data)
+            for name, data in files.items():
+                with atomic_write(parts / name, "wb") as file:
+                    file.write(data)
 
         write_folder(Path(folder), document, write)
 
@@ -171,6 +205,7 @@ class RegionModel:
             document = json.loads(path.read_text(encoding="utf-8"))
             kind, version, parts = document["class"], document["format"], document["parts"]
             params, sizes, encoders = document["params"], document["sizes"], document["encoders"]
+            fine_tuned = document["fine_tuned"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{function}: {path} is not a saved matcher: {error!r}") from error
         if kind != cls.__name__ or not is_parts(parts):
@@ -195,4 +230,5 @@ class RegionModel:
         network = model._make_network(*sizes)
         load_weights(network, read((path.parent / parts / _NETWORK).read_bytes()))
         model._network, model._sizes = network.to(device_of(model.device)).eval(), tuple(sizes)
+        model._use(unpack(function, path.parent / parts, fine_tuned, model._given()))
         return model

@@ -16,10 +16,12 @@ from ..encoders.base import check_items, check_texts
 from .features import CacheOption
 from .inputs import Steps
 from .learning import split
+from .networks import device_of
 from .region_base import RegionModel
 from .region_networks import RegionPairClassifier
 from .trained import check_folder
 from .training import Training, Validation
+from .tuning import FineTune
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,6 +74,7 @@ class RegionTextClassifier(RegionModel):
         labels: Any,
         *,
         validation: float | None = 0.1,
+        fine_tune: FineTune = None,
         checkpoint: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | None = None,
         **training: Any,
@@ -80,7 +83,7 @@ class RegionTextClassifier(RegionModel):
 
         Args:
             validation: the share of the pairs that is held out for early stopping, or None.
-            checkpoint, log, **training: as for `RegionTextMatcher.fit`.
+            fine_tune, checkpoint, log, **training: as for `RegionTextMatcher.fit`.
 
         Raises:
             ValueError: lengths that differ, labels that are all one, features that are NaN.
@@ -92,7 +95,14 @@ class RegionTextClassifier(RegionModel):
         truth = np.asarray(labels)
         if truth.dtype != np.bool_:
             raise TypeError(f"{function}: labels must be booleans, got {truth.dtype}")
-        self._network = None
+        with self._fitting(function, fine_tune, options):
+            self._fit(function, images, texts, truth, validation, options, checkpoint=checkpoint, log=log)
+        return self
+
+    def _fit(
+        self, function: str, images: Sequence[Any], texts: Sequence[str], truth: npt.NDArray[np.bool_],
+        validation: float | None, options: Training, **files: Any,
+    ) -> None:  # fmt: skip
         regions, words = self._pairs(function, images, texts)
         if truth.shape != (len(regions),) or truth.all() or not truth.any():
             raise ValueError(
@@ -102,27 +112,26 @@ class RegionTextClassifier(RegionModel):
         mine, theirs = np.arange(len(regions)), None
         if validation is not None:
             mine, theirs = split(function, len(regions), validation, self.seed)
-        learned = torch.from_numpy(mine).to(regions.values.device)
-        answers = torch.from_numpy(truth.astype(np.float32)).to(regions.values.device)
+        learned = torch.from_numpy(mine).to(device_of(self.device))
+        answers = torch.from_numpy(truth.astype(np.float32)).to(learned.device)
 
         def loss(network: Any, rows: Any, done: float) -> torch.Tensor:
             chosen = torch.from_numpy(mine[rows]).to(answers.device)
             logits = network(regions.take(chosen), words.take(chosen))
             return nn.functional.binary_cross_entropy_with_logits(logits, answers[chosen])
 
-        def validate(network: Any) -> Validation:
+        def validate(network: Any, encode: Any) -> Validation:
             chosen = torch.from_numpy(theirs).to(answers.device)
-            logits, wanted = _logits(network, regions.take(chosen), words.take(chosen)), answers[chosen]
+            logits = _logits(network, encode(regions.take(chosen)), encode(words.take(chosen)))
+            wanted = answers[chosen]
             cost = float(nn.functional.binary_cross_entropy_with_logits(logits, wanted))
             right = float(((logits > 0) == (wanted > 0)).double().mean())
             return Validation((-cost,), {"validation loss": cost, "accuracy": right})
 
         self._train(
             regions, words, loss, None if theirs is None else validate, len(mine), options,
-            (regions.take(learned), words.take(learned)), [truth, mine],
-            checkpoint=checkpoint, log=log,
+            (regions.take(learned), words.take(learned)), [truth, mine], **files,
         )  # fmt: skip
-        return self
 
     def predict_proba(self, images: Sequence[Any], texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """The probability [N] that text i is true of image i. RuntimeError before `fit`."""
@@ -139,15 +148,12 @@ class RegionTextClassifier(RegionModel):
         """The share of right answers."""
         return float((self.predict(images, texts) == np.asarray(labels, bool)).mean())
 
-    def _pairs(self, function: str, images: Sequence[Any], texts: Sequence[str]) -> tuple[Steps, Steps]:
+    def _pairs(self, function: str, images: Sequence[Any], texts: Sequence[str]) -> tuple[Any, Any]:
         check_items(function, images)
         check_texts(function, texts)
         if len(images) != len(texts):
             raise ValueError(f"{function}: there must be a text for each of {len(images)} images, got {len(texts)}")
-        regions, words = self._regions(function, images).features, self._words(function, texts).features
-        assert isinstance(regions, Steps)
-        assert isinstance(words, Steps)
-        return regions, words
+        return self._regions(function, images).features, self._words(function, texts).features
 
 
 def _logits(network: Any, regions: Steps, words: Steps) -> torch.Tensor:

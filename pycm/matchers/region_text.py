@@ -20,14 +20,16 @@ from ..late_interaction import maxsim_topk
 from .base import Matcher
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
 from .heads import LOSSES
-from .inputs import Steps
+from .inputs import Inputs
 from .learning import groups_of, members, split
+from .networks import device_of
 from .region_base import RegionModel
 from .region_networks import RegionRanking, Score
 from .regions import Boxes
 from .results import ImageTextMatches, ImageTextMetrics
 from .trained import check_folder
 from .training import Training, Validation
+from .tuning import FineTune
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -101,6 +103,7 @@ class RegionTextMatcher(RegionModel, Matcher):
         texts: Texts,
         *,
         validation: float | None = 0.1,
+        fine_tune: FineTune = None,
         checkpoint: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | None = None,
         on_error: OnError = "raise",
@@ -113,6 +116,7 @@ class RegionTextMatcher(RegionModel, Matcher):
             texts: N entries: the text of image i, or a list of its texts. Images that share a text are no negatives of
                 each other.
             validation: the share of the images that is held out for early stopping, or None.
+            fine_tune: "image", "text" or "all": the encoder is trained as well; see `VideoTextMatcher.fit`.
             checkpoint: a folder for the state of the training; the same call goes on from it.
             log: a .csv file, or a folder for TensorBoard.
             on_error: "skip" leaves unreadable images out together with their texts.
@@ -125,7 +129,14 @@ class RegionTextMatcher(RegionModel, Matcher):
         options = Training.of(function, training)
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
-        self._network = None
+        with self._fitting(function, fine_tune, options):
+            self._fit(function, images, texts, validation, on_error, options, checkpoint=checkpoint, log=log)
+        return self
+
+    def _fit(
+        self, function: str, images: Sequence[Any], texts: Texts, validation: float | None, on_error: OnError,
+        options: Training, **files: Any,
+    ) -> None:  # fmt: skip
         flat, owner = flatten_texts(function, [_image_of(item) for item in images], texts)
         found = self._regions(function, images, on_error)
         used, owner = keep_pairs(owner, found.kept)
@@ -133,8 +144,7 @@ class RegionTextMatcher(RegionModel, Matcher):
         place = {text: i for i, text in enumerate(dict.fromkeys(flat))}
         pairs = np.unique(np.stack([owner, np.array([place[text] for text in flat])], 1), axis=0)
         regions, words = found.features, self._words(function, list(place)).features
-        assert isinstance(regions, Steps)
-        assert isinstance(words, Steps)
+        device = device_of(self.device)
         group = groups_of(pairs, len(regions), len(words))
         held: Any = None
         learned = pairs
@@ -153,24 +163,21 @@ class RegionTextMatcher(RegionModel, Matcher):
             batch = learned[rows]
             a, i = np.unique(batch[:, 0], return_inverse=True)
             b, j = np.unique(batch[:, 1], return_inverse=True)
-            index = torch.from_numpy(np.stack([i, j], 1)).to(regions.values.device)
-            groups = torch.from_numpy(group[batch[:, 0]]).to(regions.values.device)
+            index = torch.from_numpy(np.stack([i, j], 1)).to(device)
+            groups = torch.from_numpy(group[batch[:, 0]]).to(device)
             return network(_take(regions, a), _take(words, b), index, groups, done)  # type: ignore[no-any-return]
 
-        def validate(network: Any) -> Validation:
-            scores = _matrix(network, held[0], held[1])
+        def validate(network: Any, encode: Any) -> Validation:
+            scores = _matrix(network, encode(held[0]), encode(held[1]))
             there = retrieval_metrics(scores, held[2], (1, 5))
             back = retrieval_metrics(np.ascontiguousarray(scores.T), held[3], (1, 5))
             figures = {f"recall@{k}": (there.recall_at_k[k] + back.recall_at_k[k]) / 2 for k in (1, 5)}
             figures["mrr"] = (there.mrr + back.mrr) / 2
             return Validation((figures["mrr"],), figures)
 
-        self._train(
-            regions, words, loss, None if held is None else validate, len(learned), options,
-            (_take(regions, np.unique(learned[:, 0])), _take(words, np.unique(learned[:, 1]))), [learned, group],
-            checkpoint=checkpoint, log=log,
-        )  # fmt: skip
-        return self
+        scale_by = _take(regions, np.unique(learned[:, 0])), _take(words, np.unique(learned[:, 1]))
+        check = None if held is None else validate
+        self._train(regions, words, loss, check, len(learned), options, scale_by, [learned, group], **files)
 
     def match(
         self, images: Sequence[Any], texts: Sequence[str], k: int | tuple[int, int] | None = None, *,
@@ -246,8 +253,8 @@ def _image_of(item: Any) -> Any:
     return item.image if isinstance(item, Boxes) else item
 
 
-def _take(steps: Steps, rows: Any) -> Steps:
-    return steps.take(torch.as_tensor(rows, dtype=torch.int64, device=steps.values.device))
+def _take(features: Any, rows: Any) -> Any:
+    return Inputs(features).take(rows).features
 
 
 def _matrix(network: Any, regions: Any, words: Any) -> npt.NDArray[np.float32]:

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ..encoders.base import ImageItem, check_items, check_texts
-from ..encoders.images import ImageReadError, UnreadableInputError, check_image, item_name, load_image
+from ..encoders.cache import image_key
+from ..encoders.images import ImageReadError, UnreadableInputError, check_image, item_name
+from .encoded import Encoded, Options
 from .features import OnError, check_finite, encode_items
-from .inputs import Steps
-from .sides import Encoded, Options
+from .inputs import Live, Steps
+from .tuning import as_steps, pixels
 
 GEOMETRY = 5
 
@@ -68,7 +71,15 @@ def encode_regions(
     places = np.stack([x, y, x + 1, y + 1, np.full(len(x), 1 / side)], 1) / side
     places = np.broadcast_to(places, (len(cells), *places.shape))
     values = np.concatenate([cells, places], 2).reshape(-1, encoder.dim + GEOMETRY)
-    return Encoded(_steps(values, [cells.shape[1]] * len(cells), options), names, result.kept, result.errors, {})
+    steps = _steps(values, [cells.shape[1]] * len(cells), options)
+    features: Steps | Live = steps
+    if options.trains("image"):
+        given = [items[i] for i in result.kept]
+        features = options.live(
+            encoder, "encode_grid", lambda i: [pixels(given[i])], lambda i: image_key(function, given[i], i), steps,
+            _with_places(steps),
+        )  # fmt: skip
+    return Encoded(features, names, result.kept, result.errors, {})
 
 
 def _encode_boxes(function: str, encoder: Any, items: Sequence[Boxes], options: Options, on_error: OnError) -> Encoded:
@@ -81,23 +92,21 @@ def _encode_boxes(function: str, encoder: Any, items: Sequence[Boxes], options: 
         check_image(function, item.image, i)
         name = item_name(item.image, i)
         try:
-            pixels = np.asarray(load_image(item.image))
+            image = pixels(item.image)
         except ImageReadError as error:
             errors.append((name, str(error)))
             continue
-        height, width = pixels.shape[:2]
+        height, width = image.shape[:2]
         boxes = np.asarray(item.boxes, np.float64)
         if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
             raise ValueError(f"{function}: boxes of image {name!r} must have shape [R, 4], got {list(boxes.shape)}")
+        cut = _cut(image, boxes)
+        empty = next((i for i, crop in enumerate(cut) if not crop.size), None)
+        if empty is not None:
+            raise ValueError(f"{function}: box {empty} of image {name!r} has no area inside it: {item.boxes[empty]}")
+        crops += cut
         limits = np.array([width, height, width, height])
-        boxes = np.clip(boxes, 0, limits)
-        left, top = np.floor(boxes[:, :2].T).astype(int)
-        right, bottom = np.ceil(boxes[:, 2:].T).astype(int)
-        if not ((right > left) & (bottom > top)).all():
-            bad = int(np.argmin((right > left) & (bottom > top)))
-            raise ValueError(f"{function}: box {bad} of image {name!r} has no area inside it: {item.boxes[bad]}")
-        crops += [pixels[t:b, a:z] for a, t, z, b in zip(left, top, right, bottom, strict=True)]
-        shares = boxes / limits
+        shares = np.clip(boxes, 0, limits) / limits
         area = (shares[:, 2] - shares[:, 0]) * (shares[:, 3] - shares[:, 1])
         places.append(np.concatenate([shares, area[:, None]], 1))
         counts.append(len(boxes))
@@ -111,7 +120,33 @@ def _encode_boxes(function: str, encoder: Any, items: Sequence[Boxes], options: 
     of = np.repeat(np.arange(len(kept)), counts)
     check_finite(function, "image", result.features, [names[i] for i in of])
     values = np.concatenate([result.features, np.concatenate(places)], 1)
-    return Encoded(_steps(values, counts, options), names, np.array(kept, np.int64), errors, {})
+    steps = _steps(values, counts, options)
+    features: Steps | Live = steps
+    if options.trains("image"):
+        given = [items[i] for i in kept]
+        features = options.live(
+            encoder, "encode", lambda i: _cut(pixels(given[i].image), np.asarray(given[i].boxes, np.float64)),
+            lambda i: image_key(function, given[i].image, i) + np.asarray(given[i].boxes, np.float64).tobytes(), steps,
+            _with_places(steps),
+        )  # fmt: skip
+    return Encoded(features, names, np.array(kept, np.int64), errors, {})
+
+
+def _cut(image: npt.NDArray[np.uint8], boxes: npt.NDArray[np.float64]) -> list[npt.NDArray[np.uint8]]:
+    """The pixels of each box, [height, width, 3]; of none where it has no area inside the image."""
+    height, width = image.shape[:2]
+    inside = np.clip(boxes, 0, [width, height, width, height])
+    corners = np.concatenate([np.floor(inside[:, :2]), np.ceil(inside[:, 2:])], 1).astype(int)
+    return [image[t:b, a:z].copy() for a, t, z, b in corners]
+
+
+def _with_places(before: Steps) -> Any:
+    """Encoded regions, with the places that these have."""
+
+    def finish(values: Tensor, counts: Tensor, ids: Tensor) -> Steps:
+        return as_steps(torch.cat([values, before.take(ids).values[:, -GEOMETRY:]], 1), counts, ids)
+
+    return finish
 
 
 def encode_words(function: str, encoder: Any, texts: Sequence[str], options: Options) -> Encoded:
@@ -125,7 +160,12 @@ def encode_words(function: str, encoder: Any, texts: Sequence[str], options: Opt
     values = np.concatenate(vectors)
     check_finite(function, "text", values, [text for text, rows in zip(texts, vectors, strict=True) for _ in rows])
     steps = _steps(values, [len(rows) for rows in vectors], options)
-    return Encoded(steps, list(texts), np.arange(len(texts), dtype=np.int64), [], {})
+    features: Steps | Live = steps
+    if options.trains("text"):
+        features = options.live(
+            encoder, "encode_tokens", lambda i: [texts[i]], lambda i: texts[i].encode(), steps, as_steps
+        )
+    return Encoded(features, list(texts), np.arange(len(texts), dtype=np.int64), [], {})
 
 
 def _steps(values: npt.NDArray[Any], counts: Sequence[int], options: Options) -> Steps:

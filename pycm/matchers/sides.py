@@ -5,49 +5,30 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from .._rows import normalize_rows
-from ..encoders import Encoder, FeatureCache, get_encoder
+from ..encoders import Encoder, get_encoder
 from ..encoders.base import Modality, check_items, check_texts
+from ..encoders.cache import image_key
 from ..encoders.descriptor import TextDescriptor
 from ..encoders.images import UnreadableInputError, item_name
-from ..streams import ClipFeatures, encode_clips, get_streams
+from ..streams import ClipFeatures, FeatureDifferences, encode_clips, get_streams
+from ..streams.encode import clip_key
+from ..video import read_clip
+from .encoded import Encoded, Options
 from .features import OnError, check_finite, encode_items
-from .inputs import Features, Inputs, Rows, Steps, Streams
+from .inputs import Features, Live, Rows, Steps, Streams, width
+from .tuning import as_differences, as_rows, as_steps, encoder_of, pixels, with_encoder
 
 WORDS = "words"
+CLIP_SIZE = 256  # of the shorter side, in pixels
 _TOKEN = re.compile(r"\w+")
-
-
-class Encoded(NamedTuple):
-    """Items as inputs. `kept`: which of the items given; `errors`: (name, reason) of the others."""
-
-    features: Features
-    names: list[str]
-    kept: npt.NDArray[np.int64]
-    errors: list[tuple[str, str]]
-    seconds: Mapping[str, float]
-
-    def take(self, rows: npt.NDArray[np.int64]) -> Encoded:
-        """The items of these rows."""
-        index = torch.from_numpy(rows).to(Inputs(self.features).device)
-        names = [self.names[i] for i in rows]
-        return self._replace(features=self.features.take(index), names=names, kept=self.kept[rows])
-
-
-class Options(NamedTuple):
-    """What all sides encode with."""
-
-    cache: FeatureCache | None
-    workers: int | None
-    batch_size: int
-    progress: bool | None
-    device: torch.device
 
 
 class ClipSide:
@@ -69,6 +50,7 @@ class ClipSide:
             raise ValueError(f"{function}: space_streams must be among {', '.join(self.names)}, got {start!r}")
         self.sampling = sampling
         self._made: tuple[Any, ...] | None = None
+        self._tuned: tuple[Any, ...] | None = None
         self._expected: tuple[Mapping[str, str | None], str] = {}, ""
 
     def expect(self, fingerprints: Mapping[str, str | None], message: str) -> None:
@@ -88,7 +70,21 @@ class ClipSide:
             made = tuple(get_streams(self.given, device=device))
             self._check(made)
             self._made = made
-        return self._made
+        return self._tuned or self._made
+
+    def parts(self, device: torch.device, asked: Sequence[str] | None) -> dict[str, Any]:
+        """The streams by name; where none of `asked` is here, those alone that were given as objects."""
+        if asked is None or any(name in self.names for name in asked):
+            return dict(zip(self.names, self.made(device), strict=True))
+        return {stream.name: stream for stream in self.given if not isinstance(stream, str)}
+
+    def made_parts(self, *, tuned: bool) -> dict[str, Any]:
+        """The streams that were made; of encoders as they were given, or of trained copies where there are any."""
+        return dict(zip(self.names, (tuned and self._tuned) or self._made or (), strict=False))
+
+    def use(self, tuned: Mapping[int, Any]) -> None:
+        """Put trained copies in the place of encoders, by the ids of these; {} puts them back."""
+        self._tuned = tuple(with_encoder(s, tuned) for s in self._made) if tuned and self._made else None
 
     def describe(self) -> list[dict[str, Any]]:
         """Name, spec and fingerprint of each stream; no fingerprint where it was never made."""
@@ -113,12 +109,18 @@ class ClipSide:
             missing = [name for name in self.names if name not in found.streams]
             if missing:
                 raise ValueError(f"{function}: clips has no stream {missing[0]!r}, it has: {', '.join(found.streams)}")
+            for stream in self._tuned or ():
+                if found.fingerprints.get(stream.name) not in (None, stream.fingerprint):
+                    raise ValueError(
+                        f"{function}: clips has {stream.name!r} features of another encoder than the fine-tuned one; "
+                        "encode them with the streams of the matcher's `encoders`"
+                    )
         else:
             found = encode_clips(
                 self.made(options.device), clips, sampling=self.sampling, cache=options.cache, workers=options.workers,
-                batch_size=options.batch_size, progress=options.progress, on_error=on_error,
+                size=CLIP_SIZE, batch_size=options.batch_size, progress=options.progress, on_error=on_error,
             )  # fmt: skip
-        parts = {}
+        parts: dict[str, Steps | Live] = {}
         for name in self.names:
             given = found.streams[name]
             values = np.ascontiguousarray(given.values, np.float32)
@@ -133,22 +135,51 @@ class ClipSide:
                 torch.from_numpy(np.array(given.present, bool)).to(options.device),
             )
         # A ClipFeatures is what it is: its rows are the clips given.
+        parts |= self._live(function, clips, found, parts, options)
         kept = np.arange(len(found), dtype=np.int64) if found is clips else np.asarray(found.kept, np.int64)
         errors = [] if found is clips else list(found.errors)
         return Encoded(
             Streams(parts), list(found.names), kept, errors, dict(found.seconds) if found is not clips else {}
         )
 
+    def _live(
+        self, function: str, clips: Any, found: ClipFeatures, parts: Mapping[str, Any], options: Options
+    ) -> dict[str, Live]:
+        """The streams of encoders that are trained."""
+        names = [name for name in self.names if options.trains(name)]
+        if not names:
+            return {}
+        if found is clips:
+            raise ValueError(f"{function}: fine_tune={names[0]!r} needs the clips themselves, got a ClipFeatures")
+        items = [clips[i] for i in found.kept]
+
+        def read(i: int) -> list[Any]:
+            return list(read_clip(items[i], self.sampling, size=CLIP_SIZE).frames)
+
+        made = dict(zip(self.names, self.made(options.device), strict=True))
+        lives: dict[str, Live] = {}
+        source: dict[int, Live] = {}
+        for name in names:
+            encoder = encoder_of(made[name])
+            finish = as_differences if isinstance(made[name], FeatureDifferences) else as_steps
+            if id(encoder) in source:  # one decoding, and one pass of the encoder, for all of its streams
+                lives[name] = replace(source[id(encoder)], before=parts[name], finish=finish)
+            else:
+                lives[name] = source[id(encoder)] = options.live(
+                    encoder, "encode", read, lambda i: clip_key(items[i]), parts[name], finish
+                )
+        return lives
+
     def start_rows(self, features: Features) -> npt.NDArray[np.float64]:
         """What the linear start reads: the mean step of each of `start`; several at unit length, side by side."""
         assert isinstance(features, Streams)
-        means = [features.parts[name].means().cpu().numpy() for name in self.start]
+        means = [features.steps(name).means().cpu().numpy() for name in self.start]
         return means[0] if len(means) == 1 else np.concatenate([normalize_rows(m, "l2") for m in means], 1)
 
     def tower(self, features: Features) -> dict[str, Any]:
         """Kind and sizes of the tower that reads these features, as plain values."""
         assert isinstance(features, Streams)
-        return {"kind": "sequence", "dims": {name: features.parts[name].values.shape[1] for name in self.names}}
+        return {"kind": "sequence", "dims": {name: width(features.parts[name]) for name in self.names}}
 
 
 class RowSide:
@@ -156,8 +187,10 @@ class RowSide:
 
     def __init__(self, function: str, modality: Modality, given: Encoder | str) -> None:
         self.kind = modality
+        self.names = (modality,)
         self.spec = given if isinstance(given, str) else None
         self._encoder = None if isinstance(given, str) else given
+        self._tuned: Encoder | None = None
         self._function, self._fits = function, True
         if self._encoder is not None:
             # Not isinstance(encoder, Encoder): it would compute the dimension and the fingerprint.
@@ -174,11 +207,27 @@ class RowSide:
             self._fits = not getattr(given, "fitted", True)
 
     def encoder(self, device: torch.device) -> Encoder:
-        """The encoder; one given as a spec is made when first needed."""
+        """The encoder, or its trained copy; one given as a spec is made when first needed."""
+        return self._tuned or self.given_encoder(device)
+
+    def given_encoder(self, device: torch.device) -> Encoder:
+        """The encoder as it was before any training."""
         if self._encoder is None:
             assert self.spec is not None
             self._encoder = get_encoder(self.spec, self.kind, device=device)
         return self._encoder
+
+    def parts(self, device: torch.device, asked: Sequence[str] | None) -> dict[str, Any]:
+        """The encoder by its name, where it is asked for or was given as an object."""
+        return {self.kind: self.encoder(device)} if asked is None or self.kind in asked or self._encoder else {}
+
+    def made_parts(self, *, tuned: bool) -> dict[str, Any]:
+        """As `ClipSide.made_parts`."""
+        return {} if self._encoder is None else {self.kind: (tuned and self._tuned) or self._encoder}
+
+    def use(self, tuned: Mapping[int, Any]) -> None:
+        """As `ClipSide.use`."""
+        self._tuned = tuned.get(id(self._encoder))
 
     def fit(self, texts: Sequence[str], options: Options) -> None:
         """Fit a text descriptor that has to be (TF-IDF, bag of words)."""
@@ -200,8 +249,14 @@ class RowSide:
         else:
             names = [item_name(items[i], int(i)) for i in result.kept]
         check_finite(function, self.kind, result.features, names)
-        values = torch.from_numpy(np.ascontiguousarray(result.features, np.float32)).to(options.device)
-        return Encoded(Rows(values), names, result.kept, result.errors, {})
+        rows = Rows(torch.from_numpy(np.ascontiguousarray(result.features, np.float32)).to(options.device))
+        features: Features = rows
+        if self.kind == "text" and options.trains("text"):
+            features = options.live(
+                self._encoder, "encode", lambda i: [items[i]], lambda i: items[i].encode(), rows,
+                as_rows,
+            )  # fmt: skip
+        return Encoded(features, names, result.kept, result.errors, {})
 
     def start_rows(self, features: Features) -> npt.NDArray[np.float64]:
         """What the linear start reads: the rows."""
@@ -210,8 +265,8 @@ class RowSide:
 
     def tower(self, features: Features) -> dict[str, Any]:
         """Kind and sizes of the tower that reads these features, as plain values."""
-        assert isinstance(features, Rows)
-        return {"kind": "rows", "inputs": features.values.shape[1]}
+        assert isinstance(features, (Rows, Live))
+        return {"kind": "rows", "inputs": width(features)}
 
 
 class ImageSide(RowSide):
@@ -239,17 +294,23 @@ class ImageSide(RowSide):
         ends = torch.from_numpy(np.cumsum([0, *lengths[kept]])).to(options.device)
         steps = Steps(values, ends, torch.ones(len(kept), dtype=torch.bool, device=options.device))
         first = dict(zip(owner[flat.kept][::-1], flat.names[::-1], strict=True))  # an item's name is its first image's
-        return Encoded(Streams({"image": steps}), [first[i] for i in kept], kept, flat.errors, {})
+        part: Steps | Live = steps
+        if options.trains("image"):
+            part = options.live(
+                self._encoder, "encode", lambda i: [pixels(image) for image in groups[kept[i]]],
+                lambda i: b"".join(image_key(function, image, 0) for image in groups[kept[i]]), steps, as_steps,
+            )  # fmt: skip
+        return Encoded(Streams({"image": part}), [first[i] for i in kept], kept, flat.errors, {})
 
     def start_rows(self, features: Features) -> npt.NDArray[np.float64]:
         """What the linear start reads: the mean of an item's rows."""
         assert isinstance(features, Streams)
-        return features.parts["image"].means().cpu().numpy()
+        return features.steps("image").means().cpu().numpy()
 
     def tower(self, features: Features) -> dict[str, Any]:
         """Kind and sizes of the tower that reads these features, as plain values."""
         assert isinstance(features, Streams)
-        dims = {"image": features.parts["image"].values.shape[1]}
+        dims = {"image": width(features.parts["image"])}
         return {"kind": "sequence", "dims": dims, "cell": "lstm", "pool": "last", "bidirectional": False}
 
 
@@ -257,10 +318,22 @@ class WordSide:
     """Texts as sequences of words: lower case, those of the training texts; 0 stands for any other."""
 
     kind: Modality = "text"
+    names: tuple[str, ...] = ()  # its word vectors are the network's
 
     def __init__(self) -> None:
         self.vocabulary: list[str] = []
         self._ids: dict[str, int] = {}
+
+    def parts(self, device: torch.device, asked: Sequence[str] | None) -> dict[str, Any]:
+        """No encoder."""
+        return {}
+
+    def made_parts(self, *, tuned: bool) -> dict[str, Any]:
+        """No encoder."""
+        return {}
+
+    def use(self, tuned: Mapping[int, Any]) -> None:
+        """Nothing to replace."""
 
     def set_vocabulary(self, words: Sequence[str]) -> None:
         self.vocabulary = list(words)

@@ -1,4 +1,5 @@
-"""Saved matchers with a network: config.json, and in its parts network.safetensors, space/ and text_encoder/."""
+"""Saved matchers with a network: config.json, and in its parts network.safetensors, space/, text_encoder/ and the
+weights of fine-tuned encoders."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from ..text import load_text_encoder  # from there, so that every descriptor is 
 from .networks import load_weights, make_network, weights_of
 from .sides import ClipSide, RowSide, WordSide
 from .storage import CONFIG, SPACE, TEXT_ENCODER, check_options, is_parts, write_folder
+from .storage_tuned import names_in, pack, unpack
 
 if TYPE_CHECKING:
     from .trained import TrainedMatcher
@@ -36,7 +38,7 @@ def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
     fitted: TextDescriptor | None = None
     for side in matcher._sides:
         if isinstance(side, RowSide) and not (matcher.head == "labels" and side.kind == "text"):
-            encoder = side.encoder(matcher._options().device)
+            encoder = side.given_encoder(matcher._options().device)
             if isinstance(encoder, TextDescriptor):
                 fitted = encoder
             encoders[f"{side.kind}_encoder"] = {
@@ -52,6 +54,11 @@ def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
     plain = {name: value for name, value in params.items() if name not in _NOT_SAVED}
     if not isinstance(matcher.loss, str):  # a module of one's own: only a later fit would need it
         del plain["loss"]
+    given_parts, used_parts = (
+        {name: part for side in matcher._sides for name, part in side.made_parts(tuned=tuned).items()}
+        for tuned in (False, True)
+    )
+    fine_tuned, files = pack(given_parts, used_parts)
     document = {
         "class": type(matcher).__name__,
         "format": _FORMAT,
@@ -62,12 +69,14 @@ def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
         "space": matcher.space_ is not None,
         "labels": matcher.labels_,
         "network": matcher._about,
+        "fine_tuned": fine_tuned,
     }
-    data: bytes = dump(weights_of(matcher.network))
+    files[_NETWORK] = dump(weights_of(matcher.network))
 
     def write(parts: Path) -> None:
-        with atomic_write(parts / _NETWORK, "wb") as file:
-            file.write(data)
+        for name, data in files.items():
+            with atomic_write(parts / name, "wb") as file:
+                file.write(data)
         if matcher.space_ is not None:
             matcher.space_.save(parts / SPACE)
         if fitted is not None:
@@ -90,7 +99,8 @@ def load(
         version, parts = document["format"], document["parts"]
         params, streams, encoders = document["params"], document["streams"], document["encoders"]
         about, vocabulary, labels = document["network"], document["vocabulary"], document["labels"]
-        has_space = document["space"]
+        has_space, fine_tuned = document["space"], document["fine_tuned"]
+        asked = names_in(fine_tuned)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{function}: {path} is not a saved matcher: {error!r}") from error
     if version != _FORMAT:
@@ -124,7 +134,7 @@ def load(
             saved = encoders[f"{side.kind}_encoder"]
             if f"{side.kind}_encoder" not in options:  # fitted, but still this matcher's to fit again
                 side._fits = saved.get("fits", True)
-            encoder = side.encoder(device)
+            encoder = side.given_encoder(device)
             if strict and encoder.fingerprint != saved["fingerprint"]:
                 raise ValueError(_differs(function, f"{side.kind}_encoder {encoder.name!r}", path))
         elif isinstance(side, ClipSide):
@@ -134,6 +144,9 @@ def load(
     network = make_network(about, nn.Identity())  # the loss is not needed any more
     load_weights(network, read((path.parent / parts / _NETWORK).read_bytes()))
     matcher._network, matcher._about, matcher.labels_ = network.to(device).eval(), about, labels
+    if asked:
+        made = {name: part for side in matcher._sides for name, part in side.parts(device, asked).items()}
+        matcher._use(unpack(function, path.parent / parts, fine_tuned, made))
     return matcher
 
 

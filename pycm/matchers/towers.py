@@ -39,6 +39,13 @@ class Standardize(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(still, 0.0, 1 / torch.where(still, 1.0, std)))
 
+    def loosen(self) -> None:
+        """For features of an encoder that is trained: what hardly varies now may vary then, so that no feature counts
+        as nothing, and none is enlarged to more than ten times what all have in the mean."""
+        std = torch.where(self.scale > 0, 1 / self.scale, 0.0)
+        floor = 0.1 * std.square().mean().sqrt()
+        self.scale.copy_(1 / torch.where(floor > 0, torch.maximum(std, floor), 1.0))
+
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) * self.scale
 
@@ -146,7 +153,7 @@ class SequenceTower(nn.Module):
     def fit_scales(self, features: Streams) -> None:
         """Standardise by the steps that are there."""
         for name, stream in zip(self.names, self.streams, strict=True):
-            steps = features.parts[name]
+            steps = features.steps(name)
             if not bool(steps.present.any()):
                 raise ValueError(
                     f"stream {name!r} is in none of the {len(steps)} training clips; leave it out of streams"
@@ -156,18 +163,18 @@ class SequenceTower(nn.Module):
     def projected(self, features: Streams) -> Streams:
         """What the cells read of each stream's steps: once an item, however often `read` reads it."""
         streams = zip(self.names, self.streams, strict=True)
-        return Streams({name: stream.projected(features.parts[name]) for name, stream in streams})  # type: ignore[operator]
+        return Streams({name: stream.projected(features.steps(name)) for name, stream in streams})  # type: ignore[operator]
 
     def read(self, projected: Streams, **state: Tensor | None) -> Tensor:
         """[N, dim]; `state` as `StreamPool.pooled` takes it."""
         streams = zip(self.names, self.streams, strict=True)
-        pooled = [stream.pooled(projected.parts[name], **state) for name, stream in streams]  # type: ignore[operator]
+        pooled = [stream.pooled(projected.steps(name), **state) for name, stream in streams]  # type: ignore[operator]
         return self.mlp(torch.cat(pooled, 1))  # type: ignore[no-any-return]
 
     def pooled(self, features: Streams) -> Tensor:
         """The pooled streams side by side, [N, width]."""
         return torch.cat(
-            [stream(features.parts[name]) for name, stream in zip(self.names, self.streams, strict=True)], 1
+            [stream(features.steps(name)) for name, stream in zip(self.names, self.streams, strict=True)], 1
         )
 
     def forward(self, features: Streams) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +16,24 @@ from torch import Tensor, nn
 
 from .._temporal_layers import CELLS, POOLS, STATE_POOLS
 from ..encoders.base import check_batch_size
+from ..encoders.module import TorchEncoder
 from ..evaluate import RetrievalMetrics
 from ..functional import DISTANCES, METRICS, Matches, similarity, topk
 from ..spaces import Ridge
 from . import storage_trained
 from .adaptation import extended, pseudo_pairs
 from .base import Head, Matcher
+from .encoded import Encoded, Options
 from .features import CacheOption, as_cache
 from .heads import LOSSES, LabelClassifier
 from .inputs import Features, Inputs, Streams
-from .learning import Labels, Pairs, Recipe, learn
+from .learning import Labels, Learned, Pairs, Recipe, learn
 from .linear_start import fit_start, start_rows
 from .networks import device_of
 from .scoring import PairScorer, both_ways, by_blocks, pair_matches, pair_matrix
-from .sides import ClipSide, Encoded, Options
+from .sides import ClipSide
 from .training import Record, Training
+from .tuning import FineTune, Tuning, chosen, names_of, tuning
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -77,6 +81,7 @@ class TrainedMatcher(Matcher):
         self.seed, self.device, self.progress = seed, device, progress
         self._network: nn.Module | None = None
         self._about: dict[str, Any] = {}
+        self._tuning: Tuning | None = None  # while `fit` trains encoders
         self.space_: Ridge | None = None
         self.labels_: list[Any] = []
         self.history_: list[Record] = []
@@ -100,7 +105,8 @@ class TrainedMatcher(Matcher):
         return self._network
 
     def _options(self) -> Options:
-        return Options(self._cache, self.workers, self.batch_size, self.progress, device_of(self.device))
+        device = device_of(self.device)
+        return Options(self._cache, self.workers, self.batch_size, self.progress, device, self._tuning)
 
     def _check_fitted(self, method: str, *heads: Head) -> None:
         name = f"{type(self).__name__}.{method}"
@@ -110,6 +116,26 @@ class TrainedMatcher(Matcher):
             raise RuntimeError(f"{name}: not fitted, call fit first")
 
     # -- learning --
+
+    @contextmanager
+    def _fitting(self, function: str, fine_tune: FineTune, training: Training, **excluded: Any) -> Iterator[None]:
+        """A fit: what was fitted before is gone, and encoders are trained on the way that `fine_tune` names.
+
+        excluded: options that do not go with it.
+        """
+        self._network = None
+        self._use({})
+        asked = None if fine_tune == "all" else names_of(fine_tune)
+        sides = self._sides[:1] if self.head == "labels" else self._sides
+        parts: dict[str, Any] = {}
+        for side in sides if asked != [] else ():
+            parts |= side.parts(device_of(self.device), asked)
+        names = chosen(function, fine_tune, [name for side in sides for name in side.names], parts)
+        for name, value in {"space": self.space, **excluded}.items():
+            if names and value is not None:
+                raise ValueError(f"{function}: fine_tune and {name} do not go together")
+        with tuning(self, names, training.kept_bytes, self.workers):
+            yield
 
     def _learn(
         self, function: str, first: Features, second: Features, pairs: npt.NDArray[np.int64], validation: Any,
@@ -144,8 +170,7 @@ class TrainedMatcher(Matcher):
             "unit": self.metric in DISTANCES,
             "options": self._network_options(),
         }
-        self._network, self.history_ = learn(function, self._recipe(), about, problem, validation, training, files)
-        self._about = about
+        self._keep(about, learn(function, self._recipe(), about, problem, validation, training, files))
 
     def _learn_again(
         self, function: str, known: tuple[Features, Features, npt.NDArray[np.int64], Any],
@@ -183,12 +208,20 @@ class TrainedMatcher(Matcher):
             "options": self._network_options(),
         }
         problem = Labels(Inputs(features), labels)
-        self._network, self.history_ = learn(function, self._recipe(), about, problem, validation, training, files)
-        self._about = about
+        self._keep(about, learn(function, self._recipe(), about, problem, validation, training, files))
+
+    def _keep(self, about: dict[str, Any], learned: Learned) -> None:
+        self._use(learned.tuned)
+        self._network, self.history_, self._about = learned.network, learned.history, about
+
+    def _use(self, tuned: Mapping[int, TorchEncoder]) -> None:
+        """Encode with trained copies in the place of encoders, by the ids of these; {}: as they were given."""
+        for side in self._sides:
+            side.use(tuned)
 
     def _recipe(self) -> Recipe:
         device = device_of(self.device)
-        return Recipe(self.loss, self.metric, self.candidates, self.seed, device, self.progress)
+        return Recipe(self.loss, self.metric, self.candidates, self.seed, device, self.progress, self._tuning)
 
     def _network_options(self) -> dict[str, Any]:
         names = ("cell", "pool", "hidden", "bidirectional", "dropout")
@@ -282,11 +315,12 @@ class TrainedMatcher(Matcher):
         return by_blocks(lambda part: torch.softmax(network.logits(part), 1), inputs)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the matcher to `folder`, made if missing: config.json, and parts-*/ with network.safetensors, space/
-        and text_encoder/.
+        """Write the matcher to `folder`, made if missing: config.json, and parts-*/ with network.safetensors, space/,
+        text_encoder/, and encoder-*.safetensors with the weights of fine-tuned encoders that training changed.
 
         Streams and encoders given as specs are saved by them, fitted text encoders as they are; others are named only,
-        and `load` asks for them. What the folder held before stays whole until the new matcher is.
+        and `load` asks for them, as they were before any fine-tuning. What the folder held before stays whole until the
+        new matcher is.
 
         Raises:
             OSError: untouched.

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -41,6 +41,9 @@ class Training:
         patience: epochs without a better validation after which it stops; None never stops early.
         max_norm: gradients are scaled down to this norm.
         precision: "float32", or "bfloat16" under autocast.
+        encoder_lr: the largest learning rate of encoders that are fine-tuned; warm-up and decay are the network's.
+        kept_bytes: how much of the decoded images and frames is held in memory while encoders are fine-tuned; the rest
+            is read again in each epoch. It changes no result.
 
     Raises:
         ValueError: a figure outside its range.
@@ -54,9 +57,11 @@ class Training:
     patience: int | None = 20
     max_norm: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
+    encoder_lr: float = 1e-5
+    kept_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("batch_size", 2), ("patience", 1)):
+        for name, least in (("epochs", 0), ("batch_size", 2), ("patience", 1), ("kept_bytes", 0)):
             value = getattr(self, name)
             if name == "patience" and value is None:
                 continue
@@ -64,6 +69,7 @@ class Training:
                 raise ValueError(f"fit: {name} must be an int of at least {least}, got {value!r}")
         for name, high, closed in (
             ("lr", math.inf, False),
+            ("encoder_lr", math.inf, False),
             ("weight_decay", math.inf, True),
             ("warmup", 1.0, True),
             ("max_norm", math.inf, False),
@@ -79,6 +85,10 @@ class Training:
     def on(self, *, linear: bool) -> Training:
         """With the learning rate of this start, where none was given."""
         return self if self.lr is not None else replace(self, lr=1e-4 if linear else 1e-3)
+
+    def plain(self) -> dict[str, Any]:
+        """What the outcome depends on."""
+        return {name: value for name, value in asdict(self).items() if name != "kept_bytes"}
 
     @classmethod
     def of(cls, function: str, given: dict[str, Any]) -> Training:
@@ -110,6 +120,8 @@ def train(
     log: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     stop: int | None = None,
+    encoders: nn.Module | None = None,
+    ahead: Callable[[npt.NDArray[np.int64]], None] | None = None,
 ) -> list[Record]:
     """Train `network` in place and leave it with its best weights.
 
@@ -127,6 +139,8 @@ def train(
             depend on it.
         log: a .csv file, or a folder for TensorBoard.
         stop: end after this epoch, with the learning rates that a training of all `epochs` has until then.
+        encoders: the part of `network` that learns at `training.encoder_lr`.
+        ahead: is told the rows of the next batch before each step.
 
     Returns:
         One record an epoch, the first being that before training where there is a validation.
@@ -137,7 +151,7 @@ def train(
     """
     device = next(network.parameters()).device
     training = training.on(linear=False)
-    loop = _Loop(network, loss, validate, count, training, seed, device, stop)
+    loop = _Loop(network, loss, validate, count, training, seed, device, stop, encoders, ahead)
     kept = None if checkpoint is None else Checkpoint(checkpoint, identity)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
@@ -179,18 +193,26 @@ class _Loop:
         seed: int,
         device: torch.device,
         stop: int | None,
+        encoders: nn.Module | None,
+        ahead: Callable[[npt.NDArray[np.int64]], None] | None,
     ) -> None:
         self.last = training.epochs if stop is None else min(stop, training.epochs)
         assert training.lr is not None
         self.network, self.loss, self.validate, self.lr = network, loss, validate, training.lr
         self.count, self.training, self.seed, self.device = count, training, seed, device
+        self.ahead = ahead
         size = training.batch_size
         # A lone row would have no negatives.
         self.steps = -(-count // size) - (1 if count % size == 1 and count > 1 else 0)
-        matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-        self.parameters = matrices + others
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        slow = set() if encoders is None else set(encoders.parameters())
+        learned = [p for p in network.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = []
+        for peak, of_encoder in ((self.lr, False), (training.encoder_lr, True)):
+            mine = [p for p in learned if (p in slow) == of_encoder]
+            matrices, others = [p for p in mine if p.ndim > 1], [p for p in mine if p.ndim <= 1]
+            groups += [{"params": matrices, "peak": peak}, {"params": others, "peak": peak, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=training.weight_decay)
         self.epoch = self.step = self.best_epoch = 0
         self.sum = 0.0
@@ -201,13 +223,17 @@ class _Loop:
 
     def run(self) -> Any:
         """Goes on from the present state; yields after each step, a record at the end of an epoch."""
+        size = self.training.batch_size
         if not self.history and self.validate is not None:
             yield self._close({"epoch": 0.0, "loss": math.nan, "lr": 0.0})
         while self.epoch < self.last and not self.done:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
             self.network.train()
             while self.step < self.steps:
-                rate = self._one_step(order[self.step * self.training.batch_size :][: self.training.batch_size])
+                rows, following = (order[i * size :][:size] for i in (self.step, self.step + 1))
+                if self.ahead is not None and self.step + 1 < self.steps:
+                    self.ahead(following)
+                rate = self._one_step(rows)
                 self.step += 1
                 if self.step < self.steps:
                     yield None
@@ -218,9 +244,9 @@ class _Loop:
 
     def _one_step(self, rows: npt.NDArray[np.int64]) -> float:
         at = self.epoch * self.steps + self.step
-        rate = self.lr * _schedule(at, self.training.epochs * self.steps, self.training.warmup)
+        share = _schedule(at, self.training.epochs * self.steps, self.training.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = share * group["peak"]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16"):
             loss = self.loss(rows, at / (self.training.epochs * self.steps))
         value = float(loss.detach())
@@ -234,7 +260,7 @@ class _Loop:
         nn.utils.clip_grad_norm_(self.parameters, self.training.max_norm)
         self.optimizer.step()
         self.sum += value
-        return rate
+        return share * self.lr
 
     def _close(self, record: Record) -> Record:
         """The end of an epoch: validate, keep the best, decide whether to go on."""
@@ -252,7 +278,8 @@ class _Loop:
         return record
 
     def keep_best(self) -> None:
-        """The best weights, where there was a validation; evaluation mode."""
+        """The best weights, where there was a validation; evaluation mode, without gradients."""
+        self.optimizer.zero_grad()
         if self.best_weights:
             self.network.load_state_dict(self.best_weights)
         self.network.eval()

@@ -19,11 +19,13 @@ from ..streams import ClipFeatures
 from ..video import clip_name
 from .adaptation import aligned
 from .base import Head
+from .encoded import Encoded
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
 from .results import VideoTextMatches, VideoTextMetrics
-from .sides import WORDS, ClipSide, Encoded, RowSide, WordSide
+from .sides import WORDS, ClipSide, RowSide, WordSide
 from .trained import TrainedMatcher, check_folder, check_once, check_unlabelled
 from .training import Training
+from .tuning import FineTune
 
 if TYPE_CHECKING:
     from torch import nn
@@ -147,6 +149,7 @@ class VideoTextMatcher(TrainedMatcher):
         texts: Texts | Sequence[Any],
         *,
         validation: float | int | tuple[Any, Any] | None = 0.1,
+        fine_tune: FineTune = None,
         target_clips: Any = None,
         unlabelled: tuple[Any, Sequence[str]] | None = None,
         threshold: float | None = None,
@@ -164,6 +167,10 @@ class VideoTextMatcher(TrainedMatcher):
             validation: the share of the clips that is held out for early stopping; or (clips, texts) for that; or an
                 int: so many folds are held out in turn to find the best number of epochs, for which all clips are then
                 learned from: on few clips one share says little; or None: the last weights are kept.
+            fine_tune: whose encoders are trained as well, by the names of `encoders`: streams of an image encoder
+                ("appearance", "differences"), "text"; one, several, or "all" that can be. Streams of one encoder share
+                it. Copies are trained: the encoders given stay as they are, and `encoders` has the copies. Clips are
+                then decoded as they are needed; not with `space`, `target_clips` or `unlabelled`.
             target_clips: clips of the kind that will be matched, where it is another than the training's: the training
                 clips' features get their mean and covariance (`pycm.spaces.CORAL`), stream by stream.
             unlabelled: (clips, texts) that nobody paired: once fitted, the matcher is fitted again, to its pairs and to
@@ -174,12 +181,12 @@ class VideoTextMatcher(TrainedMatcher):
             log: a .csv file, or a folder for TensorBoard.
             on_error: "skip" leaves unreadable clips out together with their texts.
             **training: the fields of `Training` by name: epochs, lr, weight_decay, warmup, batch_size, patience,
-                max_norm, precision.
+                max_norm, precision, encoder_lr, kept_bytes.
 
         Raises:
             ValueError: lengths that differ, a clip without a text or given twice, NaN in the features, a loss that is
                 not finite, a checkpoint of another training.
-            TypeError: an argument that does not exist.
+            TypeError: an argument that does not exist, an encoder that cannot be trained.
             pycm.video.ClipReadError: a clip that cannot be read; UnreadableInputError with all of them.
 
         Memory: the features of all training clips on the device.
@@ -192,18 +199,18 @@ class VideoTextMatcher(TrainedMatcher):
         if unlabelled is not None and self.head == "labels":
             raise ValueError(f"{function}: unlabelled must be None with head='labels'")
         files: dict[str, Any] = {"checkpoint": checkpoint, "log": log}
-        self._network = None
-        target = None
-        if target_clips is not None:
-            target = self._clips.encode(function, target_clips, self._options(), on_error).features
-        if self.head == "labels":
-            self._fit_labels(function, clips, texts, target, validation, on_error, options, files)
-            return self
-        known, names = self._fit_pairs(function, clips, texts, target, validation, on_error, options, files)
-        if unlabelled is not None and threshold is not None:
-            first = self._clips.encode(function, unlabelled[0], self._options(), on_error)
-            second = self._texts.encode(function, unlabelled[1], self._options())
-            self._learn_again(function, known, names, first, second, threshold, options, files)
+        with self._fitting(function, fine_tune, options, target_clips=target_clips, unlabelled=unlabelled):
+            target = None
+            if target_clips is not None:
+                target = self._clips.encode(function, target_clips, self._options(), on_error).features
+            if self.head == "labels":
+                self._fit_labels(function, clips, texts, target, validation, on_error, options, files)
+                return self
+            known, names = self._fit_pairs(function, clips, texts, target, validation, on_error, options, files)
+            if unlabelled is not None and threshold is not None:
+                first = self._clips.encode(function, unlabelled[0], self._options(), on_error)
+                second = self._texts.encode(function, unlabelled[1], self._options())
+                self._learn_again(function, known, names, first, second, threshold, options, files)
         return self
 
     def _fit_pairs(

@@ -35,6 +35,7 @@ class ClipFeatures:
         kept: int64 [B], ascending: clip b is the item clips[kept[b]].
         errors: (name, reason) of each clip left out; empty unless on_error="skip".
         seconds: "decode": what encoding waited for decoding, which goes on beside it; "encode": the streams.
+        fingerprints: of the streams, where known.
     """
 
     streams: dict[str, Sequences]
@@ -42,6 +43,7 @@ class ClipFeatures:
     kept: npt.NDArray[np.int64]
     errors: list[tuple[str, str]] = field(default_factory=list)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -59,7 +61,8 @@ class ClipFeatures:
         """The clips `rows` (integers, or a mask [B]), in that order; their `kept` count within this object's items."""
         chosen = np.arange(len(self))[np.asarray(rows, dtype=None if len(rows) else np.int64)]
         streams = {name: sequences.take(chosen) for name, sequences in self.streams.items()}
-        return ClipFeatures(streams, [self.names[i] for i in chosen], self.kept[chosen])
+        names = [self.names[i] for i in chosen]
+        return ClipFeatures(streams, names, self.kept[chosen], fingerprints=self.fingerprints)
 
     @classmethod
     def joined(cls, parts: Sequence[ClipFeatures]) -> ClipFeatures:
@@ -77,7 +80,7 @@ class ClipFeatures:
     def select(self, streams: Sequence[str]) -> ClipFeatures:
         """The same clips with some of the streams. Raises KeyError for one that is not there."""
         chosen = {name: self.streams[name] for name in streams}
-        return ClipFeatures(chosen, self.names, self.kept, self.errors, self.seconds)
+        return ClipFeatures(chosen, self.names, self.kept, self.errors, self.seconds, self.fingerprints)
 
 
 def encode_clips(
@@ -140,7 +143,8 @@ def encode_clips(
     if errors and (on_error == "raise" or not len(kept)):
         raise UnreadableInputError(errors, len(clips), "clips")
     sequences = {stream.name: job.sequences(stream, [keys[i] for i in kept]) for stream in chosen}
-    return ClipFeatures(sequences, [clip_name(clips[i], i) for i in kept], kept, errors, job.seconds)
+    names, prints = [clip_name(clips[i], i) for i in kept], {stream.name: stream.fingerprint for stream in chosen}
+    return ClipFeatures(sequences, names, kept, errors, job.seconds, prints)
 
 
 class _Part:

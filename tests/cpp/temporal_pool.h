@@ -140,7 +140,7 @@ struct PoolCall {
   std::vector<T> input[kPoolInputs], x;
   CellWeights weights;
   TemporalPoolArgs args;
-  std::vector<T> out, states;
+  std::vector<T> out, states, reserve;
 
   PoolCall(const PoolCase& p, const PoolData& data) {
     for (int i = 0; i < kPoolInputs; ++i) input[i].assign(data.input[i].begin(), data.input[i].end());
@@ -171,8 +171,10 @@ struct PoolCall {
     args.c0 = pointer(input[kC0]);
     out.assign(static_cast<size_t>(p.batch() * width_of(p.pool) * p.states()), std::nan(""));
     states.assign(static_cast<size_t>(data.offsets.back() * p.states()), std::nan(""));
+    reserve.assign(static_cast<size_t>(data.offsets.back() * reserve_of(p.cell) * p.units), std::nan(""));
     args.out = pointer(out);
     args.states = states.data();
+    args.reserve = reserve.data();
     args.num_threads = p.threads;
     cpu::temporal_pool(*cpu::pack_cell(weights, p.threads), args);
   }
@@ -204,6 +206,7 @@ inline void test_pool_gradient(const PoolCase& p, const PoolData& data, const st
   args.h0 = call.args.h0;
   args.c0 = call.args.c0;
   args.states = call.states.data();
+  args.reserve = call.reserve.data();
   args.grad_out = grad_out.data();
   args.num_threads = p.threads;
   std::vector<double> grad[kPoolInputs];

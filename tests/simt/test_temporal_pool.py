@@ -112,7 +112,7 @@ class Case:
         }[self.pool]()
 
     def run(self, temporal: Any, keep_states: bool = True) -> Any:
-        return temporal.temporal_pool(*self.tensors, *self.choices, keep_states)
+        return temporal.temporal_pool(*self.tensors, *self.choices, keep_states, keep_states)[:4]
 
     def check(self, temporal: Any, tolerance: float | None = None) -> None:
         tolerance = TEMPORAL[str(self.work).removeprefix("torch.")] if tolerance is None else tolerance
@@ -125,14 +125,14 @@ class Case:
 
     def check_gradients(self, temporal: Any, tolerance: float = TEMPORAL_GRADIENT) -> None:
         """Against the CPU's in fp64, from the gradients of all results."""
-        outputs = torch.ops.pycm.temporal_pool(*self.wide(), *self.choices, True)
+        *outputs, reserve = torch.ops.pycm.temporal_pool(*self.wide(), *self.choices, True, True)
         generator = torch.Generator().manual_seed(7)
         grads = [None if not out.numel() else torch.randn(out.shape, generator=generator).double() for out in outputs]
         needs = [self.tensors[i] is not None for i in (0, 2, 3, 4, 5, 6, 8, 9, 7)]
-        want = torch.ops.pycm.temporal_pool_backward(*self.wide(), outputs[1], *grads, *self.choices, needs)
+        want = torch.ops.pycm.temporal_pool_backward(*self.wide(), outputs[1], reserve, *grads, *self.choices, needs)
         grads = [None if grad is None else grad.to(self.work) for grad in grads]
         states = self.run(temporal)[1]
-        found = temporal.temporal_pool_backward(*self.tensors, states, *grads, *self.choices, needs)
+        found = temporal.temporal_pool_backward(*self.tensors, states, reserve[:0], *grads, *self.choices, needs)
         names = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "h0", "c0", "pool_weights")
         for name, ours, theirs, needed in zip(names, found, want, needs, strict=True):
             if not needed:
@@ -221,7 +221,9 @@ def test_in_low_precision(
     grad = torch.randn(case.steps, 60, generator=torch.Generator().manual_seed(3))
     needs = [True] * 5 + [False] * 4
     states = case.run(temporal)[1]
-    gradients = temporal.temporal_pool_backward(*case.tensors, states, None, grad, None, None, *case.choices, needs)
+    gradients = temporal.temporal_pool_backward(
+        *case.tensors, states, states[:0], None, grad, None, None, *case.choices, needs
+    )
     ours = (states[: case.steps], *gradients[:5])
     for mine, theirs, want in zip(ours, torchs(case, grad, dtype), torchs(case, grad, torch.float64), strict=True):
         errors = [(found.double() - want).norm() for found in (mine, theirs)]
@@ -273,7 +275,7 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
     for b in (0, 3, 9):
         begin, end = case.starts[b : b + 2].tolist()
         arguments = (case.x[begin:end], torch.tensor([0, end - begin]), *case.weights, None, None, None, *case.choices)
-        assert torch.equal(temporal.temporal_pool(*arguments, False)[0][0], pooled[b])
+        assert torch.equal(temporal.temporal_pool(*arguments, False, False)[0][0], pooled[b])
 
 
 # ---- pools alone ----
