@@ -89,17 +89,31 @@ def log_mel(
     samples = np.asarray(sound, dtype=np.float64)
     if samples.ndim != 1:
         raise ValueError(f"log_mel: sound must be [S], got {list(samples.shape)}")
+    power, times = mel_power(samples, rate, bins, n, step, 1 << (n - 1).bit_length(), (low, high), warp)
+    levels = np.log10(np.maximum(power, _FLOOR))
+    levels = np.maximum(levels, levels.max() - _RANGE)
+    return np.asarray((levels + 4) / 4, dtype=np.float32), times
+
+
+def mel_power(
+    samples: npt.NDArray[np.float64],
+    rate: float,
+    bins: int,
+    n: int,
+    step: int,
+    size: int,
+    band: tuple[float, float],
+    warp: float = 1.0,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """[T, bins]: power of windows of n samples in mel bands, by transforms of `size`; and their middles in seconds."""
     if len(samples) < n:
         samples = np.pad(samples, (0, n - len(samples)))
-    size = 1 << (n - 1).bit_length()
     parts = np.lib.stride_tricks.sliding_window_view(samples, n)[::step]
     # The periodic Hann window: its shifts add up to a constant.
     spectrum = np.fft.rfft(parts * np.hanning(n + 1)[:-1], size, axis=1)
-    power = (spectrum.real**2 + spectrum.imag**2) @ _filters(size // 2 + 1, bins, low, high, rate * warp)
-    levels = np.log10(np.maximum(power, _FLOOR))
-    levels = np.maximum(levels, levels.max() - _RANGE)
+    power = (spectrum.real**2 + spectrum.imag**2) @ _filters(size // 2 + 1, bins, *band, rate * warp)
     times = (np.arange(len(parts), dtype=np.float64) * step + n / 2) / rate
-    return np.asarray((levels + 4) / 4, dtype=np.float32), np.asarray(times)
+    return np.asarray(power), np.asarray(times)
 
 
 @lru_cache(maxsize=32)

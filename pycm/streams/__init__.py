@@ -13,6 +13,7 @@ from .registry import get_stream, get_streams, known_streams, stream_name
 from .sequences import Sequences, align, concatenate
 from .sound import Sound
 from .speech import Speech
+from .voice import Voice
 
 __all__ = [
     "Appearance",
@@ -25,6 +26,7 @@ __all__ = [
     "Sound",
     "Speech",
     "Stream",
+    "Voice",
     "align",
     "concatenate",
     "encode_clips",

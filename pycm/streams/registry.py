@@ -12,6 +12,7 @@ from .differences import FeatureDifferences, PixelDifferences
 from .motion import Motion
 from .sound import Sound
 from .speech import Speech
+from .voice import Voice
 
 _OF_ENCODER: dict[str, Callable[..., Stream]] = {"appearance": Appearance, "differences": FeatureDifferences}
 _PLAIN: dict[str, Callable[..., Stream]] = {
@@ -20,6 +21,7 @@ _PLAIN: dict[str, Callable[..., Stream]] = {
     "flow": lambda name: Motion("flow", name=name),
     "sound": Sound,
     "speech": Speech,
+    "voice": lambda name: Voice(name=name),
 }
 _ENCODER = "efficientnet-lite0"
 
