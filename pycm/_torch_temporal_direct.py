@@ -50,7 +50,7 @@ def direct(x: Tensor, lengths: Any, cu_seqlens: Any, weights: Any, options: Opti
     steps = lengths.tolist()
     if not steps or min(steps) < 0 or max(steps) > x.shape[1]:
         return None
-    starts = torch.tensor([0, *accumulate(steps)])
+    starts = torch.tensor([0, *accumulate(steps)], device="cpu")  # whatever torch's default device is
     pooled = x.new_empty(
         (len(steps), width(options.pool) * given[1].shape[1]), dtype=_torch_temporal.work_dtype(x.dtype)
     )
@@ -63,7 +63,7 @@ def _fits(x: Tensor, lengths: Tensor, weight_ih: Tensor) -> bool:
     return (
         x.is_cpu
         and lengths.is_cpu
-        and x.layout is torch.strided
+        and x.layout is lengths.layout is torch.strided
         and not x.is_nested
         and x.dtype is weight_ih.dtype
         and lengths.dtype in (torch.int64, torch.int32)

@@ -182,8 +182,9 @@ def test_many_python_threads_at_once(threads: None) -> None:
 def test_the_pool_keeps_to_the_processors_it_was_given(limit: str) -> None:
     """Its threads leave the processor of the caller who wakes them, for others they may use."""
     code = """
-        import os, time, numpy as np, pycm
+        import os, time
         {limit}
+        import numpy as np, pycm
         pycm.set_num_threads(2)
         g = np.random.default_rng(0).standard_normal((500, 64))
         for _ in range(60):

@@ -93,6 +93,17 @@ def test_what_else_is_asked_for_goes_the_whole_way(ways: list[bool]) -> None:
         assert not torch.equal(pycm.temporal_pool(x, lengths, weights, "lstm"), straight)
 
 
+def test_the_default_device_is_not_asked(ways: list[bool]) -> None:
+    weights = weights_of("gru", torch.float32)
+    x, lengths = torch.randn(BATCH, STEPS, DIM), torch.full((BATCH,), STEPS)
+    with torch.no_grad():
+        want = pycm.temporal_pool(x, lengths, weights, "gru")
+        with torch.device("meta"):
+            got = pycm.temporal_pool(x, lengths, weights, "gru")
+    assert ways == [False, True]
+    assert torch.equal(got, want)
+
+
 def test_errors_are_the_same_once_the_weights_are_known() -> None:
     weights = weights_of("gru", torch.float32)
     x, lengths = torch.randn(BATCH, STEPS, DIM), torch.full((BATCH,), STEPS)
@@ -107,6 +118,7 @@ def test_errors_are_the_same_once_the_weights_are_known() -> None:
         raises(ValueError, ["lengths", "-1"], call(lengths=lengths - 8))
         raises(ValueError, ["lengths", "[5]"], call(lengths=lengths[:3]))
         raises(TypeError, ["lengths", "integers"], call(lengths=lengths.float()))
+        raises(TypeError, ["dense"], call(lengths=lengths.to_sparse()))
         raises(ValueError, ["6 features", "5"], call(x=x[..., :5]))
         raises(TypeError, ["dtype"], call(x=x.double()))
         raises(ValueError, ["weight"], call(cell="lstm"))

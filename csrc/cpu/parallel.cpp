@@ -102,7 +102,7 @@ int current_processor() {
 }
 
 // Systems tend to wake a thread on the processor of whoever wakes it, and move it milliseconds later: until then the two
-// take turns. Once elsewhere, a thread is mostly woken there.
+// take turns.
 void leave_processor(int processor) {
 #if defined(__linux__)
   cpu_set_t allowed;
@@ -164,7 +164,7 @@ class Pool {
       seen = epoch_;
       if (slot > helpers_) continue;
       Job* job = job_;
-      const int caller = caller_;
+      const int caller = spins_ ? caller_ : -1;
       lock.unlock();
       leave_processor(caller);
       job->work(slot);
