@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pycm import _C
-from pycm._temporal_arguments import check_ids, check_lengths, check_sequences, evaluate, evaluate_pool, starts_of
+from pycm._temporal_arguments import (
+    check_embedding,
+    check_ids,
+    check_lengths,
+    check_sequences,
+    evaluate,
+    evaluate_pool,
+    starts_of,
+)
 from pycm._temporal_layers import Direction, Options, Sequences, padded, width
 from pycm.functional import _as_numpy, _int64, _like
 
@@ -117,8 +125,7 @@ def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: 
 def _vectors(ids: npt.NDArray[np.int64], embedding: Any) -> npt.NDArray[Any]:
     """Of ids that may be anything beyond the sequences."""
     matrix: npt.NDArray[Any] = _as_numpy(_POOL, "embedding", embedding)
-    if matrix.ndim != 2 or not len(matrix):
-        raise ValueError(f"{_POOL}: embedding must have shape [V, I], got {list(matrix.shape)}")
+    check_embedding(_POOL, matrix)
     vectors: npt.NDArray[Any] = matrix[ids.clip(0, len(matrix) - 1)]
     return vectors
 

@@ -38,7 +38,7 @@ def dtype_name(array: Any) -> str:
 def evaluate(function: str, backend: Backend, sequences: Sequences, weights: Any, options: Options) -> Any:
     """What `pycm.temporal_pool` returns; the options' words are checked (`check_choices`), all else here."""
     x, starts, steps, restore, single = sequences
-    layers = layers_of(function, weights, options.cell, x)
+    layers = layers_of(function, weights, options.cell, x, "x" if options.embedding is None else "embedding")
     h0, c0 = options.h0, options.c0
     if single:
         h0, c0 = (state if state is None else state[..., None, :] for state in (h0, c0))
@@ -123,6 +123,15 @@ def check_lengths(function: str, lengths: npt.NDArray[np.int64], most: int) -> N
         raise ValueError(f"{function}: lengths must be in [0, {most}], got {lengths[row]} in row {row}")
 
 
+def check_embedding(function: str, embedding: Any) -> None:
+    if dtype_name(embedding) not in FLOATS:
+        raise TypeError(
+            f"{function}: embedding must be float32, float16, bfloat16 or float64, got {dtype_name(embedding)}"
+        )
+    if embedding.ndim != 2 or not embedding.shape[0]:
+        raise ValueError(f"{function}: embedding must have shape [V, I], V > 0, got {list(embedding.shape)}")
+
+
 def check_ids(function: str, ids: npt.NDArray[np.int64], words: int) -> None:
     if ids.size and (ids.min() < 0 or ids.max() >= words):
         wrong = ids[(ids < 0) | (ids >= words)][0]
@@ -136,8 +145,8 @@ def starts_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return starts
 
 
-def layers_of(function: str, weights: Any, cell: str, x: Any) -> list[list[Weights]]:
-    """`weights` by layer and direction; names, shapes and dtypes checked."""
+def layers_of(function: str, weights: Any, cell: str, x: Any, source: str) -> list[list[Weights]]:
+    """`weights` by layer and direction; names, shapes and dtypes checked. `source` is the argument that x came from."""
     if not isinstance(weights, Mapping):
         raise TypeError(
             f"{function}: weights must be a mapping with torch's names (weight_ih_l0, ...), such as an RNN's "
@@ -157,7 +166,8 @@ def layers_of(function: str, weights: Any, cell: str, x: Any) -> list[list[Weigh
             raise ValueError(f"{function}: weights must have {', '.join(expected)}, and no more; got {name!r}")
     for name in expected:
         if weights[name].dtype != x.dtype and dtype_name(weights[name]) != dtype_name(x):  # byte order does not matter
-            raise TypeError(f"{function}: {name} must have x's dtype {dtype_name(x)}, got {dtype_name(weights[name])}")
+            wanted, got = dtype_name(x), dtype_name(weights[name])
+            raise TypeError(f"{function}: {name} must have {source}'s dtype {wanted}, got {got}")
     if ("bias_ih" in kinds) != ("bias_hh" in kinds):
         raise ValueError(f"{function}: weights must have both biases or none")
     if "weight_hr" in kinds and cell != "lstm":
@@ -166,11 +176,11 @@ def layers_of(function: str, weights: Any, cell: str, x: Any) -> list[list[Weigh
         [Weights(**{kind: weights[f"{kind}_l{layer}{end}"] for kind in kinds}) for end in ends]
         for layer in range(depth)
     ]
-    _check_shapes(function, layers, cell, x.shape[-1])
+    _check_shapes(function, layers, cell, x.shape[-1], source)
     return layers
 
 
-def _check_shapes(function: str, layers: list[list[Weights]], cell: str, input_size: Any) -> None:
+def _check_shapes(function: str, layers: list[list[Weights]], cell: str, input_size: Any, source: str) -> None:
     first = layers[0][0]
     for name in ("weight_ih", "weight_hh"):
         if getattr(first, name).ndim != 2:
@@ -178,7 +188,7 @@ def _check_shapes(function: str, layers: list[list[Weights]], cell: str, input_s
     wanted_size = first.weight_ih.shape[-1]
     require(
         input_size == wanted_size,
-        lambda: f"{function}: x must have {wanted_size} features, as weight_ih_l0 has columns, got {input_size}",
+        lambda: f"{function}: {source} must have {wanted_size} features, as weight_ih_l0 has columns, got {input_size}",
     )
     gates = GATES[cell]
     rows, state = first.weight_hh.shape

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pycm._temporal_arguments import (
-    FLOATS,
+    check_embedding,
     check_ids,
     check_lengths,
     check_sequences,
-    dtype_name,
     evaluate,
     evaluate_pool,
     require,
@@ -91,15 +90,13 @@ def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: 
     values = x.data if isinstance(x, PackedSequence) else x
     states = {"h0": options.h0, "c0": options.c0, "attention": options.attention, "embedding": options.embedding}
     _check_tensors(_POOL, values, weights, options.gpo, **states)
-    if (dtype := _autocast_dtype(values if options.embedding is None else options.embedding)) is not None:
-        if options.embedding is None:
-            x = x.to(dtype)
-        else:
-            options = options._replace(embedding=options.embedding.to(dtype))
+    dtype = _autocast_dtype(values if options.embedding is None else options.embedding)
+    if dtype is not None:
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     if options.embedding is not None:
-        sequences = _words(x, lengths, cu_seqlens, weights, options)
+        sequences = _words(x, lengths, cu_seqlens, weights, options, dtype)
     else:
+        x = x if dtype is None else x.to(dtype)
         sequences = _sequences(_POOL, x, lengths, cu_seqlens, options.batch_first, options.legacy_padding)
     with full_precision(sequences.x):  # the kernels' dtype is that of x and the weights
         return evaluate(_POOL, _BACKEND, sequences, weights, options)
@@ -174,15 +171,8 @@ def _starts(lengths: Tensor) -> Tensor:
 def _sequences(
     function: str, x: Any, lengths: Any, cu_seqlens: Any, batch_first: bool, legacy_padding: bool
 ) -> Sequences:
-    if isinstance(x, PackedSequence) or (isinstance(x, Tensor) and x.is_nested):
-        given = next(
-            (name for name, value in (("lengths", lengths), ("cu_seqlens", cu_seqlens)) if value is not None), ""
-        )
-        if given:
-            raise ValueError(f"{function}: {given} must be None for {type(x).__name__}, which knows its lengths")
-        if legacy_padding:
-            raise ValueError(f"{function}: legacy_padding needs padded x [B, T, I], got {type(x).__name__}")
-        return _packed(x) if isinstance(x, PackedSequence) else _nested(function, x)
+    if _knows_lengths(x):
+        return _of_known_lengths(function, x, lengths, cu_seqlens, legacy_padding)
     check_sequences(function, x, lengths, cu_seqlens, legacy_padding)
     if x.ndim == 3:
         return _padded(function, x if batch_first else x.transpose(0, 1), lengths, batch_first, legacy_padding)
@@ -201,28 +191,43 @@ def _sequences(
     return Sequences(x, starts, _steps(x, starts), lambda states: states)
 
 
-def _words(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: Options) -> Sequences:
-    """Sequences of ids, as Words where there is a kernel for them, else as their vectors."""
+def _knows_lengths(x: Any) -> bool:
+    return isinstance(x, PackedSequence) or (isinstance(x, Tensor) and x.is_nested)
+
+
+def _of_known_lengths(
+    function: str, x: Any, lengths: Any, cu_seqlens: Any, legacy_padding: bool, words: bool = False
+) -> Sequences:
+    """Packed or nested; with `words` ids, without features."""
+    for name, value in (("lengths", lengths), ("cu_seqlens", cu_seqlens)):
+        if value is not None:
+            raise ValueError(f"{function}: {name} must be None for {type(x).__name__}, which knows its lengths")
+    if legacy_padding:
+        raise ValueError(f"{function}: legacy_padding needs padded x [B, T, I], got {type(x).__name__}")
+    return _packed(x) if isinstance(x, PackedSequence) else _nested(function, x, words)
+
+
+def _words(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: Options, dtype: Any) -> Sequences:
+    """Sequences of ids, as Words where there is a kernel for them, else as their vectors; in `dtype` where given."""
     embedding = options.embedding
-    packed = isinstance(x, PackedSequence)
-    ids = _integers(_POOL, "x", x.data if packed else x)
-    if embedding.ndim != 2 or dtype_name(embedding) not in FLOATS:
-        got = f"{dtype_name(embedding)} {list(embedding.shape)}"
-        raise ValueError(f"{_POOL}: embedding must be floating point [V, I], got {got}")
-    if packed:
-        sequences = _packed(PackedSequence(ids, *x[1:]))
-        sequences = sequences._replace(x=Words(sequences.x, embedding))
+    check_embedding(_POOL, embedding)
+    if _knows_lengths(x):
+        sequences = _of_known_lengths(_POOL, x, lengths, cu_seqlens, options.legacy_padding, words=True)
+        sequences = sequences._replace(x=Words(_integers(_POOL, "x", sequences.x), embedding))
     else:
-        words = Words(ids, embedding)
+        words = Words(_integers(_POOL, "x", x), embedding)
         sequences = _sequences(_POOL, words, lengths, cu_seqlens, options.batch_first, options.legacy_padding)
     known = sequences.x.known(None if options.legacy_padding else sequences.cu_seqlens)
     if _has_values(known.ids) and known.ids.numel():
         check_ids(_POOL, known.ids.numpy(), embedding.shape[0])
     given = (embedding, options.h0, options.c0, options.attention, *_tensors(weights), *_tensors(options.gpo))
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    if trained or options.residual or options.legacy_padding or not has_kernel(known):
-        return sequences._replace(x=known.vectors())
-    return sequences._replace(x=known)
+    # A table would be cast whole, be it for few ids.
+    few = dtype is not None and known.ids.numel() <= embedding.shape[0]
+    if trained or few or options.residual or options.legacy_padding or not has_kernel(known):
+        vectors = known.vectors()
+        return sequences._replace(x=vectors if dtype is None else vectors.to(dtype))
+    return sequences._replace(x=known if dtype is None else known._replace(embedding=embedding.to(dtype)))
 
 
 def _tensors(mapping: Any) -> Any:
@@ -277,9 +282,10 @@ def _packed(x: PackedSequence) -> Sequences:
     return Sequences(x.data.index_select(0, packed_step), starts, len(sizes), restore)
 
 
-def _nested(function: str, x: Any) -> Sequences:
-    if x.dim() != 3:
-        raise ValueError(f"{function}: x must be nested [B, *, I], got {x.dim()} dimensions")
+def _nested(function: str, x: Any, words: bool) -> Sequences:
+    dims, shape = (2, "[B, *]") if words else (3, "[B, *, I]")
+    if x.dim() != dims:
+        raise ValueError(f"{function}: x must be nested {shape}, got {x.dim()} dimensions")
     if x.layout == torch.jagged:
         x = x if x.lengths() is None else x.contiguous()
         values, starts = x.values(), x.offsets().long()

@@ -241,8 +241,8 @@ class TemporalPool(nn.Module):
             hx: as in torch: ``(h0, c0)`` of an LSTM, ``h0`` of a GRU; zeros without.
             cu_seqlens: integers ``[B + 1]``.
             return_state: also return ``(h_n, c_n)``, or ``h_n`` of a GRU.
-            embedding: the vectors ``[V, input_size]`` of words; x then holds their ids, ``[B, T]``, ragged ``[S]`` or
-                ``[T]``.
+            embedding: the vectors ``[V, input_size]`` of words; x then holds their ids, ``[B, T]``, ragged ``[S]``,
+                ``[T]``, packed or nested. The padding_idx of an ``nn.Embedding`` is not known here.
 
         Returns:
             ``[B, F]``, as `pycm.temporal_pool` has it.

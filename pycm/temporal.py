@@ -68,9 +68,10 @@ def temporal_pool(
             `lengths` steps; ``last`` and ``first`` read the ends of the T.
         batch_first: whether padded x is ``[B, T, I]``.
         return_state: also return the final states.
-        embedding: ``[V, I]``, the vectors of words; x then holds their ids, integers ``[B, T]``, ragged ``[S]``, a
-            single ``[T]`` or packed, and the result is that of the vectors ``embedding[x]``, differentiable in
-            `embedding`. On CUDA and without a gradient the first layer multiplies the V vectors by its weights where
+        embedding: ``[V, I]``, V > 0, the vectors of words; x then holds their ids, integers ``[B, T]``, ragged ``[S]``,
+            a single ``[T]``, packed or nested, and the result is that of the vectors ``embedding[x]``, differentiable
+            in `embedding`; the padding_idx of an ``nn.Embedding`` is not known here: that row gets a gradient where its
+            id occurs. On CUDA and without a gradient the first layer multiplies the V vectors by its weights where
             they are fewer than the steps.
 
     Returns:
@@ -81,7 +82,7 @@ def temporal_pool(
         ``[layers * directions, B, ...]``; a row of length 0 leaves its initial state.
 
     Raises:
-        TypeError: for integers in x without `embedding`, another dtype in the weights, or no array.
+        TypeError: for integers in x without `embedding` or others with it, another dtype in the weights, or no array.
         ValueError: for shapes that do not fit, lengths outside x, ids outside `embedding`, an unknown name, or a pool's
             parameter missing.
         NotImplementedError: for a tensor with a forward-mode tangent, or neither on the CPU nor on a CUDA device.

@@ -153,3 +153,13 @@ def test_gradients_do_not_depend_on_threads_or_runs(cell: str, rows: int, hidden
     for other in results[1:]:
         for ours, first in zip(other, results[0], strict=True):
             assert torch.equal(ours, first)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_gpo_of_no_steps(alone: bool) -> None:
+    """An empty array of coefficients is an array."""
+    x, lengths = torch.randn(2, 3, 4, requires_grad=True), torch.tensor([0, 0])
+    module = pycm.nn.GPO() if alone else pycm.nn.TemporalPool(4, 5, "gru", "gpo")
+    module(x, lengths).sum().backward()
+    for tensor in (x, *module.parameters()):
+        assert torch.equal(tensor.grad, torch.zeros_like(tensor))

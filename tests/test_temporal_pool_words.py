@@ -9,6 +9,7 @@ import pytest
 import torch
 from temporal_cases import CELLS, rnn_weights
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pycm
 
@@ -59,6 +60,30 @@ def test_packed_words(ids: torch.Tensor, embedding: torch.Tensor) -> None:
     found = module(pack_sequence(parts, enforce_sorted=False), embedding=embedding)
     want = module(pack_sequence([embedding[part] for part in parts], enforce_sorted=False))
     assert torch.equal(found, want)
+    with pytest.raises(ValueError, match="temporal_pool: lengths must be None for PackedSequence"):
+        module(pack_sequence(parts, enforce_sorted=False), [4, 7, 1], embedding=embedding)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_words(ids: torch.Tensor, embedding: torch.Tensor, layout: Any) -> None:
+    def nested(parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.nested.nested_tensor(parts, layout=layout)
+
+    parts = [row[:length] for row, length in zip(ids, LENGTHS, strict=True)]
+    vectors = nested([embedding[part] for part in parts])
+    module = pycm.nn.TemporalPool(5, 6)
+    for x in (nested(parts), nested([part.int() for part in parts])):
+        assert torch.equal(module(x, embedding=embedding), module(vectors))
+    states = pycm.nn.TemporalPool(5, 6, pool="none")
+    for found, want in zip(states(x, embedding=embedding).unbind(), states(vectors).unbind(), strict=True):
+        assert torch.equal(found, want)
+    with pytest.raises(ValueError, match=r"temporal_pool: x must be nested \[B, \*\], got 3 dimensions"):
+        module(vectors.long(), embedding=embedding)
+    with pytest.raises(TypeError, match="temporal_pool: x must hold integers, got float32"):
+        module(nested([part.float() for part in parts]), embedding=embedding)
+    parts[0] = parts[0] + 11
+    with pytest.raises(ValueError, match=r"temporal_pool: x must hold ids in \[0, 11\)"):
+        module(nested(parts), embedding=embedding)
 
 
 def test_gradients(ids: torch.Tensor, embedding: torch.Tensor) -> None:
@@ -88,6 +113,23 @@ def test_autocast(ids: torch.Tensor, embedding: torch.Tensor) -> None:
     assert torch.equal(found, want)
 
 
+def test_autocast_leaves_the_table(ids: torch.Tensor) -> None:
+    """A large vocabulary is not cast for a few ids."""
+    cast = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default:
+                cast.append(args[0].numel())
+            return func(*args, **(kwargs or {}))
+
+    module, embedding = pycm.nn.TemporalPool(5, 6), torch.randn(1000, 5)
+    with torch.autocast("cpu", torch.bfloat16), Casts():
+        module(ids, LENGTHS, embedding=embedding)
+    assert ids.numel() * 5 in cast
+    assert max(cast) < embedding.numel()
+
+
 def test_compiled(ids: torch.Tensor, embedding: torch.Tensor) -> None:
     module = pycm.nn.TemporalPool(5, 6)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
@@ -109,9 +151,14 @@ def test_bad_words(ids: torch.Tensor, embedding: torch.Tensor, numpy: bool) -> N
         changed[2, 6] = wrong
         with pytest.raises(ValueError, match=rf"temporal_pool: x must hold ids in \[0, 11\).*, got {wrong}"):
             run(changed, embedding)
-    with pytest.raises(ValueError, match="temporal_pool: embedding must"):
-        run(ids, embedding[0])
+    for matrix in (embedding[0], embedding[:0]):
+        with pytest.raises(ValueError, match=r"temporal_pool: embedding must have shape \[V, I\], V > 0"):
+            run(ids, matrix)
+    with pytest.raises(TypeError, match=r"temporal_pool: embedding must be float32, .*, got int64"):
+        run(ids, embedding.long())
     with pytest.raises(TypeError, match="temporal_pool: x must"):
         run(ids.float(), embedding)
-    with pytest.raises(ValueError, match="weight_ih_l0"):
+    with pytest.raises(ValueError, match="temporal_pool: embedding must have 5 features, as weight_ih_l0 has columns"):
         run(ids, embedding[:, :4])
+    with pytest.raises(TypeError, match="temporal_pool: weight_ih_l0 must have embedding's dtype float16, got float32"):
+        run(ids, embedding.half())

@@ -15,21 +15,35 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms"
 
 
+def row(*cells: str) -> str:
+    """Of a table; what an error says may hold anything."""
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+
 def line(case: dict[str, Any]) -> str:
     if "failed" in case:
-        return f"| {case['about']} | FAILED: {case['failed']} | | | | |"
-    theirs = ", ".join(f"{name} {ratio:.2f}" for name, ratio in case["ratio"].items() if name != "pycm")
+        return row(case["about"], f"FAILED: {case['failed']}", *[""] * 4)
+    theirs = [f"{name} {ratio:.2f}" for name, ratio in case["ratio"].items() if name != "pycm"]
+    theirs += [f"{name} WRONG: {reason}" for name, reason in case["wrong"].items()]
     score = "—" if case["score"] is None else f"{case['score']:.2f} (goal {case['goal']:.2f})"
-    why = "; ".join(f"{name}: {reason}" for name, reason in case["absent"].items())
-    verdict = {True: "reached", False: "missed", None: f"no baseline: {why}"}
+    verdict = {True: "reached", False: "missed", None: "no baseline"}
     if "memory_share" in case:
         score += f"; memory {case['memory_share']:.2f} of it (goal {case['memory_goal']:.2f})"
         if not case["memory_reached"]:
             verdict[True] = verdict[False] = "missed"
-    return (
-        f"| {case['about']} | {milliseconds(case['median']['pycm'])} | {100 * case['share']:.0f} % | {theirs or '—'} | "
-        f"{score} | {verdict[case['reached']]} |"
+    return row(
+        case["about"],
+        milliseconds(case["median"]["pycm"]),
+        f"{100 * case['share']:.0f} %",
+        ", ".join(theirs) or "—",
+        score,
+        "; ".join([verdict[case["reached"]], *(f"no {name}" for name in case["absent"])]),
     )
+
+
+def absences(cases: list[dict[str, Any]]) -> list[str]:
+    """Why peers are not in the table, each reason once."""
+    return list(dict.fromkeys(f"- no {n}: {why}" for case in cases for n, why in case.get("absent", {}).items()))
 
 
 def main() -> int:
@@ -44,7 +58,7 @@ def main() -> int:
     table = [
         "| part | result |",
         "| --- | --- |",
-        *(f"| {name[5:]} | {status} |" for name, status in parts.items()),
+        *(row(name[5:], status) for name, status in parts.items()),
         "",
     ]
     if report["machine"]:
@@ -57,7 +71,7 @@ def main() -> int:
         "| case | pycm | of the floor | peer's time / pycm's | against the goal's baseline | |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    table += [line(case) for case in report["cases"]]
+    table += [*(line(case) for case in report["cases"]), "", *absences(report["cases"])]
     (folder / "gpu.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     (folder / "gpu.md").write_text("\n".join(table) + "\n", encoding="utf-8")
     print("\n".join(table))

@@ -233,10 +233,9 @@ void temporal_pool_backward(nb::handle cell, nb::handle x, nb::handle cu_seqlens
   args.grad_h0 = data("grad_h0", grad_h0, {batch, state});
   args.grad_c0 = data("grad_c0", grad_c0, {batch, weights.hidden_size});
   args.grad_pool_weights = data("grad_pool_weights", grad_pool_weights, {args.pool.pool == Pool::kGpo ? steps : state});
-  check(grad_pool_weights.is_none() || args.pool.weights != nullptr, kName,
-        ": grad_pool_weights must be None for pool ", name_of(args.pool.pool));
-  check(grad_weight_hr.is_none() || weights.weight_hr != nullptr, kName,
-        ": grad_weight_hr must be None without weight_hr");
+  check(grad_pool_weights.is_none() || !pool_weights.is_none(), kName, ": grad_pool_weights must be None for pool ",
+        name_of(args.pool.pool));
+  check(grad_weight_hr.is_none() || !weight_hr.is_none(), kName, ": grad_weight_hr must be None without weight_hr");
   std::optional<ArrayArg> grad_x_array;
   if (!grad_x.is_none()) {
     const Array& out = grad_x_array.emplace(kName, "grad_x", grad_x).array();

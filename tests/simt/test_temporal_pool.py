@@ -444,6 +444,10 @@ def test_words_through_layers_directions_and_pools(dispatched: None) -> None:
     module = pycm.nn.TemporalPool(8, 4).requires_grad_(False)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     assert torch.equal(compiled(ids, lengths, embedding=embedding), module(ids, lengths, embedding=embedding))
+    for table in (embedding, torch.cat([embedding, torch.randn(99, 8)])):  # which is not cast for so few ids
+        with torch.autocast("cpu", torch.bfloat16):
+            found, want = module(ids, lengths, embedding=table), module(embedding[ids], lengths)
+        torch.testing.assert_close(found, want, rtol=0, atol=2.0**-8)
     with pytest.raises(ValueError, match=r"temporal_pool: x must hold ids in \[0, 9\), the rows of embedding, got 9"):
         module(ids.masked_fill(~outside, 9), lengths, embedding=embedding)
 
