@@ -25,6 +25,7 @@ from .logs import open_log, progress_meter
 #: One epoch's figures: "epoch", "loss", "lr", and those of the validation.
 Record: TypeAlias = dict[str, float]
 _CHECKPOINT_SECONDS = 30.0
+_CHECKPOINT_PAUSE = 20  # at least so many times as long as the last checkpoint took
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def train(
                 begun = time.monotonic()
                 kept.write(loop.state())
                 saved = time.monotonic()
-                pause = max(_CHECKPOINT_SECONDS, 20 * (saved - begun))
+                pause = max(_CHECKPOINT_SECONDS, _CHECKPOINT_PAUSE * (saved - begun))
                 interrupts.raise_pending()
         if kept is not None:
             kept.write(loop.state())
