@@ -308,16 +308,11 @@ class VideoTextMatcher(TrainedMatcher):
         second = self._texts.encode(function, texts, self._options())
         encoded = time.perf_counter()
         there, back = self._ranked(function, first, second, (per_clip, min(per_text, len(first.names))))
+        seconds = {**first.seconds, "encode texts": encoded - start, "score": time.perf_counter() - encoded}
         return VideoTextMatches(
-            there,
-            back,
-            clips=first.names,
-            texts=list(texts),
-            metric="logit" if self.head == "pairs" else self.metric,
-            kept=first.kept,
-            errors=first.errors,
-            seconds={**first.seconds, "encode texts": encoded - start, "score": time.perf_counter() - encoded},
-        )
+            there, back, clips=first.names, texts=list(texts), metric="logit" if self.head == "pairs" else self.metric,
+            kept=first.kept, errors=first.errors, seconds=seconds,
+        )  # fmt: skip
 
     def scores(self, clips: Any, texts: Sequence[str]) -> Features:
         """The full matrix [N, M] float32: scores, distances for distance metrics, logits with head="pairs"."""
