@@ -6,7 +6,8 @@
 #   test-all     the other tests
 #   conformance  each hardware primitive against the PTX ISA's figures
 #   sanitize     compute-sanitizer over every kernel: memcheck, racecheck, synccheck, initcheck
-#   bench        the cases of benchmarks/gpu/*cases.py; run again, it goes on where it stopped
+#   temporal     the cases of benchmarks/gpu/temporal_cases.py, in four minutes; run again, it goes on where it stopped
+#   bench        all cases of benchmarks/gpu/*cases.py that are left, likewise
 #   ncu          hardware counters of the main kernels
 #   report       gpu.json and gpu.md of all that
 #
@@ -57,6 +58,10 @@ part_bench() {
   "$python" benchmarks/gpu/bench.py --out "$work/bench" --seconds $((limit - 60))
 }
 
+part_temporal() {
+  "$python" benchmarks/gpu/bench.py --out "$work/bench" --seconds 230 --case 'temporal-*'
+}
+
 part_ncu() {
   # The first launches of the library's kernels in one exact top-k, and the screens of one with few queries.
   local kernels
@@ -83,19 +88,19 @@ run_part() {
   printf '\n==== %s\n' "$part"
   # A shell of its own, so that the first failure ends the part and `timeout` can end the shell.
   timeout "$limit" bash "$0" --part "$part" 2>&1 | tee "$work/part-$part.log" || status="FAILED (status ${PIPESTATUS[0]})"
-  [[ $part != bench || $status != *"status 3"* ]] || status="not finished: run it again"
+  [[ ($part != bench && $part != temporal) || $status != *"status 3"* ]] || status="not finished: run it again"
   printf '%s, %d s' "$status" $((SECONDS - began)) >"$work/part-$part.status"
   printf '==== %s: %s\n' "$part" "$(cat "$work/part-$part.status")"
   keep "$part"
   [[ $status == ok ]] || failed=1
 }
 
-parts=(build test conformance sanitize bench ncu test-all report)
+parts=(build test conformance sanitize temporal bench ncu test-all report)
 if [[ ${1:-} == --part ]]; then
   "part_$2"
   exit
 fi
-(($# > 0)) || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2; }
+(($# > 0)) || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
 failed=0
 [[ $1 != all ]] || set -- "${parts[@]}"
 for part in "$@"; do run_part "$part"; done

@@ -151,6 +151,8 @@ class _Canvas:
         self.count, self.size, self.max_bytes = count, size, max_bytes
         self.frames: Pixels = np.empty((0, 0, 0, 3), dtype=np.uint8)
         self.filled = 0
+        # One for all: preparing a conversion takes longer than converting a small picture.
+        self.reformatter = require("av", "video", "decoding").video.reformatter.VideoReformatter()
 
     def add(self, picture: Any, aspect: float) -> None:
         """Keep a picture whose pixels are `aspect` times as wide as they are high."""
@@ -177,12 +179,13 @@ class _Canvas:
             )
         transparent = any(component.is_alpha for component in picture.format.components)
         shrinks = width < picture.width or height < picture.height
-        pixels = picture.to_ndarray(
-            format="rgba" if transparent else "rgb24",
-            width=width,
-            height=height,
+        pixels = self.reformatter.reformat(
+            picture,
+            width,
+            height,
+            "rgba" if transparent else "rgb24",
             interpolation="AREA" if shrinks else "BILINEAR",
-        )
+        ).to_ndarray()
         if transparent:  # on white, as images are
             alpha = pixels[..., 3:].astype(np.uint16)
             pixels = ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

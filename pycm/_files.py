@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, overload
 
 TEMPORARY_SUFFIX = ".tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @overload
@@ -28,7 +30,7 @@ def atomic_write(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w") -
         mode: "w" (UTF-8, newlines written as they are) or "wb".
 
     Raises:
-        OSError: untouched, from opening, writing or renaming.
+        OSError: from opening, writing or renaming; of a full disk with the name of `path`.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f'atomic_write: mode must be "w" or "wb", got {mode!r}')
@@ -46,7 +48,9 @@ def _atomic_write(path: Path, mode: str) -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # the first error is the one to report
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            error.filename = str(path)  # a write knows none
         raise

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycm import _C
-from pycm._temporal_arguments import check_lengths, check_sequences, evaluate, evaluate_pool, starts_of
+from pycm._temporal_arguments import check_ids, check_lengths, check_sequences, evaluate, evaluate_pool, starts_of
 from pycm._temporal_layers import Direction, Options, Sequences, padded, width
 from pycm.functional import _as_numpy, _int64, _like
 
@@ -95,7 +95,8 @@ def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: 
     def like(result: Any) -> Any:
         return tuple(map(like, result)) if isinstance(result, tuple) else _like(result, x)
 
-    array = _as_numpy(_POOL, "x", x)
+    ids = None if options.embedding is None else _int64(_POOL, "x", x)
+    array = _as_numpy(_POOL, "x", x) if ids is None else _vectors(ids, options.embedding)
     check_sequences(_POOL, array, lengths, cu_seqlens, options.legacy_padding)
     if array.ndim == 3 and not options.batch_first:
         array = array.swapaxes(0, 1)
@@ -105,7 +106,21 @@ def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: 
     )
     options = options._replace(h0=h0, c0=c0, attention=attention, gpo=_arrays(_POOL, "gpo", options.gpo))
     sequences = _sequences(_POOL, array, lengths, cu_seqlens, options.batch_first, options.legacy_padding)
+    if ids is not None:
+        if ids.ndim == 2 and not options.legacy_padding:
+            ids = ids if options.batch_first else ids.T
+            ids = ids[np.arange(ids.shape[1]) < np.diff(sequences.cu_seqlens)[:, None]]
+        check_ids(_POOL, ids, len(options.embedding))
     return like(evaluate(_POOL, _BACKEND, sequences, _arrays(_POOL, "weights", weights), options))
+
+
+def _vectors(ids: npt.NDArray[np.int64], embedding: Any) -> npt.NDArray[Any]:
+    """Of ids that may be anything beyond the sequences."""
+    matrix: npt.NDArray[Any] = _as_numpy(_POOL, "embedding", embedding)
+    if matrix.ndim != 2 or not len(matrix):
+        raise ValueError(f"{_POOL}: embedding must have shape [V, I], got {list(matrix.shape)}")
+    vectors: npt.NDArray[Any] = matrix[ids.clip(0, len(matrix) - 1)]
+    return vectors
 
 
 def pool_states(x: Any, lengths: Any, cu_seqlens: Any, pool: str, attention: Any, gpo: Any) -> Any:

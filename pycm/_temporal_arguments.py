@@ -123,6 +123,12 @@ def check_lengths(function: str, lengths: npt.NDArray[np.int64], most: int) -> N
         raise ValueError(f"{function}: lengths must be in [0, {most}], got {lengths[row]} in row {row}")
 
 
+def check_ids(function: str, ids: npt.NDArray[np.int64], words: int) -> None:
+    if ids.size and (ids.min() < 0 or ids.max() >= words):
+        wrong = ids[(ids < 0) | (ids >= words)][0]
+        raise ValueError(f"{function}: x must hold ids in [0, {words}), the rows of embedding, got {wrong}")
+
+
 def starts_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """cu_seqlens [B + 1]."""
     starts = np.zeros(len(lengths) + 1, np.int64)

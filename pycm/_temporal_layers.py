@@ -62,6 +62,7 @@ class Options(NamedTuple):
     legacy_padding: bool = False
     batch_first: bool = True
     return_state: bool = False
+    embedding: Any = None
 
 
 class Sequences(NamedTuple):

@@ -191,3 +191,30 @@ def _check_rows(function: str, name: str, rows: Any, indices: Tensor, offsets: T
         offsets.shape[0] == rows + 1,
         lambda: f"{function}: {name} must have offsets of shape [{rows + 1}], got {list(offsets.shape)}",
     )
+
+
+# ---- calls that need no operator ----
+
+# Bound once: each lookup would cost as much as the answer. Some are private to torch: where one is missing,
+# nobody can tell that nothing but the values is asked for.
+_is_compiling = torch.compiler.is_dynamo_compiling
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
+_in_transform = getattr(torch._C, "_are_functorch_transforms_active", None)
+_tracing_state = getattr(torch._C, "_get_tracing_state", None)
+_profiling = getattr(getattr(torch._C, "_autograd", None), "_profiler_enabled", None)
+_states_known = None not in (_dispatch_modes, _in_transform, _tracing_state, _profiling) and hasattr(
+    forward_ad, "_current_level"
+)
+
+
+def _eager() -> bool:
+    """Whether torch is in no state that sees operators: no trace, transform, mode, profile or forward-mode gradient."""
+    return (
+        not _is_compiling()
+        and _states_known
+        and forward_ad._current_level < 0
+        and not _dispatch_modes()  # type: ignore[misc]
+        and not _in_transform()  # type: ignore[misc]
+        and _tracing_state() is None  # type: ignore[misc]
+        and not _profiling()  # type: ignore[misc]
+    )

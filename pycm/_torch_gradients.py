@@ -19,7 +19,8 @@ Gradients = tuple[Tensor | None, Tensor | None]
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """No autocast: a backward called inside it would be rounded to its dtype, unlike the forward."""
     device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if active else nullcontext()
 
 
 def similarity_gradients(

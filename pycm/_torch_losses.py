@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pycm import _C
 from pycm._torch_arguments import _check_devices, _check_pair, _check_tangents, _name, _plain, _require, _score_dtype
-from pycm._torch_losses_tiled import contrastive_tiled
+from pycm._torch_losses_tiled import Arguments, contrastive_tiled
 
 # The loss and the gradients of the four inputs that have one, not yet multiplied with the loss's own.
 torch.library.define(
@@ -47,24 +47,14 @@ def contrastive(
     return cast(Tensor, torch.ops.pycm.contrastive(*inputs, *(wanted and need for need in needs))[0])
 
 
-def _kernel(
-    queries: Tensor,
-    gallery: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    groups: Tensor | None,
-    negatives: Tensor | None,
-    function: str,
-    loss: str,
-    metric: str,
-    margin: float,
-    *needs: bool,
-) -> tuple[Tensor, ...]:
-    _check(queries, gallery, scale, bias, groups, negatives, function)
+def _kernel(*args: Any) -> tuple[Tensor, ...]:
+    given = _checked(args)
+    queries, scale, bias = given.queries, given.scale, given.bias
     arguments: tuple[Any, ...] = (
-        *(function, _plain(queries), _plain(gallery), loss, metric, margin, float(scale), float(bias)),
-        *(None if part is None else part.contiguous() for part in (groups, negatives)),
-        *needs,
+        *(given.function, _plain(queries), _plain(given.gallery), given.loss, given.metric, given.margin),
+        *(float(scale), float(bias)),
+        *(None if part is None else part.contiguous() for part in (given.groups, given.negatives)),
+        *(given.needs_queries, given.needs_gallery, given.needs_scale),
         torch.get_num_threads(),
     )
     value, grad_queries, grad_gallery, grad_scale, grad_bias = _C.contrastive(*arguments)
@@ -73,24 +63,18 @@ def _kernel(
     return queries.new_tensor(value, dtype=dtype), *grads, scale.new_tensor(grad_scale), bias.new_tensor(grad_bias)
 
 
-def _check(
-    queries: Tensor,
-    gallery: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    groups: Tensor | None,
-    negatives: Tensor | None,
-    function: str,
-) -> None:
-    """What needs no values; the kernel says the rest."""
+def _checked(args: tuple[Any, ...]) -> Arguments:
+    """What needs no values is checked; the kernel says the rest."""
+    given = Arguments(*args)
+    queries, gallery, function = given.queries, given.gallery, given.function
     _check_pair(function, ("queries", "gallery"), ("[N, D]", "[N, D]"), queries, gallery)
     n, m = queries.shape[0], gallery.shape[0]
     _require(n >= 1, lambda: f"{function}: queries must have at least one row, got shape {list(queries.shape)}")
-    if negatives is None:
+    if given.negatives is None:
         _require(
             m == n, lambda: f"{function}: gallery must have the queries' {n} rows, got shape {list(gallery.shape)}"
         )
-    for name, part in (("groups", groups), ("negatives", negatives)):
+    for name, part in (("groups", given.groups), ("negatives", given.negatives)):
         if part is None:
             continue
         _check_devices(function, **{"queries": queries, name: part})
@@ -101,29 +85,26 @@ def _check(
             part.ndim == shape.count(",") + 1 and part.shape[0] == n,
             lambda: f"{function}: {name} must have shape {shape} for the {n} queries, got {list(part.shape)}",  # noqa: B023
         )
-    for name, number in (("temperature", scale), ("bias", bias)):
+    for name, number in (("temperature", given.scale), ("bias", given.bias)):
         if number.ndim != 0 or not number.is_floating_point():
             raise ValueError(
                 f"{function}: {name} must be a number or a floating-point tensor of shape [], "
                 f"got {_name(number.dtype)} {list(number.shape)}"
             )
+    return given
 
 
 def _cuda_kernel(*args: Any) -> tuple[Tensor, ...]:
-    _check(*args[:7])
-    return contrastive_tiled(*args)
+    return contrastive_tiled(_checked(args))
 
 
 @torch.library.register_fake("pycm::contrastive")  # type: ignore[untyped-decorator]
 def _fake(*args: Any) -> tuple[Tensor, ...]:
-    queries, gallery, scale, bias, groups, negatives, function = args[:7]
-    _check(queries, gallery, scale, bias, groups, negatives, function)
-    dtype = _score_dtype(queries.dtype)
-    grads = (
-        side.new_empty(side.shape if needed else (0,), dtype=dtype)
-        for side, needed in zip((queries, gallery), args[10:12], strict=True)
-    )
-    return queries.new_empty((), dtype=dtype), *grads, scale.new_empty(()), bias.new_empty(())
+    given = _checked(args)
+    dtype = _score_dtype(given.queries.dtype)
+    sides = ((given.queries, given.needs_queries), (given.gallery, given.needs_gallery))
+    grads = (side.new_empty(side.shape if needed else (0,), dtype=dtype) for side, needed in sides)
+    return given.queries.new_empty((), dtype=dtype), *grads, given.scale.new_empty(()), given.bias.new_empty(())
 
 
 # ---- gradients ----

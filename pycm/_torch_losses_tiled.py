@@ -7,6 +7,7 @@ temporaries of its size. Nothing waits for the device. The losses are defined in
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,40 +18,45 @@ from pycm._torch_gradients import _add_rows, _normalise, full_precision
 BLOCK = 1 << 24
 
 
-def contrastive_tiled(
-    queries: Tensor,
-    gallery: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    groups: Tensor | None,
-    negatives: Tensor | None,
-    function: str,
-    loss: str,
-    metric: str,
-    margin: float,
-    needs_queries: bool,
-    needs_gallery: bool,
-    needs_scale: bool,
-) -> tuple[Tensor, ...]:
-    """As the operator `pycm::contrastive`: loss, gradients of queries, gallery, scale and bias."""
-    dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
-    with full_precision(queries):
+class Arguments(NamedTuple):
+    """What the operator `pycm::contrastive` takes, in its order."""
+
+    queries: Tensor
+    gallery: Tensor
+    scale: Tensor
+    bias: Tensor
+    groups: Tensor | None
+    negatives: Tensor | None
+    function: str
+    loss: str
+    metric: str
+    margin: float
+    needs_queries: bool
+    needs_gallery: bool
+    needs_scale: bool
+
+
+def contrastive_tiled(given: Arguments) -> tuple[Tensor, ...]:
+    """As the operator: loss, gradients of queries, gallery, scale and bias."""
+    device, loss = given.queries.device, given.loss
+    dtype = torch.float64 if given.queries.dtype == torch.float64 else torch.float32
+    with full_precision(given.queries):
         call = _Call(
-            _Side(queries.to(dtype), metric, needs_queries),
-            _Side(gallery.to(dtype), metric, needs_gallery),
-            scale.to(queries.device, dtype),
-            bias.to(queries.device, dtype),
-            groups,
-            margin,
+            _Side(given.queries.to(dtype), given.metric, given.needs_queries),
+            _Side(given.gallery.to(dtype), given.metric, given.needs_gallery),
+            given.scale.to(device, dtype),
+            given.bias.to(device, dtype),
+            given.groups,
+            given.margin,
         )
         if loss == "listed":
-            assert negatives is not None
-            call.listed(negatives)
+            assert given.negatives is not None
+            call.listed(given.negatives)
         elif loss in ("max_hinge", "semi_hard"):
             call.maxima(below=loss == "semi_hard")
         else:
             getattr(call, loss)()
-        return (*call.finish(), call.grad_scale.to(scale), call.grad_bias.to(bias))
+        return (*call.finish(), call.grad_scale.to(given.scale), call.grad_bias.to(given.bias))
 
 
 class _Side:

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from pycm import _C, _torch_cuda, functional
 from pycm._torch_arguments import (
@@ -24,7 +23,9 @@ from pycm._torch_arguments import (
     _check_screen,
     _check_tangents,
     _compressed_tensors,
+    _eager,
     _filters,
+    _is_compiling,
     _name,
     _one_each,
     _plain,
@@ -103,25 +104,14 @@ def _integer_k(k: Any) -> int:
     return cast(int, k)
 
 
-# Bound once: each lookup would cost as much as the answer. Some are private to torch: where one is missing,
-# nobody can tell that nothing but the values is asked for.
-_is_compiling = torch.compiler.is_dynamo_compiling
-_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
-_in_transform = getattr(torch._C, "_are_functorch_transforms_active", None)
-_tracing_state = getattr(torch._C, "_get_tracing_state", None)
-_profiling = getattr(getattr(torch._C, "_autograd", None), "_profiler_enabled", None)
 _grad_enabled = torch.is_grad_enabled
 _num_threads = torch.get_num_threads
-_states_known = None not in (_dispatch_modes, _in_transform, _tracing_state, _profiling) and hasattr(
-    forward_ad, "_current_level"
-)
 
 
 def _direct(a: Tensor, b: Tensor) -> bool:
     """Whether nothing but the values is asked for: no gradient, trace, transform, cast or profile."""
     return (
-        not _is_compiling()
-        and _states_known
+        _eager()
         and type(a) is Tensor
         and type(b) is Tensor
         and a.is_cpu
@@ -131,11 +121,6 @@ def _direct(a: Tensor, b: Tensor) -> bool:
         # torch negates lazily, which its memory does not show
         and not a.is_neg()
         and not b.is_neg()
-        and forward_ad._current_level < 0
-        and not _dispatch_modes()  # type: ignore[misc]
-        and not _in_transform()  # type: ignore[misc]
-        and _tracing_state() is None  # type: ignore[misc]
-        and not _profiling()  # type: ignore[misc]
     )
 
 

@@ -11,11 +11,23 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pycm._temporal_arguments import check_lengths, check_sequences, evaluate, evaluate_pool, require, starts_of
+from pycm._temporal_arguments import (
+    FLOATS,
+    check_ids,
+    check_lengths,
+    check_sequences,
+    dtype_name,
+    evaluate,
+    evaluate_pool,
+    require,
+    starts_of,
+)
 from pycm._temporal_layers import Direction, Options, Sequences, padded
-from pycm._torch_arguments import _check_devices, _check_tangents, _integers
+from pycm._torch_arguments import _check_devices, _check_tangents, _eager, _integers
 from pycm._torch_gradients import full_precision
-from pycm._torch_temporal import work_dtype
+from pycm._torch_temporal import temporal_pool_cpu, work_dtype
+from pycm._torch_temporal_direct import OWN, direct
+from pycm._torch_temporal_words import Words, has_kernel, temporal_pool_words
 
 
 class _Torch:
@@ -24,11 +36,18 @@ class _Torch:
     xp: Any = torch
 
     def cell(self, direction: Direction) -> tuple[Any, Any, Any, Any]:
+        if isinstance(direction.x, Words):
+            words, cu_seqlens, weights, cell, reverse, pool, *others = direction
+            return temporal_pool_words(  # type: ignore[no-any-return]
+                words, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none"
+            )
         x, cu_seqlens, weights, cell, reverse, pool, *others = direction
-        trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights, *others))
-        results = torch.ops.pycm.temporal_pool(
-            x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained, trained
-        )
+        given = [t for t in (x, *weights, *others) if t is not None]
+        trained = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+        # The dispatcher alone would cost a tenth of a short sequence.
+        direct = _eager() and not trained and all(type(t) in OWN and t.is_cpu for t in (cu_seqlens, *given))
+        operator: Any = temporal_pool_cpu if direct else torch.ops.pycm.temporal_pool
+        results = operator(x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none" or trained, trained)
         return cast(tuple[Any, Any, Any, Any], results[:4])
 
     def pool(self, x: Any, cu_seqlens: Any, pool: str, pool_weights: Any) -> Any:
@@ -66,13 +85,22 @@ _POOL = "temporal_pool"
 
 
 def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: Options) -> Any:
+    pooled = direct(x, lengths, cu_seqlens, weights, options)
+    if pooled is not None:
+        return pooled
     values = x.data if isinstance(x, PackedSequence) else x
-    states = {"h0": options.h0, "c0": options.c0, "attention": options.attention}
+    states = {"h0": options.h0, "c0": options.c0, "attention": options.attention, "embedding": options.embedding}
     _check_tensors(_POOL, values, weights, options.gpo, **states)
-    if (dtype := _autocast_dtype(values)) is not None:
-        x = x.to(dtype)
+    if (dtype := _autocast_dtype(values if options.embedding is None else options.embedding)) is not None:
+        if options.embedding is None:
+            x = x.to(dtype)
+        else:
+            options = options._replace(embedding=options.embedding.to(dtype))
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    sequences = _sequences(_POOL, x, lengths, cu_seqlens, options.batch_first, options.legacy_padding)
+    if options.embedding is not None:
+        sequences = _words(x, lengths, cu_seqlens, weights, options)
+    else:
+        sequences = _sequences(_POOL, x, lengths, cu_seqlens, options.batch_first, options.legacy_padding)
     with full_precision(sequences.x):  # the kernels' dtype is that of x and the weights
         return evaluate(_POOL, _BACKEND, sequences, weights, options)
 
@@ -146,7 +174,7 @@ def _starts(lengths: Tensor) -> Tensor:
 def _sequences(
     function: str, x: Any, lengths: Any, cu_seqlens: Any, batch_first: bool, legacy_padding: bool
 ) -> Sequences:
-    if isinstance(x, PackedSequence) or x.is_nested:
+    if isinstance(x, PackedSequence) or (isinstance(x, Tensor) and x.is_nested):
         given = next(
             (name for name, value in (("lengths", lengths), ("cu_seqlens", cu_seqlens)) if value is not None), ""
         )
@@ -171,6 +199,34 @@ def _sequences(
         name = "lengths must sum to" if cu_seqlens is None else "cu_seqlens must end at"
         raise ValueError(f"{function}: {name} the {x.shape[0]} steps of x, got {int(starts[-1])}")
     return Sequences(x, starts, _steps(x, starts), lambda states: states)
+
+
+def _words(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: Options) -> Sequences:
+    """Sequences of ids, as Words where there is a kernel for them, else as their vectors."""
+    embedding = options.embedding
+    packed = isinstance(x, PackedSequence)
+    ids = _integers(_POOL, "x", x.data if packed else x)
+    if embedding.ndim != 2 or dtype_name(embedding) not in FLOATS:
+        got = f"{dtype_name(embedding)} {list(embedding.shape)}"
+        raise ValueError(f"{_POOL}: embedding must be floating point [V, I], got {got}")
+    if packed:
+        sequences = _packed(PackedSequence(ids, *x[1:]))
+        sequences = sequences._replace(x=Words(sequences.x, embedding))
+    else:
+        words = Words(ids, embedding)
+        sequences = _sequences(_POOL, words, lengths, cu_seqlens, options.batch_first, options.legacy_padding)
+    known = sequences.x.known(None if options.legacy_padding else sequences.cu_seqlens)
+    if _has_values(known.ids) and known.ids.numel():
+        check_ids(_POOL, known.ids.numpy(), embedding.shape[0])
+    given = (embedding, options.h0, options.c0, options.attention, *_tensors(weights), *_tensors(options.gpo))
+    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    if trained or options.residual or options.legacy_padding or not has_kernel(known):
+        return sequences._replace(x=known.vectors())
+    return sequences._replace(x=known)
+
+
+def _tensors(mapping: Any) -> Any:
+    return mapping.values() if isinstance(mapping, Mapping) else ()
 
 
 def _padded(function: str, x: Tensor, lengths: Any, batch_first: bool, legacy_padding: bool) -> Sequences:

@@ -102,10 +102,17 @@ def _pack(cell: str, weights: Sequence[Optional]) -> Any:
     first = cast(Tensor, weights[0])
     if any(w is not None and w.is_inference() for w in weights):  # these have no version
         return _cell(cell, weights)
-    kept = _packed.get(first)  # type: ignore[no-untyped-call]
-    if kept is None or not kept.holds(cell, weights):
-        kept = _packed[first] = _Packed(cell, weights)
-    return kept.value
+    kept = packed(cell, weights)
+    if kept is None:
+        _packed[first] = fresh = _Packed(cell, weights)
+        return fresh.value
+    return kept
+
+
+def packed(cell: str, weights: Sequence[Optional]) -> Any:
+    """What `_pack` has kept of these, None where it has to pack."""
+    kept = _packed.get(cast(Tensor, weights[0]))  # type: ignore[no-untyped-call]
+    return kept.value if kept is not None and kept.holds(cell, weights) else None
 
 
 def _sample(tensor: Tensor) -> Tensor:
@@ -121,7 +128,7 @@ def _sample(tensor: Tensor) -> Tensor:
 # ---- CPU kernels ----
 
 
-def _strided(x: Tensor, cu_seqlens: Tensor) -> Tensor:
+def strided(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     """As the kernels read it: the steps that belong to a sequence, neighbouring features."""
     x = x.detach().resolve_neg()
     x = x[: int(cu_seqlens[-1])] if x.ndim == 2 else x
@@ -132,8 +139,7 @@ def _dense(tensor: Optional) -> Optional:
     return None if tensor is None else tensor.detach().resolve_neg().contiguous()
 
 
-@torch.library.impl("pycm::temporal_pool", "CPU")
-def _temporal_pool_cpu(*args: Any) -> tuple[Tensor, ...]:
+def temporal_pool_cpu(*args: Any) -> tuple[Tensor, ...]:
     x, cu_seqlens, *weights, pool_weights, h0, c0, cell, pool, reverse, keep_states, keep_reserve = args
     weight_ih, weight_hh, *_ = weights
     _check_tangents("temporal_pool", x=x, weight_ih=weight_ih, weight_hh=weight_hh)
@@ -143,7 +149,7 @@ def _temporal_pool_cpu(*args: Any) -> tuple[Tensor, ...]:
     steps = int(cu_seqlens[-1])
     _C.temporal_pool(
         packed,
-        _strided(x, cu_seqlens),
+        strided(x, cu_seqlens),
         cu_seqlens.contiguous(),
         reverse,
         pool,
@@ -158,6 +164,9 @@ def _temporal_pool_cpu(*args: Any) -> tuple[Tensor, ...]:
         torch.get_num_threads(),
     )
     return results
+
+
+torch.library.impl("pycm::temporal_pool", "CPU")(temporal_pool_cpu)
 
 
 def _coefficients(pool_weights: Optional, pool: str, steps: int) -> Optional:
@@ -199,7 +208,7 @@ def _temporal_pool_backward_cpu(*args: Any) -> tuple[Tensor, ...]:
     if incoming[1] is not None:  # of the states
         incoming[1] = incoming[1][:steps]
     arguments: list[Any] = [
-        *(cell, _strided(x, cu_seqlens), cu_seqlens.contiguous(), *map(_dense, weights), reverse, pool),
+        *(cell, strided(x, cu_seqlens), cu_seqlens.contiguous(), *map(_dense, weights), reverse, pool),
         *(_coefficients(pool_weights, pool, steps), _dense(h0), _dense(c0)),
         *map(_dense, (states[:steps], reserve[:steps])),
         *map(_dense, incoming),

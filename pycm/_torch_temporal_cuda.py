@@ -1,7 +1,9 @@
-"""Temporal pooling on CUDA: products over all steps by torch, what goes step by step by kernels. See `_torch_cuda`.
+"""Temporal pooling on CUDA: products over many steps by torch, what goes step by step by kernels. See `_torch_cuda`.
 
-Ragged arrays have as many rows as x has steps: how many of these belong to a sequence is known on the device alone.
-Inputs keep the form of x, [S, ...] or [B · T, ...]; states are always ragged.
+The inputs' product, and what the backward pass computes again, take as much memory as 4 to 8 states a step. They are
+held for one run of steps at a time, so that this does not grow with T: `_Runs` divides the steps of all rows by time,
+on the device. A forward pass of one run reads x where it lies. Ragged arrays have as many rows as x has steps: how many
+of these belong to a sequence is known on the device alone.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ Optional = Tensor | None
 _STREAMING = ("last", "first", "mean", "max", "meanmax", "lastmean", "none")
 # Whether torch.mm takes out_dtype (torch 2.8); else 16-bit operands are widened, which gives the same sums more slowly.
 _WIDE_SUMS = hasattr(torch.ops.aten.mm, "dtype")
+# What a run's steps may take, unless 8 steps of every row take more.
+_RUN_BYTES = 128 << 20
 
 
 class _Steps(NamedTuple):
@@ -30,36 +34,79 @@ class _Steps(NamedTuple):
     cu_seqlens: Tensor
     order: Tensor  # [B], longest first
     padded_steps: int  # T, or 0 for ragged x
-
-    def row_and_time(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each of the N rows: its sequence, its step, whether it belongs to one."""
-        starts, count = self.cu_seqlens, self.x.shape[0]
-        position = torch.arange(count, device=starts.device)
-        if self.padded_steps:
-            row, time = position // self.padded_steps, position % self.padded_steps
-        else:
-            row = torch.searchsorted(starts[1:].contiguous(), position, right=True).clip(max=starts.shape[0] - 2)
-            time = position - starts[row]
-        return row, time, time < starts.diff()[row]
+    reverse: bool
 
 
-def _steps(function: str, x: Tensor, cu_seqlens: Tensor) -> _Steps:
+class _Run(NamedTuple):
+    """The steps of all rows from one time to another, in the order "by step" of ops/temporal_recurrence.h."""
+
+    bounds: Tensor  # [2], the times
+    valid: Tensor  # [C, 1]; what is not is as if it were some step of x
+    row: Tensor  # [C]
+    first: Tensor  # [C, 1], whether it is the row's first to be run
+    source: Tensor  # [C], its row in x
+    state: Tensor  # [C], its row in ragged arrays
+
+
+def most_steps(batch: int, bytes_a_step: int) -> int:
+    return max(_RUN_BYTES // bytes_a_step, 8 * batch)
+
+
+class _Runs:
+    """All steps, divided by time into runs of at most `rows` steps."""
+
+    def __init__(self, steps: _Steps, bytes_a_step: int) -> None:
+        self.steps = steps
+        count, batch = steps.x.shape[0], steps.order.shape[0]
+        self.rows, self.count = min(count, most_steps(batch, bytes_a_step)), 1
+        stride = count
+        if self.rows < count:
+            # Run k begins with the first time before which there are k · stride steps, and so has fewer than `rows`.
+            stride = self.rows - batch
+            self.count = -(-count // stride)
+        self.lengths = steps.cu_seqlens.diff()
+        times = torch.arange(steps.padded_steps or count, device=steps.x.device)
+        running = batch - torch.searchsorted(self.lengths[steps.order].flip(0), times, right=True)
+        self.step_starts = torch.nn.functional.pad(running.cumsum(0), (1, 0))
+        begins = torch.arange(self.count + 1, device=steps.x.device) * stride
+        self.bounds = torch.searchsorted(self.step_starts, begins).clip(max=times.shape[0])
+
+    def __getitem__(self, index: int) -> _Run:
+        steps, starts, bounds = self.steps, self.step_starts, self.bounds[index : index + 2]
+        begin, end = starts[bounds]
+        position = begin + torch.arange(self.rows, device=starts.device)
+        valid = position < end
+        step = (torch.searchsorted(starts, position, right=True) - 1).clip(max=starts.shape[0] - 2)
+        row = steps.order[(position - starts[step]).clip(max=steps.order.shape[0] - 1)]
+        time = self.lengths[row] - 1 - step if steps.reverse else step
+        base = row * steps.padded_steps if steps.padded_steps else steps.cu_seqlens[row]
+        source, state = (torch.where(valid, begins + time, 0) for begins in (base, steps.cu_seqlens[row]))
+        return _Run(bounds, valid[:, None], row, (step == 0)[:, None], source, state)
+
+
+def _steps(function: str, x: Tensor, cu_seqlens: Tensor, reverse: bool = False) -> _Steps:
     starts = cu_seqlens.contiguous()
     lengths = starts.diff()
     most = x.shape[1] if x.ndim == 3 else x.shape[0]
     inside = (lengths >= 0).all() & (starts[0] == 0) & (starts[-1] <= x.shape[:-1].numel()) & (lengths <= most).all()
     torch._assert_async(inside, f"{function}: lengths must be in [0, {most}], and cu_seqlens rise from 0")
     order = torch.argsort(lengths, descending=True, stable=True)
-    return _Steps(_plain(x).reshape(-1, x.shape[-1]), starts, order, x.shape[1] if x.ndim == 3 else 0)
+    return _Steps(_plain(x).reshape(-1, x.shape[-1]), starts, order, x.shape[1] if x.ndim == 3 else 0, reverse)
 
 
-def _product(a: Tensor, b: Tensor, bias: Optional = None) -> Tensor:
-    """a b' + bias in the working dtype; 16-bit operands are multiplied as such, and summed in fp32."""
-    work = _score_dtype(b.dtype)
-    if _WIDE_SUMS and a.is_cuda and a.dtype == b.dtype and a.dtype in (torch.float16, torch.bfloat16):
-        out = torch.mm(a, b.T, out_dtype=work)
-        return out if bias is None else out.add_(bias)
-    return torch.nn.functional.linear(a.to(work), b.to(work), bias)
+def _mm(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a b of operands rounded to `dtype`, in the working dtype: products of 16-bit numbers are summed in fp32."""
+    work = _score_dtype(dtype)
+    a, b = a.to(dtype), b.to(dtype)
+    if _WIDE_SUMS and a.is_cuda and dtype in (torch.float16, torch.bfloat16):
+        return torch.mm(a, b, out_dtype=work)
+    return a.to(work) @ b.to(work)
+
+
+def _inputs(x: Tensor, weight_ih: Tensor, bias: Optional) -> Tensor:
+    """The inputs' share of the gates, [rows of x, G·H]."""
+    product = _mm(x, _plain(weight_ih).T, weight_ih.dtype)
+    return product if bias is None else product.add_(bias)
 
 
 def _biases(cell: str, bias_ih: Optional, bias_hh: Optional, hidden: int) -> tuple[Optional, Optional]:
@@ -78,8 +125,14 @@ def _dense(tensor: Optional) -> Optional:
     return None if tensor is None else _plain(tensor).contiguous()
 
 
-def temporal_pool(
+def temporal_pool(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator of the same name; attention and gpo are pooled from the states, by a second kernel."""
+    return forward(x, None, *arguments)
+
+
+def forward(
     x: Tensor,
+    table: Optional,
     cu_seqlens: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
@@ -95,7 +148,7 @@ def temporal_pool(
     keep_states: bool,
     keep_reserve: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The operator of the same name; attention and gpo are pooled from the states, by a second kernel.
+    """Of x, or of the rows of the table that x, [B, T, 1] or [S, 1], names.
 
     The reserve is always empty: the backward pass computes the gates again.
     """
@@ -104,7 +157,7 @@ def temporal_pool(
     work, batch, state = _score_dtype(weight_hh.dtype), cu_seqlens.shape[0] - 1, weight_hh.shape[1]
     hidden = weight_hh.shape[0] // GATES[cell]
     with _torch_cuda._on(x.device):
-        steps = _steps("temporal_pool", x, cu_seqlens)
+        steps = _steps("temporal_pool", x, cu_seqlens, reverse)
 
         def new(*shape: int) -> Tensor:
             return x.new_empty(shape, dtype=work)
@@ -117,13 +170,30 @@ def temporal_pool(
         if batch == 0:
             return pooled, states, h_n, c_n, reserve
         bias, hidden_bias = _biases(cell, bias_ih, bias_hh, hidden)
-        arguments = (
-            *(cell, _dense(weight_hh), _dense(weight_hr), steps.cu_seqlens, steps.order, steps.padded_steps, reverse),
-            *(_dense(h0), _dense(c0), _product(steps.x, _plain(weight_ih), bias), hidden_bias),
-            *(pool if streams else "none", pooled if streams and pool != "none" else None),
-            *(states if keep_states or not streams else None, h_n, c_n if cell == "lstm" else None),
-        )
-        _call("temporal_recurrence", x, *arguments)
+        last = (h_n, c_n if cell == "lstm" else None)
+
+        def recur(inputs: Tensor, padded_steps: int, layout: Any, before: Any, rows: Optional = None) -> None:
+            _call(
+                "temporal_recurrence",
+                x,
+                *(cell, _dense(weight_hh), _dense(weight_hr), steps.cu_seqlens, steps.order, padded_steps, *layout),
+                *(reverse, *before, inputs, rows, hidden_bias),
+                *(pool if streams else "none", pooled if streams and pool != "none" else None),
+                *(states if keep_states or not streams else None, *last),
+            )
+
+        initial, gate_bytes = (_dense(h0), _dense(c0)), weight_hh.shape[0] * work.itemsize
+        if table is not None:
+            inputs = _inputs(_plain(table), weight_ih, bias)
+            recur(inputs, steps.padded_steps, (None, None), initial, steps.x[:, 0].contiguous())
+        elif steps.x.shape[0] <= most_steps(batch, gate_bytes):
+            recur(_inputs(steps.x, weight_ih, bias), steps.padded_steps, (None, None), initial)
+        else:
+            runs = _Runs(steps, gate_bytes)
+            for index in range(runs.count):
+                run = runs[index]
+                layout = runs.step_starts, run.bounds
+                recur(_inputs(steps.x[run.source], weight_ih, bias), 0, layout, initial if index == 0 else last)
         if not streams:
             _call("pool_states", x, states, steps.cu_seqlens, pool, _dense(pool_weights), pooled)
     return pooled, states if keep_states else new(0, state), h_n, c_n, reserve
@@ -162,34 +232,40 @@ def temporal_pool_backward(
     inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, h0, c0, pool_weights)
     if batch == 0:
         return tuple(_like(tensor, work, need) for tensor, need in zip(inputs, needs, strict=True))
-    hidden = weight_hh.shape[0] // GATES[cell]
+    state, hidden, dtype = weight_hh.shape[1], weight_hh.shape[0] // GATES[cell], weight_hh.dtype
     with _torch_cuda._on(x.device):
-        steps = _steps("temporal_pool_backward", x, cu_seqlens)
-        row, time, valid = steps.row_and_time()
-        outside = ~valid[:, None]
-        values = steps.x.masked_fill(outside, 0)
-        before = _before(states, steps.cu_seqlens, row, time, outside, h0, reverse)
-
-        # 1. What the forward pass computed of every step.
+        steps = _steps("temporal_pool_backward", x, cu_seqlens, reverse)
+        count, inputs_size = steps.x.shape
+        # Of the gates (twice for a GRU), the memory, the states.
+        runs = _Runs(steps, ((cell == "gru") * 3 * hidden + weight_hh.shape[0] + hidden + state) * work.itemsize)
         bias, hidden_bias = _biases(cell, bias_ih, bias_hh, hidden)
-        gates, of_state = _product(values, _plain(weight_ih), bias), None
-        matrix = _plain(weight_hh).to(work)
-        if cell == "lstm":
-            gates.addmm_(before, matrix.T)
-        else:
-            of_state = before @ matrix.T
+        w_ih, w_hh = _plain(weight_ih), _plain(weight_hh)
+        recurrent = _dense(weight_hh), _dense(weight_hr), steps.cu_seqlens, steps.order, runs.step_starts
+
+        def gates_of(run: _Run) -> tuple[Tensor, Tensor, Tensor, Optional]:
+            """x and the states before, [C, I] and [C, P]; the gates, those of a GRU as the shares of both."""
+            values = steps.x[run.source].masked_fill_(~run.valid, 0)
+            before = _before(states, run, h0, reverse).to(dtype)
+            if cell == "lstm":
+                gates = _mm(torch.cat([values, before], 1), torch.cat([w_ih, w_hh], 1).T, dtype)
+                return values, before, gates if bias is None else gates.add_(bias), None
+            of_state = _mm(before, w_hh.T, dtype)
             if hidden_bias is not None:
                 of_state[:, 2 * hidden :] += hidden_bias
-        c = m = None
-        if cell == "lstm":
-            c = gates.new_empty(steps.x.shape[0], hidden)
+            return values, before, _inputs(values, weight_ih, bias), of_state
+
+        def scan(run: _Run, gates: Tensor, first: Optional, last: Optional) -> tuple[Tensor, Optional]:
+            c = gates.new_empty(runs.rows, hidden)
             m = None if weight_hr is None else torch.empty_like(c)
-            _call(
-                "temporal_scan",
-                x,
-                *(_dense(weight_hh), _dense(weight_hr), steps.cu_seqlens, steps.order, steps.padded_steps, reverse),
-                *(_dense(c0), gates, c, m),
-            )
+            _call("temporal_scan", x, *recurrent, run.bounds, first, gates, c, m, last)
+            return c, m
+
+        # 1. The memory before each run but the first.
+        memory = [_dense(c0)]
+        for index in range(runs.count - 1 if cell == "lstm" else 0):
+            run = runs[index]
+            memory.append(x.new_empty((batch, hidden), dtype=work))
+            scan(run, gates_of(run)[2], *memory[-2:])
 
         # 2. What reaches the states from outside.
         grads = torch.zeros_like(states) if grad_states is None else _plain(grad_states).clone()
@@ -199,51 +275,55 @@ def temporal_pool_backward(
                 states, steps.cu_seqlens, pool_weights, grad_pooled, pool, reverse, (True, needs[8]), grads
             )[1]
 
-        # 3. Step by step, from the last.
-        grad_h0, grad_c0 = (_like(state, work, need) for state, need in zip((h0, c0), needs[6:8], strict=True))
-        _call(
-            "temporal_recurrence_backward",
-            x,
-            *(cell, _dense(weight_hh), _dense(weight_hr), steps.cu_seqlens, steps.order, steps.padded_steps, reverse),
-            *(_dense(h0), _dense(c0), gates, of_state, None if cell == "lstm" else states, c, grads),
-            *(_dense(grad_h_n), _dense(grad_c_n), grad_h0 if needs[6] else None, grad_c0 if needs[7] else None),
-        )
-
-        # 4. Sums over all steps.
-        gates.masked_fill_(outside, 0)
-        if of_state is not None:
-            of_state.masked_fill_(outside, 0)
-        recurrent = gates if of_state is None else of_state
+        # 3. The runs, from the last: step by step, and sums over its steps.
         none = x.new_empty(0, dtype=work)
-        grad_x = none
-        if needs[0]:
-            grad_x = (gates @ _plain(weight_ih).to(work)).reshape(x.shape)
-        grad_weight_hr = none
-        if needs[5] and m is not None:
-            beyond = (torch.arange(m.shape[0], device=m.device) >= steps.cu_seqlens[-1])[:, None]
-            grad_weight_hr = grads.masked_fill(beyond, 0).T @ m.masked_fill(beyond, 0)
+        grad_weights = [_like(w, work, need) for w, need in zip(inputs[1:6], needs[1:6], strict=True)]
+        # What is no step goes to a row of its own.
+        grad_x = x.new_zeros((count + 1, inputs_size), dtype=work) if needs[0] else none
+
+        def back(index: int, grad_last: tuple[Optional, Optional]) -> tuple[Optional, Optional]:
+            """From the gradients of the last h and c to those of what the run began with, where they are wanted."""
+            run = runs[index]
+            values, before, gates, of_state = gates_of(run)
+            c, m = scan(run, gates, memory[index], None) if cell == "lstm" else (None, None)
+            grad_h = x.new_empty((batch, state), dtype=work) if index > 0 or needs[6] else None
+            grad_c = x.new_empty((batch, hidden), dtype=work) if cell == "lstm" and (index > 0 or needs[7]) else None
+            _call(
+                "temporal_recurrence_backward",
+                x,
+                *(cell, *recurrent, run.bounds, reverse, _dense(h0), memory[index] if cell == "lstm" else None),
+                *(gates, of_state, None if cell == "lstm" else states, c, grads, *grad_last, grad_h, grad_c),
+            )
+            both = [part.masked_fill_(~run.valid, 0) for part in (gates, of_state) if part is not None]
+            narrow = [part.to(dtype) for part in both]
+            if needs[0]:
+                grad_x.index_copy_(0, torch.where(run.valid[:, 0], run.source, count), _mm(narrow[0], w_ih, dtype))
+            for slot, (part, operand) in enumerate(((narrow[0], values), (narrow[-1], before))):
+                if needs[1 + slot]:
+                    grad_weights[slot] += _mm(part.T, operand, dtype)
+                if needs[3 + slot]:
+                    grad_weights[2 + slot] += both[-slot].sum(0)
+            if needs[5] and m is not None:
+                reached = grads[run.state].masked_fill_(~run.valid, 0)
+                grad_weights[4] += _mm(reached.T, m.masked_fill_(~run.valid, 0), dtype)
+            return grad_h, grad_c
+
+        carried: tuple[Optional, Optional] = _dense(grad_h_n), _dense(grad_c_n)
+        for index in reversed(range(runs.count)):
+            carried = back(index, carried)
         return (
-            grad_x,
-            gates.T @ values.to(work) if needs[1] else none,
-            recurrent.T @ before if needs[2] else none,
-            gates.sum(0) if needs[3] else none,
-            recurrent.sum(0) if needs[4] else none,
-            grad_weight_hr,
-            grad_h0,
-            grad_c0,
+            grad_x[:count].reshape(x.shape) if needs[0] else none,
+            *grad_weights,
+            *(part if need and part is not None else none for part, need in zip(carried, needs[6:8], strict=True)),
             grad_pool_weights,
         )
 
 
-def _before(
-    states: Tensor, cu_seqlens: Tensor, row: Tensor, time: Tensor, outside: Tensor, h0: Optional, reverse: bool
-) -> Tensor:
-    """The state that each step started from, [N, P]; zeros outside of the sequences."""
-    first = time == (cu_seqlens.diff()[row] - 1 if reverse else 0)
-    earlier = cu_seqlens[row] + time + (1 if reverse else -1)
-    found = states[earlier.clip(0, states.shape[0] - 1)]
-    initial = found.new_zeros(()) if h0 is None else _plain(h0)[row]
-    return torch.where(first[:, None], initial, found).masked_fill_(outside, 0)
+def _before(states: Tensor, run: _Run, h0: Optional, reverse: bool) -> Tensor:
+    """The state that each step started from, [C, P]; zeros for what is no step."""
+    earlier = states[(run.state + (1 if reverse else -1)).clip(0, states.shape[0] - 1)]
+    initial = states.new_zeros(()) if h0 is None else _plain(h0)[run.row]
+    return torch.where(run.first, initial, earlier).masked_fill_(~run.valid, 0)
 
 
 def _like(tensor: Optional, dtype: torch.dtype, need: bool) -> Tensor:

@@ -53,6 +53,8 @@ def log_mel(
     bins: int = 64,
     window: float = 0.025,
     hop: float = 0.010,
+    band: tuple[float, float] | None = None,
+    warp: float = 1.0,
 ) -> tuple[Features, npt.NDArray[np.float64]]:
     """Log-mel spectrogram, and the times of its steps.
 
@@ -63,8 +65,11 @@ def log_mel(
     Args:
         sound: [S], mono in [-1, 1].
         sample_rate: in Hz.
-        bins: mel bands from 0 to half the sample rate.
+        bins: mel bands.
         window, hop: seconds.
+        band: (lowest, highest) frequency of the bands in Hz; None is 0 to half the sample rate.
+        warp: frequencies are multiplied by this before the bands: above 1 as of a shorter vocal tract. Training sounds
+            of several warps make a model care less whose voice it is (Jaitly and Hinton 2013).
 
     Returns:
         float32 [T, bins] and float64 [T], the middles of the windows in seconds. T = 1 + max(0, S - window) // hop:
@@ -76,6 +81,11 @@ def log_mel(
     n, step = round(window * rate), round(hop * rate)
     if n < 2 or step < 1:
         raise ValueError(f"log_mel: window and hop must be at least 2 and 1 samples, got {window} and {hop} s")
+    if not warp > 0:
+        raise ValueError(f"log_mel: warp must be positive, got {warp}")
+    low, high = (0.0, rate * warp / 2) if band is None else band
+    if not 0 <= low < high <= rate * warp / 2:
+        raise ValueError(f"log_mel: band must rise within [0, {rate * warp / 2:g}] Hz, got {band}")
     samples = np.asarray(sound, dtype=np.float64)
     if samples.ndim != 1:
         raise ValueError(f"log_mel: sound must be [S], got {list(samples.shape)}")
@@ -85,17 +95,17 @@ def log_mel(
     parts = np.lib.stride_tricks.sliding_window_view(samples, n)[::step]
     # The periodic Hann window: its shifts add up to a constant.
     spectrum = np.fft.rfft(parts * np.hanning(n + 1)[:-1], size, axis=1)
-    power = (spectrum.real**2 + spectrum.imag**2) @ _filters(size // 2 + 1, bins, sample_rate)
+    power = (spectrum.real**2 + spectrum.imag**2) @ _filters(size // 2 + 1, bins, low, high, rate * warp)
     levels = np.log10(np.maximum(power, _FLOOR))
     levels = np.maximum(levels, levels.max() - _RANGE)
     times = (np.arange(len(parts), dtype=np.float64) * step + n / 2) / rate
     return np.asarray((levels + 4) / 4, dtype=np.float32), np.asarray(times)
 
 
-@lru_cache(maxsize=8)
-def _filters(frequencies: int, bins: int, sample_rate: int) -> npt.NDArray[np.float64]:
+@lru_cache(maxsize=32)
+def _filters(frequencies: int, bins: int, low: float, high: float, rate: float) -> npt.NDArray[np.float64]:
     audio = require("transformers.audio_utils", "video", "log_mel")
     filters: npt.NDArray[np.float64] = audio.mel_filter_bank(
-        frequencies, bins, 0.0, sample_rate / 2, sample_rate, norm="slaney", mel_scale="slaney"
+        frequencies, bins, low, high, rate, norm="slaney", mel_scale="slaney"
     )
     return filters

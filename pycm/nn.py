@@ -230,6 +230,7 @@ class TemporalPool(nn.Module):
         *,
         cu_seqlens: Any = None,
         return_state: bool = False,
+        embedding: Tensor | None = None,
     ) -> Any:
         """Pool sequences.
 
@@ -240,6 +241,8 @@ class TemporalPool(nn.Module):
             hx: as in torch: ``(h0, c0)`` of an LSTM, ``h0`` of a GRU; zeros without.
             cu_seqlens: integers ``[B + 1]``.
             return_state: also return ``(h_n, c_n)``, or ``h_n`` of a GRU.
+            embedding: the vectors ``[V, input_size]`` of words; x then holds their ids, ``[B, T]``, ragged ``[S]`` or
+                ``[T]``.
 
         Returns:
             ``[B, F]``, as `pycm.temporal_pool` has it.
@@ -268,6 +271,7 @@ class TemporalPool(nn.Module):
             legacy_padding=self.legacy_padding,
             batch_first=self.batch_first,
             return_state=return_state,
+            embedding=embedding,
         )
 
     def flatten_parameters(self) -> None:

@@ -32,6 +32,7 @@ def temporal_pool(
     legacy_padding: bool = False,
     batch_first: bool = True,
     return_state: bool = False,
+    embedding: Any = None,
 ) -> Any:
     """Run an LSTM or GRU over sequences and pool its states, without packing and without keeping them.
 
@@ -67,6 +68,10 @@ def temporal_pool(
             `lengths` steps; ``last`` and ``first`` read the ends of the T.
         batch_first: whether padded x is ``[B, T, I]``.
         return_state: also return the final states.
+        embedding: ``[V, I]``, the vectors of words; x then holds their ids, integers ``[B, T]``, ragged ``[S]``, a
+            single ``[T]`` or packed, and the result is that of the vectors ``embedding[x]``, differentiable in
+            `embedding`. On CUDA and without a gradient the first layer multiplies the V vectors by its weights where
+            they are fewer than the steps.
 
     Returns:
         ``[B, F]`` (``[F]`` for a single sequence), in x's dtype, kind and device; F is P for one direction or combined
@@ -76,8 +81,9 @@ def temporal_pool(
         ``[layers * directions, B, ...]``; a row of length 0 leaves its initial state.
 
     Raises:
-        TypeError: for integers in x, another dtype in the weights, or no array.
-        ValueError: for shapes that do not fit, lengths outside x, an unknown name, or a pool's parameter missing.
+        TypeError: for integers in x without `embedding`, another dtype in the weights, or no array.
+        ValueError: for shapes that do not fit, lengths outside x, ids outside `embedding`, an unknown name, or a pool's
+            parameter missing.
         NotImplementedError: for a tensor with a forward-mode tangent, or neither on the CPU nor on a CUDA device.
 
     A row's result does not depend on the other rows, on the number of threads or on the padding, to the bit (on
@@ -89,7 +95,7 @@ def temporal_pool(
     """
     options = Options(
         cell, pool, combine, h0, c0, attention, gpo, residual, normalize_states, normalize, dropout, legacy_padding,
-        batch_first, return_state,
+        batch_first, return_state, embedding,
     )  # fmt: skip
     check_choices("temporal_pool", options)
     return _implementation(x).temporal_pool(x, lengths, cu_seqlens, weights, options)

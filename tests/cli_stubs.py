@@ -68,7 +68,7 @@ def stub_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         ImageTextMatcher,
         "default",
-        classmethod(lambda cls, cache=None, metric="cosine": cls(Pixels(), Words(), None, metric, cache=cache)),
+        classmethod(lambda cls, cache=None, metric="cosine", **_: cls(Pixels(), Words(), None, metric, cache=cache)),
     )
 
 

@@ -85,7 +85,9 @@ def test_unreadable_clips_are_named_then_left_out_if_asked(tmp_path: Path, capsy
     assert "4.mp4" in line
     assert "--skip-unreadable" in line
     assert call("train", pairs, *TRAIN, "--out", tmp_path / "m", "--skip-unreadable") == 0
-    assert capsys.readouterr().out.count("left out:") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("left out:") == 1
+    assert "Trained on 9 clips" in printed
     assert call("evaluate", tmp_path / "m", pairs, "--skip-unreadable", "--out", tmp_path / "o.json") == 0
     document = json.loads((tmp_path / "o.json").read_text())
     assert document["directions"]["text_to_video"]["gallery"] == 9
@@ -156,7 +158,7 @@ def test_images_and_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert [row["match"] for row in found] == [f"{j}.mp4" for j in want]
     capsys.readouterr()
     assert call("search", tmp_path / "g", "--text", "x") == 2
-    assert "matches images with clips; a text is no query" in error(capsys)
+    assert "the matcher is for images and clips, not for texts" in error(capsys)
 
 
 INTERRUPTED = """

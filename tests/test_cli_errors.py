@@ -224,7 +224,7 @@ class Slow:
         time.sleep(60)
         return np.ones((len(items), 2), np.float32)
 
-def default(cls, cache=None, metric="cosine"):
+def default(cls, cache=None, metric="cosine", device=None):
     return cls(Slow("image"), Slow("text"), cache=cache)
 
 ImageTextMatcher.default = classmethod(default)

@@ -115,7 +115,10 @@ def test_the_split_is_by_the_hash_of_the_id(tmp_path: Path) -> None:
             [{"image": "a.png", "clip": "a.mp4", "text": "x"}],
             "line 1 has an image, a clip and a text: choose by --system",
         ),
-        ([{"image": "a.png"}], "line 1: expected an image or a clip with its text, or an image with a clip"),
+        (
+            [{"image": "a.png"}],
+            "line 1: expected an image or a clip with its text, an image with a clip, or a clip with a label",
+        ),
         (
             [{"clip": "a.mp4", "text": "x"}, {"clip": "gone.mp4", "text": "y"}],
             r"1 of 2 files do not exist, the first .*gone.mp4 \(line 2\)",

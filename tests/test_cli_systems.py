@@ -46,7 +46,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Image.new("RGB", (8, 8), colour).save(tmp_path / f"photos/{i}.png")
             row = {"id": f"no {i}", "image": f"photos/{i}.png", "captions": {"en": f"{'very ' * (i // 4)}{name} it is"}}
             file.write(json.dumps(row) + "\n")
-    monkeypatch.setattr("pycm.matchers.features.get_encoders", lambda *_: (Pixels(), Words()))
+    monkeypatch.setattr("pycm.matchers.features.get_encoders", lambda *_, **__: (Pixels(), Words()))
     monkeypatch.setattr("pycm.cli.train.check_spec", lambda *_: None)
     return tmp_path
 
@@ -246,7 +246,10 @@ def test_a_gallery_of_another_matcher_is_refused_and_a_moved_one_found(
             "--validation must be a share as 0.1, folds as 5, or",
         ),
         (["train", "pairs.jsonl", "--out", "m", "--checkpoint", "c"], "--checkpoint: not for the system image-text"),
-        (["train", "pairs.jsonl", "--out", "m", "--space", "pca"], "--space must be one of ridge, rbf, cca, got 'pca'"),
+        (
+            ["train", "pairs.jsonl", "--out", "m", "--space", "pca"],
+            "--space must be one of ridge, rbf, cca for image-text, got 'pca'",
+        ),
         (["train", "pairs.jsonl", "--out", "m", "--captions-field", "xx"], "line 1: expected a text under xx"),
         (["train", "pairs.jsonl", "--out", "m", "--cache", "c", "--no-cache"], "exclude each other"),
         (["evaluate", "m", "pairs.jsonl"], "MATCHER m: no saved matcher there"),
@@ -275,7 +278,7 @@ def test_search_refuses_what_the_gallery_cannot_answer(photos: Path, capsys: pyt
     assert train_photos(photos, "--gallery", photos / "gallery") == 0
     for options, told in (
         (["--text", "x", "--k", "33"], "--k must be in [1, 32] for this gallery, got 33"),
-        (["--clip", photos / "photos/1.png"], "matches images with texts; a clip is no query"),
+        (["--clip", photos / "photos/1.png"], "the matcher is for images and texts, not for clips"),
     ):
         capsys.readouterr()
         assert call("search", photos / "gallery", *options) == 2

@@ -31,7 +31,7 @@ def test_the_tiles_of_cuda_tensors(kind: str, metric: str, monkeypatch: pytest.M
     for n, grouped in ((1, False), (2, False), (61, False), (61, kind != "listed")):
         args = arguments(kind, metric, n, grouped, torch.float64)
         with torch.no_grad():
-            found, wanted = _torch_losses_tiled.contrastive_tiled(*args), OPERATOR(*args)
+            found, wanted = _torch_losses_tiled.contrastive_tiled(_torch_losses_tiled.Arguments(*args)), OPERATOR(*args)
         used = len(wanted) if kind == "sigmoid" else 4 if kind == "info_nce" else 3
         for one, other in zip(found[:used], wanted[:used], strict=True):
             torch.testing.assert_close(one, other, rtol=LOSS["float64"], atol=LOSS["float64"])

@@ -61,7 +61,7 @@ class TestDefault:
     @pytest.fixture
     def words(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WordEncoder:
         words = WordEncoder()
-        monkeypatch.setattr("pycm.matchers.image_text.make_encoders", lambda *specs: made(*specs))
+        monkeypatch.setattr("pycm.matchers.image_text.make_encoders", lambda *specs: made(*specs[:2]))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
         def made(image: Any, text: Any) -> Any:

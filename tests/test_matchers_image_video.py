@@ -74,6 +74,15 @@ def test_the_gru_is_told_of_the_image(fusion: Any) -> None:
     assert (network.h0 is None) == ("h0" not in fusion)
 
 
+def test_steps_are_projected_once_a_clip_and_not_once_a_pair(fitted: ImageVideoMatcher) -> None:
+    rows = []
+    fused: Any = fitted.network.fused
+    hook = fused.streams[0].project.register_forward_hook(lambda module, given, out: rows.append(len(out)))
+    fitted.scores(TEST_IMAGES, TEST_CLIPS)
+    hook.remove()
+    assert sum(rows) == len(TEST_CLIPS.streams["ramp"].values)
+
+
 def test_candidates_are_re_ranked_and_the_rest_stay_below(fitted: ImageVideoMatcher) -> None:
     logits = fitted.scores(TEST_IMAGES, TEST_CLIPS)
     a, b = fitted.embed_images(TEST_IMAGES), fitted.embed_clips(TEST_CLIPS)
@@ -124,15 +133,17 @@ def test_several_images_of_one_thing_are_one_item() -> None:
         matcher.embed_images([IMAGES[0], []])
 
 
-def test_the_linear_start_is_ridge_from_the_image_to_the_mean_step() -> None:
+@pytest.mark.parametrize(("toward", "dim"), [("zero", 5), ("identity", 6)])
+def test_the_linear_start_is_ridge_from_the_image_to_the_mean_step(toward: Any, dim: int) -> None:
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (1, 6), dtype=np.uint8) for _ in range(60)]
     rows = VectorImages().encode(images)
-    clips = clip_features({"ramp": sequences([row[:5] + draw.normal(0, 0.3, (4, 5)) for row in rows])})
+    clips = clip_features({"ramp": sequences([row[:dim] + draw.normal(0, 0.3, (4, dim)) for row in rows])})
     train, test = np.arange(40), np.arange(40, 60)
-    matcher = make(head="ranking", space=Ridge()).fit([images[i] for i in train], clips.take(train), epochs=0)
+    matcher = make(head="ranking", space=Ridge(toward=toward))
+    matcher.fit([images[i] for i in train], clips.take(train), epochs=0)
     means = np.stack([part.mean(axis=0) for part in np.split(clips.streams["ramp"].values, 60)])
-    ridge = Ridge().fit(rows[train], means[train])
+    ridge = Ridge(toward=toward).fit(rows[train], means[train])
     expected = evaluate.retrieval_metrics(
         (ridge.transform_images(rows[test]), ridge.transform_texts(means[test]), "cosine"), np.arange(20)
     )

@@ -204,3 +204,22 @@ def test_a_failure_leaves_the_older_report(tmp_path: Path, monkeypatch: pytest.M
         write_report(example(title="other"), path)
     assert path.read_text(encoding="utf-8") == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (4e-6, "4 µs"),
+        (0.001386, "1.4 ms"),
+        (0.0501, "50 ms"),
+        (1.04, "1.0 s"),
+        (119.9, "119.9 s"),
+        (463.4, "7 min 43 s"),
+        (179.8, "3 min 0 s"),
+    ],
+)
+def test_times_have_a_unit_that_suits_them(seconds: float, text: str) -> None:
+    from pycm.report.render import duration
+
+    assert duration(seconds) == text

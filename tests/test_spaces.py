@@ -49,6 +49,15 @@ def test_satisfies_the_protocol_and_shapes(space: BaseSpace) -> None:
     assert space.transform_texts(TEXTS[:0]).shape == (0, x.shape[1])
 
 
+def test_ridge_toward_the_identity_is_saved_with_its_scales(tmp_path: Path) -> None:
+    space = Ridge(toward="identity").fit(IMAGES, IMAGES[:, ::-1])
+    space.save(tmp_path)
+    loaded = Ridge.load(tmp_path)
+    assert loaded.toward == "identity"
+    np.testing.assert_array_equal(loaded.transform_images(IMAGES), space.transform_images(IMAGES))
+    np.testing.assert_array_equal(loaded.transform_texts(IMAGES), space.transform_texts(IMAGES))
+
+
 def test_two_fits_give_the_same_bits(space: BaseSpace) -> None:
     first = space.fit(PROBABILITIES, TEXTS).transform_images(PROBABILITIES)
     second = space.fit(PROBABILITIES.copy(order="F"), TEXTS.copy()).transform_images(PROBABILITIES)
@@ -223,6 +232,9 @@ def test_constant_images(make: Callable[[], BaseSpace]) -> None:
         (lambda: Ridge(kernel="poly"), "kernel must be linear or rbf, got 'poly'"),  # type: ignore[arg-type]
         (lambda: Ridge(gamma=-1), "gamma must be"),
         (lambda: Ridge(landmarks=0), "landmarks must be"),
+        (lambda: Ridge(toward="one"), "toward must be zero or identity, got 'one'"),  # type: ignore[arg-type]
+        (lambda: Ridge(toward="identity", center=False), 'center must be True with toward="identity"'),
+        (lambda: Ridge(toward="identity").fit(IMAGES, TEXTS), "of one size, got 12 and 7"),
         (lambda: Ridge(image_norm="l1"), "image_norm must be one of none, l2, power"),  # type: ignore[arg-type]
         (lambda: CCA(0), "dim must be None or a positive int, got 0"),
         (lambda: CCA(reg=0), "reg must be a positive number or a pair of them, got 0"),

@@ -40,6 +40,40 @@ def test_ridge_equals_sklearn(n: int, weighted: bool) -> None:
     np.testing.assert_allclose(centred.transform_texts(TEXTS), TEXTS - mean, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_ridge_toward_the_identity_is_ridge_of_the_difference(kernel: Any) -> None:
+    """Both sides standardised; what the one lacks of the other by scikit-learn's ridge of the difference."""
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.linear_model import Ridge as Oracle
+    from sklearn.preprocessing import KernelCenterer
+
+    draw = np.random.default_rng(3)
+    x = draw.normal(size=(N, 9)) * draw.uniform(0.1, 4, 9) + 2
+    y = 0.3 * x + 0.1 * x @ draw.normal(size=(9, 9)) - 1
+    y[:, 4] = 7  # a constant feature divides nothing by zero
+    space = Ridge(2.5, kernel=kernel, gamma=0.1, toward="identity", **RAW).fit(x[:40], y[:40])
+    a, b = ((z - z[:40].mean(0)) / np.sqrt(z[:40].var(0) + 0.1 * z[:40].var(0).mean()) for z in (x, y))
+    if kernel == "linear":
+        more = Oracle(alpha=2.5).fit(a[:40], (b - a)[:40]).predict(a)
+    else:
+        gram = np.exp(-0.1 * ((a[:, None] - a[:40]) ** 2).sum(2))
+        centre = KernelCenterer().fit(gram[:40])
+        oracle = KernelRidge(alpha=2.5, kernel="precomputed").fit(centre.transform(gram[:40].copy()), (b - a)[:40])
+        more = oracle.predict(centre.transform(gram.copy()))
+    np.testing.assert_allclose(space.transform_images(x), a + more, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(space.transform_texts(y), b, rtol=1e-4, atol=1e-5)
+    far = Ridge(1e9, toward="identity", **RAW).fit(x, x * 3 + 1)  # nothing but the identity is left
+    np.testing.assert_allclose(far.transform_images(x), far.transform_texts(x * 3 + 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("toward", ["zero", "identity"])
+def test_ridge_moves_rows_to_what_another_is_relative_to(toward: Any) -> None:
+    one, other = (Ridge(toward=toward).fit(IMAGES[rows], IMAGES[rows] ** 2) for rows in (slice(0, 30), slice(20, N)))
+    moved = one.moved_to(other, one.transform_texts(IMAGES))
+    np.testing.assert_allclose(moved, other.transform_texts(IMAGES), rtol=1e-4, atol=1e-5)
+    assert np.abs(moved - one.transform_texts(IMAGES)).max() > 1e-2
+
+
 def test_ridge_rbf_equals_kernel_ridge_on_centred_kernel() -> None:
     from sklearn.kernel_ridge import KernelRidge
     from sklearn.preprocessing import KernelCenterer

@@ -19,6 +19,7 @@ from pycm.audio import log_mel
 from pycm.encoders.store import Steps
 from pycm.streams import (
     Appearance,
+    ClipFeatures,
     DerivedStream,
     FeatureDifferences,
     Motion,
@@ -29,6 +30,7 @@ from pycm.streams import (
     Stream,
     align,
     concatenate,
+    encode_clips,
     get_stream,
     get_streams,
     known_streams,
@@ -259,6 +261,37 @@ def test_speech_is_cepstra_without_silence_and_loudness() -> None:
     np.testing.assert_allclose(first.values[:, 13:], slopes[np.flatnonzero(inside) - 1], atol=1e-4)
 
 
+def test_a_warped_tone_is_a_higher_one() -> None:
+    time = np.arange(16000) / 16000
+    low, high = (np.sin(2 * np.pi * pitch * time) for pitch in (1000, 1250))
+    options: dict[str, Any] = {"bins": 20, "band": (100, 3500)}
+    warped, expected = log_mel(low, warp=1.25, **options)[0], log_mel(high, **options)[0]
+    assert (warped.argmax(1) == expected.argmax(1)).all()
+    assert (log_mel(low, **options)[0].argmax(1) != expected.argmax(1)).all()
+    voices = Speech(warp=0.8, band=(100, 3500)), Speech(warp=1.2, band=(100, 3500)), Speech(band=(100, 3500)), Speech()
+    assert len({stream.fingerprint for stream in voices}) == 4
+    sound = np.random.default_rng(0).normal(size=8000).astype(np.float32) / 8
+    first, second = (stream.extract([levels_clip(sound)]).values for stream in voices[:2])
+    assert len(first) != len(second) or np.abs(first - second).max() > 0.1
+
+
+def test_joined_clips_are_the_clips_of_all() -> None:
+    clips = [levels_clip(np.random.default_rng(n).normal(size=1600 * n).astype(np.float32)) for n in (1, 2)]
+    clips.append(levels_clip(None))
+    parts = [encode_clips([Sound(), Motion()], clips), encode_clips([Sound(), Motion()], clips[:1])]
+    joined = ClipFeatures.joined(parts)
+    assert joined.names == parts[0].names + parts[1].names
+    for rows, part in (([0, 1, 2], parts[0]), ([3], parts[1])):
+        for name, expected in part.streams.items():
+            found = joined.take(rows).streams[name]
+            for attribute in ("values", "cu_seqlens", "times", "present"):
+                np.testing.assert_array_equal(getattr(found, attribute), getattr(expected, attribute))
+    with pytest.raises(ValueError, match=r"joined: streams must be alike, got .*'motion'.* and \{'sound': 64\}"):
+        ClipFeatures.joined([parts[0], parts[1].select(["sound"])])
+    with pytest.raises(ValueError, match="parts is empty"):
+        ClipFeatures.joined([])
+
+
 def levels_clip(sound: np.ndarray | None) -> Clip:
     return Clip.from_frames(levels(2), sound=sound)
 
@@ -302,6 +335,8 @@ def test_unknown_streams(spec: str) -> None:
         (lambda: PixelDifferences(0), "grid must be a positive int"),
         (lambda: log_mel(np.zeros((2, 5))), r"sound must be \[S\], got \[2, 5\]"),
         (lambda: log_mel(np.zeros(5), hop=0.0), "window and hop must be at least"),
+        (lambda: log_mel(np.zeros(5), warp=0.0), "warp must be positive"),
+        (lambda: log_mel(np.zeros(5), band=(100, 7000), warp=0.8), r"band must rise within \[0, 6400\] Hz, got"),
     ],
 )
 def test_wrong_settings(call: Any, message: str) -> None:

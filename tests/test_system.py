@@ -177,6 +177,24 @@ def test_many_python_threads_at_once(threads: None) -> None:
             future.result()
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="lists threads by /proc")
+@pytest.mark.parametrize("limit", ["", "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])"])
+def test_the_pool_keeps_to_the_processors_it_was_given(limit: str) -> None:
+    """Its threads leave the processor of the caller who wakes them, for others they may use."""
+    code = """
+        import os, time
+        {limit}
+        import numpy as np, pycm
+        pycm.set_num_threads(2)
+        g = np.random.default_rng(0).standard_normal((500, 64))
+        for _ in range(60):
+            time.sleep(0.002)  # until they sleep
+            pycm.topk(g, g, 3)
+        print(all(os.sched_getaffinity(int(t)) == os.sched_getaffinity(0) for t in os.listdir("/proc/self/task")))
+    """
+    assert output_of(code.format(limit=limit)) == "True"
+
+
 def test_the_interpreter_runs_on_during_a_call() -> None:
     """The GIL is released: another Python thread makes progress."""
     q, g = data(800, 60_000, 64)

@@ -16,6 +16,7 @@ import pycm
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 RNNS = {"lstm": nn.LSTM, "gru": nn.GRU}
 LENGTHS = (5, 2, 7, 1)
@@ -254,25 +255,42 @@ def test_transforms() -> None:
 
 
 def test_no_gradient_is_kept_where_none_is_asked() -> None:
-    """Inference keeps neither states nor gates: the operator is asked for none, and inference tensors work."""
+    """Inference keeps neither states nor gates: the kernel is asked for none, and inference tensors work."""
     rnn, x = rnn_of("lstm"), frames()
-    asked: list[tuple[bool, ...]] = []
-    real = torch.ops.pycm.temporal_pool
+    kept: list[tuple[bool, ...]] = []
+    real = pycm._C.temporal_pool
 
     def watch(*arguments: Any) -> Any:
-        asked.append(arguments[-2:])
+        states, reserve = arguments[9], arguments[12]
+        kept.append((states is not None, reserve is not None))
         return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.ops.pycm, "temporal_pool", watch)
+        patch.setattr(pycm._C, "temporal_pool", watch)
         with torch.no_grad():
             want = pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), "lstm", "mean")
         pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), "lstm", "mean")
-    assert asked == [(False, False), (True, True)]
+    assert kept == [(False, False), (True, True)]
     with torch.inference_mode():
         weights = {name: w.clone() for name, w in rnn.named_parameters()}
         assert torch.equal(pycm.temporal_pool(x, LENGTHS, weights, "lstm", "mean"), want)
     assert not want.requires_grad
+
+
+def test_the_operator_is_left_out_only_where_nobody_sees_it() -> None:
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    rnn, x = rnn_of("lstm"), frames()
+    with torch.no_grad():
+        want = pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), "lstm", "mean")
+        with Seen():
+            got = pycm.temporal_pool(x, LENGTHS, dict(rnn.named_parameters()), "lstm", "mean")
+    assert "pycm.temporal_pool.default" in names
+    assert torch.equal(got, want)
 
 
 # ---- packed weights are kept, and never old ----

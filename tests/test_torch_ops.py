@@ -68,7 +68,7 @@ def test_subclasses_and_lazy_views() -> None:
 @pytest.mark.parametrize("known", [True, False])
 def test_negated_contiguous_tensors(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch negates lazily: a contiguous tensor may hold the opposite of its memory. With and without the fast path."""
-    monkeypatch.setattr("pycm._torch_ops._states_known", known)
+    monkeypatch.setattr("pycm._torch_arguments._states_known", known)
     x, y = torch.tensor([[1 + 2j]]).conj().imag, torch.tensor([[3.0]])
     assert x.is_neg()
     assert x.is_contiguous()
@@ -79,7 +79,7 @@ def test_negated_contiguous_tensors(known: bool, monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_torchs_private_states_everything_is_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pycm._torch_ops._states_known", False)
+    monkeypatch.setattr("pycm._torch_arguments._states_known", False)
     q, g = pair(6, 70, 12, torch.float32, grad=False)
     assert not _torch_ops._direct(q, g)
     assert_same(pycm.topk(q, g, 5), pycm.topk(q.numpy(), g.numpy(), 5))

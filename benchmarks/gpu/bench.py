@@ -45,30 +45,45 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
+def peak(call: timing.Call, device: torch.device) -> tuple[Any, int]:
+    """What a call returns, and the most memory it has held beyond what was there before."""
+    if device.type != "cuda":
+        return call(), 0
+    timing.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    result = call()
+    timing.synchronize(device)
+    return result, torch.cuda.max_memory_allocated(device) - before
+
+
+def baseline(case: Case, floor: float, found: dict[str, Any]) -> Any:
+    """The least of what was found of the case's baselines; None where none of them ran."""
+    if case.baseline == "floor":
+        return floor
+    return min((found[name] for name in case.baseline.split(" or ") if name in found), default=None)
+
+
 def measure(case: Case, device: torch.device, limits: dict[str, float], tiny: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"name": case.name, "about": case.about, "baseline": case.baseline, "goal": case.goal}
     problem = case.make(device)
     inputs = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    problem.check(problem.pycm())
-    if device.type == "cuda":
-        result["extra_bytes"] = torch.cuda.max_memory_allocated(device) - inputs
-        result["input_bytes"] = inputs
-        if case.memory:
-            result["memory_reached"] = result["extra_bytes"] <= case.memory * inputs
+    answer, extra = peak(problem.pycm, device)
+    problem.check(answer)
+    del answer
+    peaks = {"pycm": extra}
     calls, absent = {"pycm": problem.pycm, **problem.peers}, dict(problem.absent)
     for name, call in problem.peers.items():  # a peer that cannot run here is a line in the table, no end of the run
         try:
             call()
-            timing.synchronize(device)
+            peaks[name] = peak(call, device)[1]
         except Exception as error:
             del calls[name]
             absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     times = timing.in_turns(calls, device, 2 if tiny else ROUNDS, 20.0)
     median = {name: timing.median(values) for name, values in times.items()}
     floor = case.floor(limits)
-    reference = floor if case.baseline == "floor" else median.get(case.baseline)
+    reference = baseline(case, floor, median)
     result |= {
         "seconds": times,
         "median": median,
@@ -80,6 +95,13 @@ def measure(case: Case, device: torch.device, limits: dict[str, float], tiny: bo
         },
         "absent": absent,
     }
+    if device.type == "cuda":
+        result |= {"input_bytes": inputs, "extra_bytes": extra, "peak_bytes": peaks}
+        if case.memory:
+            result["memory_reached"] = extra <= case.memory * inputs
+        if case.peer_memory and (theirs := baseline(case, 0, peaks)):
+            result |= {"memory_share": extra / theirs, "memory_goal": case.peer_memory}
+            result["memory_reached"] = extra <= case.peer_memory * theirs
     result["score"] = None if reference is None else reference / median["pycm"]
     result["reached"] = None if reference is None else bool(result["score"] >= case.goal)
     return result

@@ -27,7 +27,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Case:
-    """`goal` is the least (baseline's time / pycm's); the baseline "floor" is the least time the device needs."""
+    """`goal` is the least (baseline's time / pycm's).
+
+    The baseline "floor" is the least time the device needs; of "a or b" the faster one counts.
+    """
 
     name: str
     about: str
@@ -36,6 +39,7 @@ class Case:
     make: Callable[[torch.device], Problem]
     floor: Callable[[Limits], float]
     memory: float = 0.0  # the most bytes beyond the inputs, as a share of them; 0 for no claim
+    peer_memory: float = 0.0  # the same, as a share of what the baseline takes
 
 
 def rows(device: torch.device, count: int, dim: int, dtype: torch.dtype, seed: int, unit: bool = True) -> Tensor:

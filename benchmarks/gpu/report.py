@@ -20,7 +20,12 @@ def line(case: dict[str, Any]) -> str:
         return f"| {case['about']} | FAILED: {case['failed']} | | | | |"
     theirs = ", ".join(f"{name} {ratio:.2f}" for name, ratio in case["ratio"].items() if name != "pycm")
     score = "—" if case["score"] is None else f"{case['score']:.2f} (goal {case['goal']:.2f})"
-    verdict = {True: "reached", False: "missed", None: f"no baseline: {case['absent'].get(case['baseline'], '')}"}
+    why = "; ".join(f"{name}: {reason}" for name, reason in case["absent"].items())
+    verdict = {True: "reached", False: "missed", None: f"no baseline: {why}"}
+    if "memory_share" in case:
+        score += f"; memory {case['memory_share']:.2f} of it (goal {case['memory_goal']:.2f})"
+        if not case["memory_reached"]:
+            verdict[True] = verdict[False] = "missed"
     return (
         f"| {case['about']} | {milliseconds(case['median']['pycm'])} | {100 * case['share']:.0f} % | {theirs or '—'} | "
         f"{score} | {verdict[case['reached']]} |"

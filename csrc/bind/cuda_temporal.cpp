@@ -61,16 +61,16 @@ class Arguments {
 
 DType work_of(DType dtype) { return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
 
-// What the recurrences share. `steps` is S, the rows of ragged arrays, and `rows` those of the inputs.
+// What the recurrences share. `rows` are those of the inputs.
 struct RecurrenceCall {
   Arguments arguments;
   RecurrenceShape shape;
   DType work = DType::kFloat32;
-  int64_t gates = 0, steps = 0, rows = 0;
+  int64_t gates = 0, rows = 0;
 
   RecurrenceCall(const char* function, nb::handle cell, nb::handle weight_hh, nb::handle weight_hr,
-                 nb::handle cu_seqlens, nb::handle order, int64_t padded_steps, bool reverse, nb::handle h0,
-                 nb::handle c0, nb::handle inputs)
+                 nb::handle cu_seqlens, nb::handle order, int64_t padded_steps, nb::handle step_starts,
+                 nb::handle bounds, bool reverse, nb::handle h0, nb::handle c0, nb::handle inputs)
       : arguments(function) {
     shape.cell = parse_cell(function, string_arg(function, "cell", cell));
     const DeviceArg& matrix = arguments.add("weight_hh", weight_hh);
@@ -89,10 +89,14 @@ struct RecurrenceCall {
     check(starts.array().ndim == 1 && starts.size(0) >= 1, function, ": cu_seqlens must have shape [B + 1], got ",
           starts.shape());
     shape.batch = starts.size(0) - 1;
-    shape.cu_seqlens = static_cast<int64_t*>(
-        arguments.input("cu_seqlens", cu_seqlens, DType::kFloat32, {shape.batch + 1}, Content::kInt64));
-    shape.order =
-        static_cast<int64_t*>(arguments.input("order", order, DType::kFloat32, {shape.batch}, Content::kInt64));
+    shape.cu_seqlens = integers("cu_seqlens", cu_seqlens, shape.batch + 1);
+    shape.order = integers("order", order, shape.batch);
+    check(step_starts.is_none() == bounds.is_none() && (bounds.is_none() || padded_steps == 0), function,
+          ": step_starts must be given with bounds and without padded_steps");
+    if (!step_starts.is_none())
+      shape.step_starts =
+          integers("step_starts", step_starts, arguments.add("step_starts", step_starts, Content::kInt64).size(0));
+    shape.bounds = integers("bounds", bounds, 2);
     check(padded_steps >= 0, function, ": padded_steps must not be negative, got ", padded_steps);
     shape.padded_steps = padded_steps;
     shape.reverse = reverse;
@@ -100,9 +104,14 @@ struct RecurrenceCall {
     shape.c0 = arguments.input("c0", c0, work, {shape.batch, shape.hidden});
     const DeviceArg& products = arguments.add("inputs", inputs);
     check(products.array().ndim == 2, function, ": inputs must have shape [S, G * H], got ", products.shape());
-    rows = steps = products.size(0);
-    check(padded_steps == 0 || rows == shape.batch * padded_steps, function, ": inputs must have ",
-          shape.batch * padded_steps, " rows, got ", rows);
+    rows = products.size(0);
+  }
+  const int64_t* integers(const char* name, nb::handle object, int64_t count) {
+    return static_cast<int64_t*>(arguments.input(name, object, DType::kFloat32, {count}, Content::kInt64));
+  }
+  // How many steps a ragged array has: by step the inputs may be those of a part of them.
+  int64_t steps_of(const char* name, nb::handle object) {
+    return shape.step_starts == nullptr || object.is_none() ? rows : arguments.add(name, object).size(0);
   }
   void* of_inputs(const char* name, nb::handle object) {
     return arguments.input(name, object, work, {rows, gates * shape.hidden});
@@ -113,12 +122,20 @@ struct ForwardCall : RecurrenceCall {
   RecurrenceArgs args;
 
   ForwardCall(nb::handle cell, nb::handle weight_hh, nb::handle weight_hr, nb::handle cu_seqlens, nb::handle order,
-              int64_t padded_steps, bool reverse, nb::handle h0, nb::handle c0, nb::handle inputs,
-              nb::handle hidden_bias, nb::handle pool, nb::handle out, nb::handle states, nb::handle hn, nb::handle cn)
-      : RecurrenceCall("temporal_pool", cell, weight_hh, weight_hr, cu_seqlens, order, padded_steps, reverse, h0, c0,
-                       inputs) {
+              int64_t padded_steps, nb::handle step_starts, nb::handle bounds, bool reverse, nb::handle h0,
+              nb::handle c0, nb::handle inputs, nb::handle input_rows, nb::handle hidden_bias, nb::handle pool,
+              nb::handle out, nb::handle states, nb::handle hn, nb::handle cn)
+      : RecurrenceCall("temporal_pool", cell, weight_hh, weight_hr, cu_seqlens, order, padded_steps, step_starts,
+                       bounds, reverse, h0, c0, inputs) {
     args.shape = shape;
     args.inputs = of_inputs("inputs", inputs);
+    if (!input_rows.is_none()) {  // a step for each
+      rows = arguments.add("input_rows", input_rows, Content::kInt64).size(0);
+      args.input_rows = integers("input_rows", input_rows, rows);
+    }
+    check(shape.padded_steps == 0 || rows == shape.batch * shape.padded_steps, arguments.function(), ": ",
+          input_rows.is_none() ? "inputs" : "input_rows", " must have ", shape.batch * shape.padded_steps,
+          " rows, got ", rows);
     args.hidden_bias = arguments.input("hidden_bias", hidden_bias, work, {shape.hidden});
     args.pool = parse_pool(arguments.function(), string_arg(arguments.function(), "pool", pool));
     check(args.pool != Pool::kAttention && args.pool != Pool::kGpo, arguments.function(),
@@ -126,25 +143,28 @@ struct ForwardCall : RecurrenceCall {
     check(out.is_none() == (args.pool == Pool::kNone), arguments.function(), ": out must be ",
           args.pool == Pool::kNone ? "None" : "given", " for pool ", name_of(args.pool));
     args.out = arguments.result("out", out, work, {shape.batch, width_of(args.pool) * shape.state});
-    args.states = arguments.result("states", states, work, {steps, shape.state});
+    args.states = arguments.result("states", states, work, {steps_of("states", states), shape.state});
     args.hn = arguments.result("hn", hn, work, {shape.batch, shape.state});
     args.cn = arguments.result("cn", cn, work, {shape.batch, shape.hidden});
     check(!hn.is_none() && cn.is_none() == (shape.cell != Cell::kLstm), arguments.function(),
           ": hn must be given, and cn for lstm");
+    // What an earlier call has left there is read.
+    if (shape.h0 == args.hn) arguments.input("out", out, work, {shape.batch, width_of(args.pool) * shape.state});
   }
 };
 
 struct ScanCall : RecurrenceCall {
   RecurrenceScanArgs args;
 
-  ScanCall(nb::handle weight_hh, nb::handle weight_hr, nb::handle cu_seqlens, nb::handle order, int64_t padded_steps,
-           bool reverse, nb::handle c0, nb::handle inputs, nb::handle c, nb::handle m)
-      : RecurrenceCall("temporal_pool_scan", nb::str("lstm"), weight_hh, weight_hr, cu_seqlens, order, padded_steps,
-                       reverse, nb::none(), c0, inputs) {
+  ScanCall(nb::handle weight_hh, nb::handle weight_hr, nb::handle cu_seqlens, nb::handle order, nb::handle step_starts,
+           nb::handle bounds, nb::handle c0, nb::handle inputs, nb::handle c, nb::handle m, nb::handle cn)
+      : RecurrenceCall("temporal_pool_scan", nb::str("lstm"), weight_hh, weight_hr, cu_seqlens, order, 0, step_starts,
+                       bounds, false, nb::none(), c0, inputs) {
     args.shape = shape;
     args.inputs = of_inputs("inputs", inputs);
-    args.c = arguments.result("c", c, work, {steps, shape.hidden});
-    args.m = arguments.result("m", m, work, {steps, shape.hidden});
+    args.c = arguments.result("c", c, work, {rows, shape.hidden});
+    args.m = arguments.result("m", m, work, {rows, shape.hidden});
+    args.cn = arguments.result("cn", cn, work, {shape.batch, shape.hidden});
   }
 };
 
@@ -152,16 +172,17 @@ struct BackwardCall : RecurrenceCall {
   RecurrenceBackwardArgs args;
 
   BackwardCall(nb::handle cell, nb::handle weight_hh, nb::handle weight_hr, nb::handle cu_seqlens, nb::handle order,
-               int64_t padded_steps, bool reverse, nb::handle h0, nb::handle c0, nb::handle inputs, nb::handle hidden,
-               nb::handle states, nb::handle c, nb::handle grad_states, nb::handle grad_hn, nb::handle grad_cn,
-               nb::handle grad_h0, nb::handle grad_c0)
-      : RecurrenceCall("temporal_pool_backward", cell, weight_hh, weight_hr, cu_seqlens, order, padded_steps, reverse,
-                       h0, c0, inputs) {
+               nb::handle step_starts, nb::handle bounds, bool reverse, nb::handle h0, nb::handle c0, nb::handle inputs,
+               nb::handle hidden, nb::handle states, nb::handle c, nb::handle grad_states, nb::handle grad_hn,
+               nb::handle grad_cn, nb::handle grad_h0, nb::handle grad_c0)
+      : RecurrenceCall("temporal_pool_backward", cell, weight_hh, weight_hr, cu_seqlens, order, 0, step_starts, bounds,
+                       reverse, h0, c0, inputs) {
     args.shape = shape;
     args.inputs = of_inputs("inputs", inputs);
     args.hidden = of_inputs("hidden", hidden);
+    const int64_t steps = steps_of("grad_states", grad_states);
     args.states = arguments.input("states", states, work, {steps, shape.state});
-    args.c = arguments.input("c", c, work, {steps, shape.hidden});
+    args.c = arguments.input("c", c, work, {rows, shape.hidden});
     args.grad_states = arguments.input("grad_states", grad_states, work, {steps, shape.state});
     args.grad_hn = arguments.input("grad_hn", grad_hn, work, {shape.batch, shape.state});
     args.grad_cn = arguments.input("grad_cn", grad_cn, work, {shape.batch, shape.hidden});
@@ -225,18 +246,19 @@ void queue(const Call& call, const Args& args, void (*operation)(const Args&, co
 }
 
 constexpr const char* kForwardArguments =
-    "cell: str, weight_hh: typing.Any, weight_hr: typing.Any, cu_seqlens: typing.Any, order: typing.Any, padded_steps: "
-    "int, "
-    "reverse: bool, h0: typing.Any, c0: typing.Any, inputs: typing.Any, hidden_bias: typing.Any, pool: str, "
-    "out: typing.Any, states: typing.Any, hn: typing.Any, cn: typing.Any";
+    "cell: str, weight_hh: typing.Any, weight_hr: typing.Any, cu_seqlens: typing.Any, order: typing.Any, "
+    "padded_steps: int, step_starts: typing.Any, bounds: typing.Any, reverse: bool, h0: typing.Any, c0: typing.Any, "
+    "inputs: typing.Any, input_rows: typing.Any, hidden_bias: typing.Any, pool: str, out: typing.Any, states: "
+    "typing.Any, hn: typing.Any, cn: "
+    "typing.Any";
 constexpr const char* kScanArguments =
-    "weight_hh: typing.Any, weight_hr: typing.Any, cu_seqlens: typing.Any, order: typing.Any, padded_steps: int, "
-    "reverse: bool, c0: typing.Any, inputs: typing.Any, c: typing.Any, m: typing.Any";
+    "weight_hh: typing.Any, weight_hr: typing.Any, cu_seqlens: typing.Any, order: typing.Any, step_starts: typing.Any, "
+    "bounds: typing.Any, c0: typing.Any, inputs: typing.Any, c: typing.Any, m: typing.Any, cn: typing.Any";
 constexpr const char* kBackwardArguments =
-    "cell: str, weight_hh: typing.Any, weight_hr: typing.Any, cu_seqlens: typing.Any, order: typing.Any, padded_steps: "
-    "int, "
-    "reverse: bool, h0: typing.Any, c0: typing.Any, inputs: typing.Any, hidden: typing.Any, states: typing.Any, "
-    "c: typing.Any, grad_states: typing.Any, grad_hn: typing.Any, grad_cn: typing.Any, grad_h0: typing.Any, "
+    "cell: str, weight_hh: typing.Any, weight_hr: typing.Any, cu_seqlens: typing.Any, order: typing.Any, "
+    "step_starts: typing.Any, bounds: typing.Any, reverse: bool, h0: typing.Any, c0: typing.Any, inputs: typing.Any, "
+    "hidden: typing.Any, states: typing.Any, c: typing.Any, grad_states: typing.Any, grad_hn: typing.Any, grad_cn: "
+    "typing.Any, grad_h0: typing.Any, "
     "grad_c0: typing.Any";
 constexpr const char* kPoolArguments =
     "x: typing.Any, cu_seqlens: typing.Any, pool: str, pool_weights: typing.Any, out: typing.Any";
@@ -261,56 +283,59 @@ void define(nb::module_& module, const char* name, const char* arguments, Bytes 
 void bind_cuda_temporal(nb::module_& module) {
   define(
       module, "cuda_temporal_recurrence", kForwardArguments,
-      [](H cell, H hh, H hr, H starts, H order, int64_t padded, bool reverse, H h0, H c0, H inputs, H bias, H pool,
-         H out, H states, H hn, H cn) {
-        return cuda::recurrence_workspace_bytes(
-            ForwardCall(cell, hh, hr, starts, order, padded, reverse, h0, c0, inputs, bias, pool, out, states, hn, cn)
-                .args);
+      [](H cell, H hh, H hr, H starts, H order, int64_t padded, H step_starts, H bounds, bool reverse, H h0, H c0,
+         H inputs, H input_rows, H bias, H pool, H out, H states, H hn, H cn) {
+        return cuda::recurrence_workspace_bytes(ForwardCall(cell, hh, hr, starts, order, padded, step_starts, bounds,
+                                                            reverse, h0, c0, inputs, input_rows, bias, pool, out,
+                                                            states, hn, cn)
+                                                    .args);
       },
-      [](H cell, H hh, H hr, H starts, H order, int64_t padded, bool reverse, H h0, H c0, H inputs, H bias, H pool,
-         H out, H states, H hn, H cn, H workspace, uintptr_t stream) {
-        const ForwardCall call(cell, hh, hr, starts, order, padded, reverse, h0, c0, inputs, bias, pool, out, states,
-                               hn, cn);
+      [](H cell, H hh, H hr, H starts, H order, int64_t padded, H step_starts, H bounds, bool reverse, H h0, H c0,
+         H inputs, H input_rows, H bias, H pool, H out, H states, H hn, H cn, H workspace, uintptr_t stream) {
+        const ForwardCall call(cell, hh, hr, starts, order, padded, step_starts, bounds, reverse, h0, c0, inputs,
+                               input_rows, bias, pool, out, states, hn, cn);
         queue(call, call.args, &cuda::recurrence, &cuda::recurrence_workspace_bytes, workspace, stream);
       },
       nb::arg("cell"), nb::arg("weight_hh"), nb::arg("weight_hr").none(), nb::arg("cu_seqlens"), nb::arg("order"),
-      nb::arg("padded_steps"), nb::arg("reverse"), nb::arg("h0").none(), nb::arg("c0").none(), nb::arg("inputs"),
+      nb::arg("padded_steps"), nb::arg("step_starts").none(), nb::arg("bounds").none(), nb::arg("reverse"),
+      nb::arg("h0").none(), nb::arg("c0").none(), nb::arg("inputs"), nb::arg("input_rows").none(),
       nb::arg("hidden_bias").none(), nb::arg("pool"), nb::arg("out").none(), nb::arg("states").none(), nb::arg("hn"),
       nb::arg("cn").none());
   define(
       module, "cuda_temporal_scan", kScanArguments,
-      [](H hh, H hr, H starts, H order, int64_t padded, bool reverse, H c0, H inputs, H c, H m) {
+      [](H hh, H hr, H starts, H order, H step_starts, H bounds, H c0, H inputs, H c, H m, H cn) {
         return cuda::recurrence_scan_workspace_bytes(
-            ScanCall(hh, hr, starts, order, padded, reverse, c0, inputs, c, m).args);
+            ScanCall(hh, hr, starts, order, step_starts, bounds, c0, inputs, c, m, cn).args);
       },
-      [](H hh, H hr, H starts, H order, int64_t padded, bool reverse, H c0, H inputs, H c, H m, H workspace,
+      [](H hh, H hr, H starts, H order, H step_starts, H bounds, H c0, H inputs, H c, H m, H cn, H workspace,
          uintptr_t stream) {
-        const ScanCall call(hh, hr, starts, order, padded, reverse, c0, inputs, c, m);
+        const ScanCall call(hh, hr, starts, order, step_starts, bounds, c0, inputs, c, m, cn);
         queue(call, call.args, &cuda::recurrence_scan, &cuda::recurrence_scan_workspace_bytes, workspace, stream);
       },
       nb::arg("weight_hh"), nb::arg("weight_hr").none(), nb::arg("cu_seqlens"), nb::arg("order"),
-      nb::arg("padded_steps"), nb::arg("reverse"), nb::arg("c0").none(), nb::arg("inputs"), nb::arg("c"),
-      nb::arg("m").none());
+      nb::arg("step_starts"), nb::arg("bounds"), nb::arg("c0").none(), nb::arg("inputs"), nb::arg("c"),
+      nb::arg("m").none(), nb::arg("cn").none());
   define(
       module, "cuda_temporal_recurrence_backward", kBackwardArguments,
-      [](H cell, H hh, H hr, H starts, H order, int64_t padded, bool reverse, H h0, H c0, H inputs, H hidden, H states,
-         H c, H grad_states, H grad_hn, H grad_cn, H grad_h0, H grad_c0) {
-        return cuda::recurrence_backward_workspace_bytes(BackwardCall(cell, hh, hr, starts, order, padded, reverse, h0,
-                                                                      c0, inputs, hidden, states, c, grad_states,
-                                                                      grad_hn, grad_cn, grad_h0, grad_c0)
+      [](H cell, H hh, H hr, H starts, H order, H step_starts, H bounds, bool reverse, H h0, H c0, H inputs, H hidden,
+         H states, H c, H grad_states, H grad_hn, H grad_cn, H grad_h0, H grad_c0) {
+        return cuda::recurrence_backward_workspace_bytes(BackwardCall(cell, hh, hr, starts, order, step_starts, bounds,
+                                                                      reverse, h0, c0, inputs, hidden, states, c,
+                                                                      grad_states, grad_hn, grad_cn, grad_h0, grad_c0)
                                                              .args);
       },
-      [](H cell, H hh, H hr, H starts, H order, int64_t padded, bool reverse, H h0, H c0, H inputs, H hidden, H states,
-         H c, H grad_states, H grad_hn, H grad_cn, H grad_h0, H grad_c0, H workspace, uintptr_t stream) {
-        const BackwardCall call(cell, hh, hr, starts, order, padded, reverse, h0, c0, inputs, hidden, states, c,
-                                grad_states, grad_hn, grad_cn, grad_h0, grad_c0);
+      [](H cell, H hh, H hr, H starts, H order, H step_starts, H bounds, bool reverse, H h0, H c0, H inputs, H hidden,
+         H states, H c, H grad_states, H grad_hn, H grad_cn, H grad_h0, H grad_c0, H workspace, uintptr_t stream) {
+        const BackwardCall call(cell, hh, hr, starts, order, step_starts, bounds, reverse, h0, c0, inputs, hidden,
+                                states, c, grad_states, grad_hn, grad_cn, grad_h0, grad_c0);
         queue(call, call.args, &cuda::recurrence_backward, &cuda::recurrence_backward_workspace_bytes, workspace,
               stream);
       },
       nb::arg("cell"), nb::arg("weight_hh"), nb::arg("weight_hr").none(), nb::arg("cu_seqlens"), nb::arg("order"),
-      nb::arg("padded_steps"), nb::arg("reverse"), nb::arg("h0").none(), nb::arg("c0").none(), nb::arg("inputs"),
-      nb::arg("hidden").none(), nb::arg("states").none(), nb::arg("c").none(), nb::arg("grad_states"),
-      nb::arg("grad_hn").none(), nb::arg("grad_cn").none(), nb::arg("grad_h0").none(), nb::arg("grad_c0").none());
+      nb::arg("step_starts"), nb::arg("bounds"), nb::arg("reverse"), nb::arg("h0").none(), nb::arg("c0").none(),
+      nb::arg("inputs"), nb::arg("hidden").none(), nb::arg("states").none(), nb::arg("c").none(),
+      nb::arg("grad_states"), nb::arg("grad_hn").none(), nb::arg("grad_cn").none(), nb::arg("grad_h0").none(),
+      nb::arg("grad_c0").none());
   define(
       module, "cuda_pool_states", kPoolArguments,
       [](H x, H starts, H pool, H weights, H out) {

@@ -1,6 +1,9 @@
 #include "cpu/parallel.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -89,6 +92,31 @@ void spin(Condition&& met) {
   } while (Clock::now() < end);
 }
 
+// The processor that the calling thread is on; -1 where that is not known.
+int current_processor() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Systems tend to wake a thread on the processor of whoever wakes it, and move it milliseconds later: until then the two
+// take turns.
+void leave_processor(int processor) {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (processor < 0 || sched_getcpu() != processor || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(processor, &others);
+  if (CPU_COUNT(&others) == 0) return;
+  sched_setaffinity(0, sizeof others, &others);
+  sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+  (void)processor;
+#endif
+}
+
 class Pool {
  public:
   // Runs the job on the caller and up to helpers threads; false when another job holds the pool.
@@ -106,6 +134,7 @@ class Pool {
         helpers = static_cast<int>(threads_.size());  // the system grants no more: go on with those there are
       }
       job_ = &job;
+      caller_ = current_processor();
       helpers_ = helpers;
       pending_ = helpers;
       spins_ = helpers < processors();
@@ -135,7 +164,9 @@ class Pool {
       seen = epoch_;
       if (slot > helpers_) continue;
       Job* job = job_;
+      const int caller = spins_ ? caller_ : -1;
       lock.unlock();
+      leave_processor(caller);
       job->work(slot);
       lock.lock();
       if (--pending_ == 0) done_.notify_one();
@@ -147,6 +178,7 @@ class Pool {
   std::condition_variable start_, done_;
   std::vector<std::thread> threads_;
   Job* job_ = nullptr;
+  int caller_ = -1;  // the processor of the thread that brought the job
   int helpers_ = 0;
   bool spins_ = false;  // there is a processor for every thread
   std::atomic<int> pending_{0};

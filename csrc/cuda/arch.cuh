@@ -124,6 +124,12 @@ template <typename T>
 __device__ __forceinline__ T load_l2(const T* pointer) {
   return __ldcg(pointer);
 }  // written by other blocks
+// What was written before the fence and the atomic that made this value is known to this thread from now on.
+__device__ __forceinline__ unsigned long long load_acquire(const unsigned long long* pointer) {
+  unsigned long long value;
+  asm volatile("ld.acquire.gpu.u64 %0, [%1];" : "=l"(value) : "l"(pointer) : "memory");
+  return value;
+}
 template <typename T>
 __device__ __forceinline__ void store_streaming(T* pointer, std::common_type_t<T> value) {
   __stcs(pointer, value);

@@ -76,7 +76,16 @@ void launch_arguments(const void* kernel, const Grid& grid, const char* name, vo
   allow(kernel, grid, name);
   cudaLaunchAttribute attributes[2] = {};
   const cudaLaunchConfig_t config = config_of(grid, attributes);
-  cuda_check(cudaLaunchKernelExC(&config, kernel, arguments), name);
+  const cudaError_t status = cudaLaunchKernelExC(&config, kernel, arguments);
+  if (status == cudaErrorCooperativeLaunchTooLarge) {
+    cudaGetLastError();
+    const int64_t blocks = int64_t{grid.grid.x} * grid.grid.y * grid.grid.z;
+    throw std::runtime_error(
+        std::string(name) + ": its " + std::to_string(blocks) +
+        " blocks must run at once, one on each multiprocessor, and this process may use fewer of the " +
+        std::to_string(device_limits().multiprocessors) + " that the device reports");
+  }
+  cuda_check(status, name);
 }
 
 bool cluster_fits_device(const void* kernel, const Grid& grid) {

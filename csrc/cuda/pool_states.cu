@@ -13,7 +13,7 @@
 
 #include <limits>
 
-#include "cuda/temporal_recurrence.cuh"
+#include "cuda/temporal_plan.cuh"
 
 namespace pycm::cuda {
 namespace {

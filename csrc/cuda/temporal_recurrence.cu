@@ -12,7 +12,11 @@
 //   operations  2 G H P of a step and row, three times that in fp32
 //   limits      resident: G H P elements in a team's shared memory: 16-bit LSTM up to H = 512 in a cluster, H = 1536 in 132
 //               blocks. Rows beyond 32 a team wait for the next team
-#include "cuda/temporal_recurrence.cuh"
+//   budget      of a block with u tiles of 16 units and n of 8 rows, 16-bit, K = P: G u K 32 bytes of matrix, 2 n K 16 of
+//               operand (two buffers in a cluster), G u n 512 of sums, u n 512 of memory and as many of each pooled value. LSTM,
+//               H = 512: cluster of 16, u = 2, n = 2: 128 + 32 + 8 + 2 + 2 KiB; of 11, u = 3, n = 1: 192 + 16 + 6 + 1.5 + 1.5.
+//               128 registers a thread at 16 warps (16 bits), 168 at 12 (fp32), 255 at 8 (fp64)
+#include "cuda/temporal_plan.cuh"
 
 namespace pycm::cuda {
 namespace {
@@ -21,6 +25,7 @@ struct Forward {
   Team team;
   Matrix matrix, projection;  // projection.fragments may be null
   const void *inputs, *hidden_bias, *h0, *c0;
+  const int64_t* input_rows;
   void *out, *states, *hn, *cn;
   Pool pool;
   int width;                      // of the pool
@@ -73,9 +78,12 @@ struct Step : Lane<M> {
     for (int e = 0; e < 4; ++e) {
       const RowPlace& place = rows[row(n, e)];
       const int at = unit(first + local_tile, e);
-      const V* from =
-          static_cast<const V*>(p.inputs) + (place.inputs + place.time(t, team.reverse)) * C::kGates * team.hidden + at;
       const bool valid = t < place.length && at < team.hidden;
+      const V* from = static_cast<const V*>(p.inputs);
+      if (valid) {
+        const int64_t own = team.input_row(place, t);
+        from += (p.input_rows == nullptr ? own : p.input_rows[own]) * C::kGates * team.hidden + at;
+      }
 #pragma unroll
       for (int i = 0; i < C::kGates; ++i)
         found.gate[i][e] = valid ? load_streaming(from + int64_t{i} * team.hidden) : V(0);
@@ -105,11 +113,16 @@ struct Step : Lane<M> {
       F c{kept.v[e]};
       const F h = C::step(part, F{kept.v[e]}, c);
       kept.v[e] = C::kHasMemory ? c.v : h.v;
-      if (C::kHasMemory && t + 1 == place.length) static_cast<V*>(p.cn)[place.row * team.hidden + at] = c.v;
+      if (C::kHasMemory && leaves(place, t)) static_cast<V*>(p.cn)[place.row * team.hidden + at] = c.v;
       if (projects) this->place(projected, team.unit_tiles, n, tile, e) = M::element(h.v);
       else emit(next, local_tile, tile, n, e, place, at, t, h.v);
     }
     memory[slot(local_tile, n)] = kept;
+  }
+
+  // Whether t is the row's last step, or the last one of this launch: then what goes on is kept in the results.
+  __device__ bool leaves(const RowPlace& place, int64_t t) const {
+    return t + 1 == place.length || t + 1 == team.end();
   }
 
   // What a new state goes to.
@@ -119,8 +132,8 @@ struct Step : Lane<M> {
     this->place(next, team.state_tiles, n, tile, e) = M::element(h);
     if (p.states != nullptr)
       store_streaming(static_cast<V*>(p.states) + (place.ragged + place.time(t, team.reverse)) * state + at, h);
-    const bool ends = t + 1 == place.length;
-    if (ends) static_cast<V*>(p.hn)[place.row * state + at] = h;
+    const bool ends = t + 1 == place.length, leaves = this->leaves(place, t);
+    if (leaves) static_cast<V*>(p.hn)[place.row * state + at] = h;
     with_pool(p.pool, [&](auto pool) {
       using P = decltype(pool);
       constexpr bool kFirstMean = P::kMean[0], kLastMean = P::kMean[P::kWidth - 1];
@@ -128,15 +141,15 @@ struct Step : Lane<M> {
       for (int part = 0; part < P::kWidth; ++part) {
         V& value = pooled[part * pooled_stride + slot(local_tile, n)].v[e];
         value = t == 0 ? h : P::add(part, F{value}, F{h}).v;
-        if (ends)
+        if (leaves)
           static_cast<V*>(p.out)[(place.row * P::kWidth + part) * state + at] =
-              (part == 0 ? kFirstMean : kLastMean) ? value * (V(1) / static_cast<V>(place.length)) : value;
+              ends && (part == 0 ? kFirstMean : kLastMean) ? value * (V(1) / static_cast<V>(place.length)) : value;
       }
     });
   }
 
-  // Memory before the first step, and the results of rows without one.
-  __device__ void start() const {
+  // What is kept before the launch's first step, and the results of rows without one.
+  __device__ void start(int64_t begin) const {
     const V *h0 = static_cast<const V*>(p.h0), *c0 = static_cast<const V*>(p.c0);
     const auto initial = [](const V* from, int64_t row, int at, int dim) {
       return from != nullptr && row >= 0 && at < dim ? from[row * dim + at] : V(0);
@@ -148,21 +161,24 @@ struct Step : Lane<M> {
         const RowPlace& place = rows[row(n, e)];
         const int at = unit(first + local_tile, e);
         kept.v[e] = C::kHasMemory ? initial(c0, place.row, at, team.hidden) : initial(h0, place.row, at, team.state);
-        if (C::kHasMemory && place.row >= 0 && place.length == 0 && at < team.hidden)
+        if (C::kHasMemory && begin == 0 && place.row >= 0 && place.length == 0 && at < team.hidden)
           static_cast<V*>(p.cn)[place.row * team.hidden + at] = kept.v[e];
       }
       memory[slot(local_tile, n)] = kept;
     });
-    const int begin = projects ? 0 : first, end = projects ? team.state_tiles : last;
-    each(end - begin, team.row_tiles, [&](int local_tile, int n) {
+    const int first_state = projects ? 0 : first, last_state = projects ? team.state_tiles : last;
+    each(last_state - first_state, team.row_tiles, [&](int local_tile, int n) {
 #pragma unroll 1
       for (int e = 0; e < 4; ++e) {
         const RowPlace& place = rows[row(n, e)];
-        const int at = unit(begin + local_tile, e);
-        if (place.row < 0 || place.length > 0 || at >= team.state) continue;
-        static_cast<V*>(p.hn)[place.row * team.state + at] = initial(h0, place.row, at, team.state);
-        for (int part = 0; part < p.width; ++part)
-          static_cast<V*>(p.out)[(place.row * p.width + part) * team.state + at] = V(0);
+        const int at = unit(first_state + local_tile, e);
+        if (place.row < 0 || at >= team.state || (begin == 0 && place.length > 0)) continue;
+        if (begin == 0) static_cast<V*>(p.hn)[place.row * team.state + at] = initial(h0, place.row, at, team.state);
+        for (int part = 0; part < p.width; ++part) {
+          V& out = static_cast<V*>(p.out)[(place.row * p.width + part) * team.state + at];
+          if (begin == 0) out = V(0);
+          else pooled[part * pooled_stride + slot(local_tile, n)].v[e] = out;
+        }
       }
     });
   }
@@ -181,6 +197,7 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1) recurrence_kernel(cons
   E *const operand = reinterpret_cast<E*>(team.at(p.operand)), *const projected =
                                                                    reinterpret_cast<E*>(team.at(p.projected));
 
+  const int64_t begin = team.begin(), end = team.end();
   turns.init();
   if (team.resident) {
     const int64_t fragments = int64_t{C::kGates} * team.state_tiles * (kUnitTile / M::kDepth) * kWarp;
@@ -200,22 +217,23 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1) recurrence_kernel(cons
                   M::place(unit % kUnitTile, row % kRowTile)] =
               M::element(static_cast<const V*>(p.h0)[step.rows[row].row * team.state + unit]);
       }
-    step.start();
+    step.start(begin);
     cp_async_wait<0>();
     turns.all();
 
-    const int64_t steps = step.rows[0].length;
+    const int64_t steps = min(step.rows[0].length, end);
     // The first of the warp's pairs of tiles in stage 2: its inputs are on their way while the states are awaited.
     const int early_tile = step.warp / team.row_tiles, early_n = step.warp % team.row_tiles;
-    for (int64_t t = 0; t < steps; ++t) {
+    for (int64_t t = begin; t < steps; ++t) {
+      const int64_t turn = t - begin;
       const int active = team.active(t), then = t + 1 < steps ? team.active(t + 1) : 0;
-      E* next = operand + ((t + 1) & 1) * buffer;
+      E* next = operand + ((turn + 1) & 1) * buffer;
       typename Step<C, M>::Inputs early = {};
       if (early_tile < own && early_n < active) early = step.load(early_tile, early_n, t);
-      if (t > 0)
-        turns.wait(t, operand + (t & 1) * buffer,
+      if (turn > 0)
+        turns.wait(turn, operand + (turn & 1) * buffer,
                    int64_t{active} * team.state_tiles * 128 * static_cast<int64_t>(sizeof(E)));
-      step.multiply_tiles(p.matrix, team.resident ? &p.kept : nullptr, p.operand, (t & 1) * buffer, step.first,
+      step.multiply_tiles(p.matrix, team.resident ? &p.kept : nullptr, p.operand, (turn & 1) * buffer, step.first,
                           step.last, false, active);
       __syncthreads();
       step.each(own, active, [&](int local_tile, int n) {
@@ -223,7 +241,7 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1) recurrence_kernel(cons
         step.cell(is_early ? early : step.load(local_tile, n, t), next, projected, local_tile, n, t);
         if (team.blocks > 1 && n < then) {
           __syncwarp();
-          turns.send(next, (int64_t{n} * team.state_tiles + step.first + local_tile) * 128, t + 1);
+          turns.send(next, (int64_t{n} * team.state_tiles + step.first + local_tile) * 128, turn + 1);
         }
       });
       if (step.projects) {
@@ -241,7 +259,8 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1) recurrence_kernel(cons
         });
       }
       if (then > 0)
-        turns.done(t + 1, static_cast<uint32_t>(then * (team.state_tiles - own) * 128 * static_cast<int>(sizeof(E))));
+        turns.done(turn + 1,
+                   static_cast<uint32_t>(then * (team.state_tiles - own) * 128 * static_cast<int>(sizeof(E))));
     }
     turns.all();
   }
@@ -249,19 +268,13 @@ __global__ void __launch_bounds__(M::kMaxWarps* kWarp, 1) recurrence_kernel(cons
 
 // ---- the host's side ----
 
-struct Plan {
-  Forward forward{};
-  MatrixOrder matrix{}, projection{};
-  Grid grid;
-};
-
 template <class C, class M>
-Plan plan_for(const RecurrenceArgs& args, TeamChoice choice) {
+Plan<Forward> plan_for(const RecurrenceArgs& args, TeamChoice choice) {
   constexpr int64_t kE = sizeof(typename M::E), kV = sizeof(typename M::V);
   const RecurrenceShape& shape = args.shape;
   const int64_t hidden = shape.hidden, state = shape.state;
-  Plan plan;
-  Forward& p = plan.forward;
+  Plan<Forward> plan;
+  Forward& p = plan.parameters;
   Team& team = p.team = team_of(shape, choice);
   plan.matrix = {shape.weight_hh, nullptr, shape.dtype,    team.hidden, C::kGates, 1,
                  team.state,      state,   hidden * state, 0,           1};
@@ -281,10 +294,11 @@ Plan plan_for(const RecurrenceArgs& args, TeamChoice choice) {
   if (team.resident) p.kept = slots.take(kept);
   team.workspace_bytes = slots.global;
   team.exchange_bytes = tile * team.state_tiles * kE;
-  plan.grid = grid_of(team, C::kGates, M::kMaxWarps, slots.shared, nullptr);
+  plan.grid = grid_of(team, C::kGates, M::kMaxWarps, slots.shared);
   p.matrix = {nullptr, C::kGates, team.state_tiles};
   p.projection = {nullptr, 1, team.unit_tiles};
   p.inputs = args.inputs;
+  p.input_rows = args.input_rows;
   p.hidden_bias = args.hidden_bias;
   p.h0 = shape.h0;
   p.c0 = shape.c0;
@@ -297,35 +311,12 @@ Plan plan_for(const RecurrenceArgs& args, TeamChoice choice) {
   return plan;
 }
 
-// Lays out the workspace, and with one runs.
-template <class C, class M>
 int64_t run(const RecurrenceArgs& args, const CudaContext* context) {
-  const auto fits = [&](TeamChoice choice) {
-    const Plan plan = plan_for<C, M>(args, choice);
-    return plan.forward.team.resident &&
-           (choice.grid || portable_cluster(choice.blocks) || cluster_fits(&recurrence_kernel<C, M>, plan.grid));
-  };
-  Plan plan = plan_for<C, M>(args, choose_team(args.shape, fits));
-  Forward& p = plan.forward;
-  Workspace workspace(context == nullptr ? nullptr : context->workspace);
-  plan.matrix.to = workspace.take<uint4>(plan.matrix.fragments(M::kDepth));
-  if (args.shape.weight_hr != nullptr) plan.projection.to = workspace.take<uint4>(plan.projection.fragments(M::kDepth));
-  take_workspace(p.team, workspace, context);
-  if (context == nullptr) return workspace.used();
-  p.matrix.fragments = static_cast<const uint4*>(plan.matrix.to);
-  p.projection.fragments = static_cast<const uint4*>(plan.projection.to);
-  order_matrix(plan.matrix, args.shape.dtype, context->stream);
-  if (plan.projection.to != nullptr) order_matrix(plan.projection, args.shape.dtype, context->stream);
-  plan.grid.stream = context->stream;
-  launch(&recurrence_kernel<C, M>, plan.grid, "temporal_pool: recurrence", p);
-  return 0;
-}
-
-int64_t run(const RecurrenceArgs& args, const CudaContext* context) {
-  if (args.shape.batch == 0) return 0;
-  return visit(args.shape.cell, [&](auto cell) {
-    return visit_product(args.shape.dtype,
-                         [&](auto product) { return run<decltype(cell), decltype(product)>(args, context); });
+  return visit_recurrence(args.shape, [&](auto cell, auto product) {
+    using C = decltype(cell);
+    using M = decltype(product);
+    return run_recurrence<M>(args.shape, context, &recurrence_kernel<C, M>, "temporal_pool: recurrence",
+                             [&](TeamChoice choice) { return plan_for<C, M>(args, choice); });
   });
 }
 

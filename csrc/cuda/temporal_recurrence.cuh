@@ -16,11 +16,7 @@
 // slower, and right for any size. The sum over K is one chain for each gate, however the work is divided: same bits.
 #pragma once
 
-#include <algorithm>
-
-#include "cuda/launch.h"
 #include "cuda/temporal_product.cuh"
-#include "ops/temporal_recurrence.h"
 
 namespace pycm::cuda {
 
@@ -50,14 +46,14 @@ struct Slots {
 
 struct RowPlace {
   int64_t row, length;  // -1 and 0 for what is beyond the batch
-  int64_t inputs;       // its first step in the inputs' layout
+  int64_t inputs;       // see Team::input_row
   int64_t ragged;
   __device__ int64_t time(int64_t t, bool reverse) const { return reverse ? length - 1 - t : t; }
 };
 
 // What a team's kernels have in common.
 struct Team {
-  const int64_t *cu_seqlens, *order;
+  const int64_t *cu_seqlens, *order, *step_starts, *bounds;
   int64_t batch, padded_steps;
   int hidden, state, unit_tiles, state_tiles;  // H and P, and 16s of them
   int row_tiles;                               // of 8 rows
@@ -89,6 +85,15 @@ struct Team {
   __device__ int64_t first_group() const { return blockIdx.x / blocks; }
   __device__ int64_t teams() const { return gridDim.x / blocks; }
 
+  // The steps that this launch runs.
+  __device__ int64_t begin() const { return bounds == nullptr ? 0 : bounds[0]; }
+  __device__ int64_t end() const { return bounds == nullptr ? INT64_MAX : bounds[1]; }
+  // Where the row's step t lies in the inputs' layout.
+  __device__ int64_t row_by_step(const RowPlace& place, int64_t t) const { return place.inputs + step_starts[t]; }
+  __device__ int64_t input_row(const RowPlace& place, int64_t t) const {
+    return step_starts == nullptr ? place.inputs + place.time(t, reverse) : row_by_step(place, t);
+  }
+
   __device__ void find_rows(int64_t group) const {
     const int64_t first = group * row_tiles * kRowTile;
     for (int i = static_cast<int>(threadIdx.x); i < row_tiles * kRowTile; i += static_cast<int>(blockDim.x)) {
@@ -97,7 +102,9 @@ struct Team {
         place.row = order[first + i];
         place.ragged = cu_seqlens[place.row];
         place.length = cu_seqlens[place.row + 1] - place.ragged;
-        place.inputs = padded_steps > 0 ? place.row * padded_steps : place.ragged;
+        place.inputs = step_starts != nullptr ? first + i - step_starts[begin()]
+                       : padded_steps > 0     ? place.row * padded_steps
+                                              : place.ragged;
       }
       rows()[i] = place;
     }
@@ -208,10 +215,8 @@ struct Turns {
     atomicAdd(arrivals, 1ull);
   }
   __device__ void await() const {
-    if (threadIdx.x == 0) {
-      while (atomicAdd(arrivals, 0ull) < arrived * blocks) __nanosleep(20);
-      __threadfence();
-    }
+    if (threadIdx.x == 0)
+      while (load_acquire(arrivals) < arrived * blocks) __nanosleep(20);
     __syncthreads();
   }
 };
@@ -294,108 +299,6 @@ __device__ __forceinline__ void load_matrix(char* to, const uint4* from, int64_t
 __device__ __forceinline__ void clear(char* to, int64_t bytes) {
   for (int64_t i = threadIdx.x; i < bytes / 16; i += blockDim.x)
     reinterpret_cast<uint4*>(to)[i] = make_uint4(0, 0, 0, 0);
-}
-
-// ---- the host's side ----
-
-// A matrix in the order of mma's operand A: [tile of 16 rows][gate][block of K, padded to 16s][32 bytes of K][lane].
-// Element (row, gate, block, k) is at row * row + gate * gate + block * block + k * k of the strides.
-struct MatrixOrder {
-  const void* from;
-  void* to;
-  DType dtype;
-  int rows, gates, blocks, depth;  // depth: of a block
-  int64_t row_stride, gate_stride, block_stride, depth_stride;
-
-  __host__ __device__ int64_t steps(int elements) const {
-    return int64_t{blocks} * ((depth + 15) / 16 * 16) / elements;
-  }
-  __host__ __device__ int64_t tiles() const { return (rows + kUnitTile - 1) / kUnitTile; }
-  // 16 bytes each, `elements` of K in 32 bytes.
-  __host__ __device__ int64_t fragments(int elements) const { return tiles() * gates * steps(elements) * kWarp; }
-};
-
-// `element` is what the kernels multiply: kFloat16, kBFloat16, kFloat32 or kFloat64.
-void order_matrix(const MatrixOrder& order, DType element, void* stream);
-
-// How a batch is divided.
-struct TeamChoice {
-  int blocks = 1, row_tiles = 1;
-  bool grid = false;  // no cluster
-};
-
-// The smallest team whose shared memory holds what `fits(choice)` asks for: a cluster, else a part of the grid; one block where
-// none does. Rather a larger team than more groups of rows than can run at once. A projection wants both products' operands in
-// one block.
-template <class Fits>
-TeamChoice choose_team(const RecurrenceShape& shape, Fits fits) {
-  const DeviceLimits& limits = device_limits();
-  const int unit_tiles = static_cast<int>((shape.hidden + kUnitTile - 1) / kUnitTile);
-  const auto wanted = [&](int blocks) {
-    const int64_t teams = std::max(1, limits.multiprocessors / blocks), rows = (shape.batch + teams - 1) / teams;
-    return static_cast<int>(std::min<int64_t>(kMaxRowTiles, (rows + kRowTile - 1) / kRowTile));
-  };
-  for (const bool grid : {false, true})
-    for (const bool all_rows : {true, false}) {
-      const int most = shape.weight_hr != nullptr ? 1 : grid ? limits.multiprocessors : limits.sm90() ? kMaxTeam : 1;
-      // By the tiles of a block: every block has some.
-      for (int tiles = unit_tiles, blocks = 0; tiles >= 1; --tiles) {
-        if ((unit_tiles + tiles - 1) / tiles == blocks) continue;
-        blocks = (unit_tiles + tiles - 1) / tiles;
-        if (blocks > most) break;
-        if (grid && blocks == 1) continue;
-        for (int row_tiles = wanted(blocks); row_tiles >= (all_rows ? wanted(blocks) : 1); --row_tiles)
-          if (fits(TeamChoice{blocks, row_tiles, grid})) return {blocks, row_tiles, grid};
-      }
-    }
-  return {1, wanted(1), false};
-}
-
-inline Team team_of(const RecurrenceShape& shape, TeamChoice choice) {
-  Team team{};
-  team.cu_seqlens = shape.cu_seqlens;
-  team.order = shape.order;
-  team.batch = shape.batch;
-  team.padded_steps = shape.padded_steps;
-  team.hidden = static_cast<int>(shape.hidden);
-  team.state = static_cast<int>(shape.state);
-  team.unit_tiles = (team.hidden + kUnitTile - 1) / kUnitTile;
-  team.state_tiles = (team.state + kUnitTile - 1) / kUnitTile;
-  team.row_tiles = choice.row_tiles;
-  team.blocks = choice.blocks;
-  team.grid = choice.grid;
-  team.reverse = shape.reverse;
-  return team;
-}
-
-inline int64_t teams_of(const Team& team) {
-  const int64_t rows = int64_t{team.row_tiles} * kRowTile, groups = (team.batch + rows - 1) / rows;
-  return team.grid ? std::min<int64_t>(groups, device_limits().multiprocessors / team.blocks) : groups;
-}
-inline int64_t blocks_of(const Team& team) { return teams_of(team) * team.blocks; }
-
-// What the team has in global memory; with a stream, made ready for a launch.
-inline void take_workspace(Team& team, Workspace& workspace, const CudaContext* context) {
-  team.workspace = workspace.take<char>(blocks_of(team) * team.workspace_bytes);
-  if (!team.grid) return;
-  team.exchange = workspace.take<char>(teams_of(team) * 2 * team.exchange_bytes);
-  team.arrivals = workspace.take<unsigned long long>(teams_of(team));
-  if (context != nullptr)
-    memset_async(team.arrivals, 0, teams_of(team) * static_cast<int64_t>(sizeof *team.arrivals), context->stream,
-                 "temporal_pool: arrivals");
-}
-
-// A warp for each gate and tile of a block, up to `most_warps`.
-inline Grid grid_of(const Team& team, int gates, int most_warps, int64_t shared_bytes, void* stream) {
-  const int tiles = (std::max(team.unit_tiles, team.state_tiles) + team.blocks - 1) / team.blocks;
-  Grid grid;
-  grid.grid = dim3(static_cast<unsigned>(blocks_of(team)));
-  grid.block = dim3(static_cast<unsigned>(std::min(most_warps, tiles * gates) * kWarp));
-  grid.cluster = team.grid ? 1 : team.blocks;
-  grid.cooperative = team.grid;
-  grid.shared_bytes = shared_bytes;
-  grid.stream = stream;
-  return grid;
 }
 
 }  // namespace pycm::cuda

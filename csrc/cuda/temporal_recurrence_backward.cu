@@ -11,7 +11,7 @@
 //   operations  2 G H P of a step and row, three times that in fp32
 //   limits      resident: as the forward pass, less the operand, which is G times as large: 16-bit LSTM up to H = 512 in a
 //               cluster, H = 1024 in 132 blocks
-#include "cuda/temporal_recurrence.cuh"
+#include "cuda/temporal_plan.cuh"
 
 namespace pycm::cuda {
 namespace {
@@ -92,26 +92,26 @@ struct Step : Lane<M> {
     for (int e = 0; e < 4; ++e) {
       const RowPlace& place = rows[row(n, e)];
       const int at = unit(first + local_tile, e);
-      if (t < 0 || t >= place.length || at >= h) continue;
-      const int64_t time = place.time(t, team.reverse);
-      const V* in = static_cast<const V*>(p.inputs) + (place.inputs + time) * C::kGates * h + at;
-      const V* of_state = static_cast<const V*>(p.hidden) + (place.inputs + time) * C::kGates * h + at;
-      // The step before, in an array [S, H], or the row's own initial value.
-      const auto earlier = [&](const void* data, const void* initial) {
-        if (t > 0) return static_cast<const V*>(data)[(place.ragged + place.time(t - 1, team.reverse)) * h + at];
-        return initial == nullptr ? V(0) : static_cast<const V*>(initial)[place.row * h + at];
+      if (t >= place.length || at >= h) continue;
+      const int64_t time = place.time(t, team.reverse), from = team.row_by_step(place, t);
+      const V* in = static_cast<const V*>(p.inputs) + from * C::kGates * h + at;
+      const V* of_state = static_cast<const V*>(p.hidden) + from * C::kGates * h + at;
+      const auto initial = [&](const void* data) {
+        return data == nullptr ? V(0) : static_cast<const V*>(data)[place.row * h + at];
       };
       if constexpr (C::kHasMemory) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) found.part[i][e] = in[i * h];
-        found.c[e] = static_cast<const V*>(p.c)[(place.ragged + time) * h + at];
-        found.before[e] = earlier(p.c, p.c0);
+        const V* c = static_cast<const V*>(p.c) + at;
+        found.c[e] = c[from * h];
+        found.before[e] = t > team.begin() ? c[team.row_by_step(place, t - 1) * h] : initial(p.c0);
       } else {
         found.part[0][e] = in[C::input_gate(0) * h];
 #pragma unroll
         for (int i = 1; i < 3; ++i) found.part[i][e] = in[C::input_gate(i) * h] + of_state[(i - 1) * h];
         found.part[3][e] = of_state[2 * h];
-        found.before[e] = earlier(p.states, p.h0);
+        const V* states = static_cast<const V*>(p.states) + place.ragged * h + at;
+        found.before[e] = t > 0 ? states[place.time(t - 1, team.reverse) * h] : initial(p.h0);
       }
       if (!projects) found.outside[e] = static_cast<const V*>(p.grad_states)[(place.ragged + time) * h + at];
     }
@@ -136,7 +136,7 @@ struct Step : Lane<M> {
                   grad_before);
       kept.v[e] = grad_c.v;
       grad.v[e] = grad_before.v;
-      const int64_t to = (place.inputs + place.time(t, team.reverse)) * C::kGates * h + at;
+      const int64_t to = team.row_by_step(place, t) * C::kGates * h + at;
 #pragma unroll
       for (int i = 0; i < C::kGates; ++i) static_cast<V*>(p.inputs)[to + C::input_gate(i) * h] = part[i].v;
 #pragma unroll
@@ -194,15 +194,19 @@ __global__ void __launch_bounds__(kMaxWarps<M>* kWarp, 1)
     turns.all();
 
     // Turn i has the gradients of step steps - i; the last one is wanted for grad_h0 alone.
-    const int64_t steps = step.rows[0].length, turns_read = p.grad_h0 != nullptr ? steps : steps - 1;
-    // The first of the warp's pairs of tiles in stage 2: what it needs is on its way while the states are awaited.
+    const int64_t steps = min(step.rows[0].length, team.end());
+    const int count = static_cast<int>(max(steps - team.begin(), int64_t{0}));
+    const int turns_read = p.grad_h0 != nullptr ? count : count - 1;
+    // The first of the warp's pairs of tiles in stage 2: what it needs is on its way while the states are awaited, unless it is
+    // in fp64, for which there are too few registers.
+    const bool has_early = !step.projects && sizeof(V) == 4;
     const int early_tile = step.warp / team.row_tiles, early_n = step.warp % team.row_tiles;
-    for (int64_t turn = 0; turn <= turns_read; ++turn) {
+    for (int turn = 0; turn <= turns_read; ++turn) {
       const int64_t t = steps - 1 - turn;
-      const int before = turn > 0 ? team.active(t + 1) : 0, now = t >= 0 ? team.active(t) : 0;
+      const int before = turn > 0 ? team.active(t + 1) : 0, now = turn < count ? team.active(t) : 0;
       E* next = operand + ((turn + 1) & 1) * buffer;
       typename Step<C, M>::Loaded early = {};
-      if (!step.projects && early_tile < own && early_n < now) early = step.load(early_tile, early_n, t);
+      if (has_early && early_tile < own && early_n < now) early = step.load(early_tile, early_n, t);
       if (turn > 0) {
         turns.wait(turn, operand + (turn & 1) * buffer,
                    int64_t{before} * tiles_of_k * 128 * static_cast<int64_t>(sizeof(E)));
@@ -210,7 +214,7 @@ __global__ void __launch_bounds__(kMaxWarps<M>* kWarp, 1)
                             step.first_state, step.last_state, true, before);
         __syncthreads();
       }
-      step.each(own, t >= 0 ? now : before, [&](int local_tile, int n) {
+      step.each(own, now > 0 ? now : before, [&](int local_tile, int n) {
         Four<V> grad = step.carry[step.slot(local_tile, n)];
 #pragma unroll
         for (int e = 0; e < 4; ++e)
@@ -220,10 +224,10 @@ __global__ void __launch_bounds__(kMaxWarps<M>* kWarp, 1)
             for (int gate = 1; gate < C::kGates; ++gate) sum += step.sum(local_tile * C::kGates + gate, n, e);
             grad.v[e] += sum;
           }
-        if (t >= 0 && step.projects) {
+        if (now > 0 && step.projects) {
           step.reach(projected, local_tile, n, t, grad);
-        } else if (t >= 0) {
-          const bool is_early = local_tile == early_tile && n == early_n;
+        } else if (now > 0) {
+          const bool is_early = has_early && local_tile == early_tile && n == early_n;
           step.cell(is_early ? early : step.load(local_tile, n, t), next, local_tile, n, t, grad);
           if (team.blocks > 1 && turn < turns_read) {
             __syncwarp();
@@ -234,7 +238,7 @@ __global__ void __launch_bounds__(kMaxWarps<M>* kWarp, 1)
         }
         step.carry[step.slot(local_tile, n)] = grad;
       });
-      if (step.projects && t >= 0) {
+      if (step.projects && now > 0) {
         __syncthreads();
         step.multiply_tiles(p.projection, nullptr, p.projected, 0, 0, team.unit_tiles, false, now);
         __syncthreads();
@@ -256,19 +260,13 @@ __global__ void __launch_bounds__(kMaxWarps<M>* kWarp, 1)
 
 // ---- the host's side ----
 
-struct Plan {
-  Backward backward{};
-  MatrixOrder matrix{}, projection{};
-  Grid grid;
-};
-
 template <class C, class M>
-Plan plan_for(const RecurrenceBackwardArgs& args, TeamChoice choice) {
+Plan<Backward> plan_for(const RecurrenceBackwardArgs& args, TeamChoice choice) {
   constexpr int64_t kE = sizeof(typename M::E), kV = sizeof(typename M::V);
   const RecurrenceShape& shape = args.shape;
   const int64_t hidden = shape.hidden, state = shape.state;
-  Plan plan;
-  Backward& p = plan.backward;
+  Plan<Backward> plan;
+  Backward& p = plan.parameters;
   Team& team = p.team = team_of(shape, choice);
   plan.matrix = {shape.weight_hh, nullptr, shape.dtype, team.state,     1,    C::kGates,
                  team.hidden,     1,       0,           hidden * state, state};
@@ -289,7 +287,7 @@ Plan plan_for(const RecurrenceBackwardArgs& args, TeamChoice choice) {
   if (team.resident) p.kept = slots.take(kept);
   team.workspace_bytes = slots.global;
   team.exchange_bytes = tile * C::kGates * team.unit_tiles * kE;
-  plan.grid = grid_of(team, C::kGates, kMaxWarps<M>, slots.shared, nullptr);
+  plan.grid = grid_of(team, C::kGates, kMaxWarps<M>, slots.shared);
   p.matrix = {nullptr, C::kGates, team.unit_tiles};
   p.projection = {nullptr, 1, team.state_tiles};
   p.states = args.states;
@@ -306,35 +304,13 @@ Plan plan_for(const RecurrenceBackwardArgs& args, TeamChoice choice) {
   return plan;
 }
 
-// Lays out the workspace, and with one runs.
-template <class C, class M>
 int64_t run(const RecurrenceBackwardArgs& args, const CudaContext* context) {
-  const auto fits = [&](TeamChoice choice) {
-    const Plan plan = plan_for<C, M>(args, choice);
-    return plan.backward.team.resident && (choice.grid || portable_cluster(choice.blocks) ||
-                                           cluster_fits(&recurrence_backward_kernel<C, M>, plan.grid));
-  };
-  Plan plan = plan_for<C, M>(args, choose_team(args.shape, fits));
-  Backward& p = plan.backward;
-  Workspace workspace(context == nullptr ? nullptr : context->workspace);
-  plan.matrix.to = workspace.take<uint4>(plan.matrix.fragments(M::kDepth));
-  if (args.shape.weight_hr != nullptr) plan.projection.to = workspace.take<uint4>(plan.projection.fragments(M::kDepth));
-  take_workspace(p.team, workspace, context);
-  if (context == nullptr) return workspace.used();
-  p.matrix.fragments = static_cast<const uint4*>(plan.matrix.to);
-  p.projection.fragments = static_cast<const uint4*>(plan.projection.to);
-  order_matrix(plan.matrix, args.shape.dtype, context->stream);
-  if (plan.projection.to != nullptr) order_matrix(plan.projection, args.shape.dtype, context->stream);
-  plan.grid.stream = context->stream;
-  launch(&recurrence_backward_kernel<C, M>, plan.grid, "temporal_pool: reverse recurrence", p);
-  return 0;
-}
-
-int64_t run(const RecurrenceBackwardArgs& args, const CudaContext* context) {
-  if (args.shape.batch == 0) return 0;
-  return visit(args.shape.cell, [&](auto cell) {
-    return visit_product(args.shape.dtype,
-                         [&](auto product) { return run<decltype(cell), decltype(product)>(args, context); });
+  return visit_recurrence(args.shape, [&](auto cell, auto product) {
+    using C = decltype(cell);
+    using M = decltype(product);
+    return run_recurrence<M>(args.shape, context, &recurrence_backward_kernel<C, M>,
+                             "temporal_pool: reverse recurrence",
+                             [&](TeamChoice choice) { return plan_for<C, M>(args, choice); });
   });
 }
 

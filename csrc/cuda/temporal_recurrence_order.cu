@@ -2,7 +2,7 @@
 //
 //   order   one thread writes the 16 bytes that one lane loads for a tile of 16 rows and 32 bytes of K; zeros beyond both
 //   scan    one thread follows one unit of one row: 4 H numbers read and H or 2 H written a step
-#include "cuda/temporal_recurrence.cuh"
+#include "cuda/temporal_plan.cuh"
 
 namespace pycm::cuda {
 namespace {
@@ -45,29 +45,27 @@ __global__ void order_kernel(const MatrixOrder order) {
 }
 
 struct Scan {
-  const int64_t* cu_seqlens;
-  int64_t batch, hidden, padded_steps;
-  bool reverse;
+  const int64_t *cu_seqlens, *order, *step_starts, *bounds;
+  int64_t hidden;
   const void *inputs, *c0;
-  void *c, *m;
+  void *c, *m, *cn;
 };
 
 template <class V>
 __global__ void scan_kernel(const Scan p) {
-  const int64_t unit = int64_t{blockIdx.y} * blockDim.x + threadIdx.x, row = blockIdx.x;
+  const int64_t unit = int64_t{blockIdx.y} * blockDim.x + threadIdx.x, row = p.order[blockIdx.x];
   if (unit >= p.hidden) return;
-  RowPlace place{row, 0, 0, p.cu_seqlens[row]};
-  place.length = p.cu_seqlens[row + 1] - place.ragged;
-  place.inputs = p.padded_steps > 0 ? row * p.padded_steps : place.ragged;
+  const int64_t begin = p.bounds[0], end = min(p.bounds[1], p.cu_seqlens[row + 1] - p.cu_seqlens[row]);
   Scalar<V> c{p.c0 == nullptr ? V(0) : static_cast<const V*>(p.c0)[row * p.hidden + unit]};
-  for (int64_t t = 0; t < place.length; ++t) {
-    const int64_t time = place.time(t, p.reverse);
-    const V* parts = static_cast<const V*>(p.inputs) + (place.inputs + time) * 4 * p.hidden + unit;
+  for (int64_t t = begin; t < end; ++t) {
+    const int64_t at = p.step_starts[t] - p.step_starts[begin] + blockIdx.x;
+    const V* parts = static_cast<const V*>(p.inputs) + at * 4 * p.hidden + unit;
     Scalar<V> part[4] = {{parts[0]}, {parts[p.hidden]}, {parts[2 * p.hidden]}, {parts[3 * p.hidden]}};
     const Scalar<V> m = Lstm::step(part, Scalar<V>::zero(), c);
-    static_cast<V*>(p.c)[(place.ragged + time) * p.hidden + unit] = c.v;
-    if (p.m != nullptr) static_cast<V*>(p.m)[(place.ragged + time) * p.hidden + unit] = m.v;
+    static_cast<V*>(p.c)[at * p.hidden + unit] = c.v;
+    if (p.m != nullptr) static_cast<V*>(p.m)[at * p.hidden + unit] = m.v;
   }
+  if (p.cn != nullptr) static_cast<V*>(p.cn)[row * p.hidden + unit] = c.v;
 }
 
 }  // namespace
@@ -90,8 +88,9 @@ void recurrence_scan(const RecurrenceScanArgs& args, const CudaContext& context)
   constexpr int kThreads = 128;
   const RecurrenceShape& shape = args.shape;
   if (shape.batch == 0) return;
-  const Scan scan{shape.cu_seqlens, shape.batch, shape.hidden, shape.padded_steps, shape.reverse, args.inputs,
-                  shape.c0,         args.c,      args.m};
+  const Scan scan{shape.cu_seqlens, shape.order, shape.step_starts, shape.bounds,
+                  shape.hidden,     args.inputs, shape.c0,          args.c,
+                  args.m,           args.cn};
   Grid grid;
   grid.grid = dim3(static_cast<unsigned>(shape.batch), static_cast<unsigned>((shape.hidden + kThreads - 1) / kThreads));
   grid.block = dim3(kThreads);

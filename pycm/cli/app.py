@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from . import options as opt
 from .app_systems import evaluate, index, search, train
-from .options import Cache, Debug, MetricName, NoCache
 
 app = typer.Typer(
     name="pycm",
@@ -24,7 +24,7 @@ app = typer.Typer(
 def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    debug: Debug = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Match images, videos and texts, exactly and fast."""
     if version:
@@ -41,31 +41,22 @@ def demo(
         bool,
         typer.Option("--all", help="Also the photographs of which ImageNet, and so the encoder, knows nothing."),
     ] = False,
-    cache: Cache = None,
-    no_cache: NoCache = False,
-    debug: Debug = False,
+    device: opt.Device = None,
+    cache: opt.Cache = None,
+    no_cache: opt.NoCache = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Match photographs with sentences, both ways, and write an HTML report. Needs no network."""
     from .demo import run_demo
 
-    run_demo(out, every=every, cache=cache, no_cache=no_cache)
+    run_demo(out, every=every, device=device, cache=cache, no_cache=no_cache)
 
 
 @app.command()
 def match(
-    texts: Annotated[Path, typer.Option("--texts", metavar="FILE", help="Texts: .txt (one a line), .jsonl or .csv.")],
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            "--images",
-            metavar="PATH",
-            help="A folder, searched with its subfolders, or JSONL or CSV with an image column.",
-        ),
-    ] = None,
-    videos: Annotated[
-        Path | None,
-        typer.Option("--videos", metavar="PATH", help="The same with clips; needs --space with a trained matcher."),
-    ] = None,
+    texts: opt.Texts = None,
+    images: opt.Images = None,
+    videos: opt.Videos = None,
     k: Annotated[
         str | None,
         typer.Option(
@@ -74,41 +65,25 @@ def match(
             help="Matches per image and per text, or TEXTS,IMAGES. Default: 5, or all.",
         ),
     ] = None,
-    metric: Annotated[
-        MetricName | None,
-        typer.Option("--metric", help="How features are compared. Default: cosine, or that of a saved matcher."),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option("--encoder", metavar="SPEC", help="Image encoder, e.g. clip:NAME. Default: efficientnet-lite0."),
-    ] = None,
-    text_encoder: Annotated[
-        str | None,
-        typer.Option(
-            "--text-encoder",
-            metavar="SPEC",
-            help="Text encoder. Default: the other side of --encoder, or minilm.",
-        ),
-    ] = None,
+    metric: opt.Metric = None,
+    encoder: opt.Encoder = None,
+    text_encoder: opt.TextEncoder = None,
     space: Annotated[
         Path | None,
         typer.Option("--space", metavar="DIR", help="A saved space, or a saved matcher with its encoders."),
     ] = None,
-    cache: Cache = None,
-    no_cache: NoCache = False,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Write the matches: .html, .csv or .jsonl (ranks count from 0)."),
-    ] = None,
-    debug: Debug = False,
+    device: opt.Device = None,
+    cache: opt.Cache = None,
+    no_cache: opt.NoCache = False,
+    skip_unreadable: opt.Skip = False,
+    out: opt.MatchesOut = None,
+    debug: opt.Debug = False,
 ) -> None:
     """Match your images, or clips, with your texts, both ways.
 
     Where the texts' file names the image or clip of each text (columns image and
-    text, or clip and text), right and wrong are told apart.
+    text, or clip and text), right and wrong are told apart. Clips need --space with
+    a trained matcher; one that tells labels needs no texts.
     """
     from .match import MatchOptions, run_match
 
@@ -122,6 +97,7 @@ def match(
             encoder=encoder,
             text_encoder=text_encoder,
             space=space,
+            device=device,
             cache=cache,
             no_cache=no_cache,
             skip_unreadable=skip_unreadable,
@@ -135,7 +111,7 @@ for command in (train, evaluate, index, search):
 
 
 @app.command()
-def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, debug: Debug = False) -> None:
+def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, debug: opt.Debug = False) -> None:
     """Show what is in this build and on this machine, and what is missing and why."""
     from .info import run_info
 
@@ -180,7 +156,7 @@ def bench(
         bool, typer.Option("--tiny", help="Tiny cases: they test the command and measure nothing.")
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List cases, data and libraries, and stop.")] = False,
-    debug: Debug = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Measure pycm and its peers, taking turns, against each other and against the machine's limits.
 

@@ -19,6 +19,7 @@ from ..report import HeatMap, Report, Stat, heat_map, times, write_report
 from ..report.render import bar_widths, duration, ordinal
 from .caching import check_cache_options, open_cache
 from .demo_data import photograph_paths, photographs
+from .embedding import check_device
 from .output import check_output, print_table
 from .present import Items, facts, groups, score_name
 from .results import Results
@@ -31,10 +32,11 @@ _KEEP = 3
 _SENTENCE = Kind("sentence", "sentences", TEXT.field, TEXT.embed)
 
 
-def run_demo(out: Path, *, every: bool, cache: Path | None, no_cache: bool) -> None:
+def run_demo(out: Path, *, every: bool, device: str | None, cache: Path | None, no_cache: bool) -> None:
     """Match, print the ranked tables and write the report."""
     check_output(out, (".html", ".htm"))
     check_cache_options(cache, no_cache)
+    check_device(device)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on the disk
     from ..matchers import ImageTextMatcher
 
@@ -47,7 +49,7 @@ def run_demo(out: Path, *, every: bool, cache: Path | None, no_cache: bool) -> N
     kept = open_cache(cache, no_cache)
     start = time.perf_counter()
     with Console(stderr=True).status("Loading the encoders"):
-        matcher = ImageTextMatcher.default(kept)
+        matcher = ImageTextMatcher.default(kept, device=device)
     loading = time.perf_counter() - start
     found = Found.of(IMAGE_TEXT, matcher.match(paths, sentences, k=(len(sentences), len(paths))))
     seen = _seen(matcher, paths)

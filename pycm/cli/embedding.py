@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .._files import atomic_write
+from .._optional import require
 from ..encoders import UnreadableInputError
 from .caching import open_cache
 from .errors import CommandError
-from .output import an
-from .systems import CLIP, IMAGE, IMAGE_TEXT, SYSTEMS, TEXT, Kind, system_of
+from .systems import CLIP, IMAGE, MATCHERS, TEXT, Kind, System, system_named, system_of
 
 if TYPE_CHECKING:
     from ..encoders import FeatureCache
@@ -37,30 +39,49 @@ def run_cache(stack: ExitStack, cache: Path | None, no_cache: bool) -> FeatureCa
     return kept or FeatureCache(stack.enter_context(TemporaryDirectory(prefix="pycm-")))
 
 
-def matcher_class(option: str, folder: Path) -> str:
-    """The class of the matcher saved in `folder`. CommandError where there is none."""
+def check_device(device: str | None) -> None:
+    """Refuse a --device that torch does not know or find."""
+    if device is None:
+        return
+    torch = require("torch", "torch", "--device")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise CommandError(f"--device must be cpu, cuda or cuda:N, got {device!r}") from error
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise CommandError(f"--device {device}: torch finds {count or 'no'} CUDA device{'s' if count > 1 else ''}")
+
+
+def saved_matcher(option: str, folder: Path) -> dict[str, Any]:
+    """The config.json of the matcher saved in `folder`. CommandError where there is none."""
     path = folder / _CONFIG
     if not path.is_file():
         raise CommandError(f"{option} {folder}: no saved matcher there ({_CONFIG} is missing)")
     try:
-        name = json.loads(path.read_text(encoding="utf-8")).get("class")
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        name = document.get("class")
     except (ValueError, AttributeError) as error:
         raise CommandError(f"{option} {folder}: {_CONFIG} is not that of a matcher: {error}") from error
-    if name not in {system.matcher for system in SYSTEMS.values()}:
+    if name not in MATCHERS:
         raise CommandError(f"{option} {folder}: holds a {name}, expected a matcher")
-    return str(name)
+    return document
+
+
+def saved_system(option: str, folder: Path) -> System:
+    """The system of the matcher saved in `folder`. CommandError where there is none."""
+    document = saved_matcher(option, folder)
+    return system_named(document["class"], document.get("params", {}).get("head", "ranking"))
 
 
 def load_matcher(option: str, folder: Path, cache: CacheOption, **options: Any) -> Any:
     """The matcher saved in `folder`; `options` that are not None as its `load` takes them."""
     from .. import matchers
 
-    name = matcher_class(option, folder)
+    saved_matcher(option, folder)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a saved matcher's encoders were there when it was made
     given = {name: value for name, value in options.items() if value is not None}
-    if name == IMAGE_TEXT.matcher and "device" in given:
-        raise CommandError(f"--device: not for {an(name)}")
-    return getattr(matchers, name).load(folder, cache=cache, **given)
+    return matchers.load(folder, cache=cache, **given)
 
 
 def embed(matcher: Any, kind: Kind, items: Sequence[Any], skip: bool) -> tuple[list[Any], Any, list[tuple[str, str]]]:
@@ -68,9 +89,27 @@ def embed(matcher: Any, kind: Kind, items: Sequence[Any], skip: bool) -> tuple[l
 
     Raises UnreadableInputError with all that cannot be read unless they are to be skipped, or where none can.
     """
-    method = getattr(matcher, kind.embed)
+    check_embeds(matcher, kind)
+    kept, rows, errors = readable(getattr(matcher, kind.embed), items, skip)
+    # Codes of -1 and 1 are the same in half the bytes.
+    return kept, rows.astype(np.float16) if code_bits(matcher) else rows, errors
+
+
+def check_embeds(matcher: Any, kind: Kind) -> None:
+    """Refuse a kind of items for which the matcher has no embeddings."""
+    one, other = kinds_of(matcher)
+    if kind not in (one, other):
+        raise CommandError(f"the matcher is for {one.many} and {other.many}, not for {kind.many}")
+    if not hasattr(matcher, kind.embed):
+        raise CommandError(f"{type(matcher).__name__} compares parts: {kind.many} have no embedding each to search by")
+
+
+def readable(
+    method: Callable[[list[Any]], Any], items: Sequence[Any], skip: bool
+) -> tuple[list[Any], Any, list[tuple[str, str]]]:
+    """(the items that could be read, what `method` gives for them, (name, reason) of the others); errors as `embed`."""
     try:
-        return list(items), method(items), []
+        return list(items), method(list(items)), []
     except UnreadableInputError as error:
         bad = {name for name, _ in error.errors}
         kept = [item for item in items if os.fspath(item) not in bad]
@@ -149,12 +188,19 @@ def read_index(folder: Path, matcher: Path | None) -> Index:
     if version != _FORMAT:
         raise CommandError(f"{path}: has format {version!r}, this version reads {_FORMAT}")
     index = Index(folder, kind, matcher or Path(os.path.normpath(folder / saved)), expected, folder / base)
-    matcher_class("--matcher", index.matcher)
+    saved_matcher("--matcher", index.matcher)
     if fingerprint(index.matcher) != index.fingerprint:
         raise CommandError(
             f"{folder}: was made with another matcher than the one in {index.matcher}: make it again with pycm index"
         )
     return index
+
+
+def code_bits(matcher: Any) -> int | None:
+    """How many bits the codes have that a matcher makes of its items; None where it makes none."""
+    from ..spaces import ITQ
+
+    return matcher.space.bits if isinstance(matcher.space, ITQ) else None
 
 
 def kinds_of(matcher: Any) -> tuple[Kind, Kind]:

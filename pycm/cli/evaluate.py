@@ -30,13 +30,14 @@ from ..report import (
 )
 from ..report.render import duration
 from .caching import check_cache_options
-from .embedding import load_matcher, matcher_class, run_cache, write_index
+from .embedding import check_device, code_bits, load_matcher, run_cache, saved_system, write_index
 from .errors import CommandError
-from .output import check_folder, check_output, shown
+from .labels import confusion
+from .output import brief, check_folder, check_output, shown
 from .pairs import PairOptions, Pairs, read_pairs
 from .present import SHOWN, Items, Truth, device_of, facts, groups, score_name, stats
 from .recalls import Measured, measure, print_recalls
-from .systems import IMAGE_VIDEO, SYSTEMS, System
+from .systems import VIDEO_LABELS, VIDEO_TEXT, System
 from .training_record import TrainingRecord, read_record
 
 _FIGURES = SHOWN  # items of the first kind in the heat map and in the embedding map
@@ -67,9 +68,9 @@ def run_evaluate(options: EvaluateOptions) -> None:
         check_folder("--gallery", options.gallery)
     check_cache_options(options.cache, options.no_cache)
     ks = _parse_ks(options.ks)
-    name = matcher_class("MATCHER", options.matcher)
-    system = next(system for system in SYSTEMS.values() if system.matcher == name)
-    if options.reading.system not in (None, system.name):
+    check_device(options.device)
+    system = saved_system("MATCHER", options.matcher)
+    if options.reading.system not in (None, VIDEO_TEXT.name if system is VIDEO_LABELS else system.name):
         raise CommandError(f"--system {options.reading.system}: the matcher in {options.matcher} is for {system.name}")
     pairs = read_pairs(options.pairs, _of_system(options.reading, system))
     record = read_record(options.matcher)
@@ -83,10 +84,9 @@ def run_evaluate(options: EvaluateOptions) -> None:
         loading = time.perf_counter() - start
         measured = measure(matcher, pairs, ks=ks, skip=options.skip_unreadable)
         found = measured.results.found
-        title = (
-            f"{system.name}: {len(measured.pairs):,} {system.left.many}, {len(measured.owner):,} {system.right.many}"
-        )
-        print_recalls(console, title, measured.recalls)
+        results = measured.results
+        title = f"{system.name}: {len(results.left):,} {system.left.many}, {len(results.right):,} {system.right.many}"
+        print_recalls(console, title, measured)
         for item, reason in found.errors:
             console.print(Text(f"left out: {shown(item)}: {reason}", style="yellow"), soft_wrap=True)
         if seen:
@@ -122,7 +122,7 @@ def _of_system(reading: PairOptions, system: System) -> PairOptions:
 
 def _contributions(matcher: Any, measured: Measured) -> dict[str, float]:
     """Recall at 1 that is lost when a stream's rows change clips; nothing for a matcher without several streams."""
-    if len(getattr(matcher, "streams", ())) < 2 or not hasattr(matcher, "contributions"):
+    if len(matcher.streams) < 2 or matcher.head == "labels":
         return {}
     return dict(matcher.contributions(measured.pairs.left, measured.pairs.right))
 
@@ -172,25 +172,29 @@ def _report(
     system, found = results.system, results.found
     counts = len(results.left), len(results.right)
     left = Items(system.left, results.left, pairs.left)
-    right = Items(system.right, results.right, pairs.clips if system is IMAGE_VIDEO else None)
-    some = list(range(min(_FIGURES, len(pairs))))
-    columns = np.flatnonzero(measured.owner < len(some))
-    scores = matcher.scores([pairs.left[row] for row in some], _given(pairs, results.right, columns))
+    right = Items(system.right, results.right, pairs.clips or None)
+    few = min(_FIGURES, len(pairs))
+    columns = measured.columns(few)
+    if measured.probabilities is not None:
+        scores = measured.probabilities[:few, columns]
+    else:
+        scores = matcher.scores(pairs.left[:few], _given(pairs, results.right, columns))
     left_out = record is not None and record.split == "train"
     part = {"train": "training ", "test": "held-out " if left_out else "test "}.get(options.reading.split, "")
     many = f"{system.left.many.capitalize()} and {system.right.many}"
     return Report(
         title=f"{many}, evaluated",
-        lede=f"{counts[0]:,} {part}{system.left.many} of {shown(options.pairs)} and their {counts[1]:,} "
-        f"{system.right.many}, ranked by the {system.name} matcher in {shown(options.matcher)}.",
+        lede=f"{counts[0]:,} {part}{system.left.many} of {brief(options.pairs)} and their {counts[1]:,} "
+        f"{system.right.many}, ranked by the {system.name} matcher in {brief(options.matcher)}.",
         groups=groups(results, left, right, keep=5, truths=_truths(measured, scores, columns)),
         stats=stats(results),
         notes=[*([_SEEN] if seen else []), *(f"Left out: {shown(name)} ({reason})." for name, reason in found.errors)],
         recalls=measured.recalls,
-        recall_note="Behind each figure is its 95 % bootstrap interval over the queries; the tick in a bar is chance.",
+        recall_note="Behind each figure is its 95 % bootstrap interval over the queries; the tick in a bar is chance. "
+        + measured.note,
         figures=_figures(matcher, measured, scores, columns, streams),
         facts=facts(matcher, system, counts, found.seconds, loading, backend_info()),
-        score_name=score_name(found.metric),
+        score_name=score_name(found.metric, code_bits(matcher)),
         distance=found.metric in DISTANCES,
     )
 
@@ -201,22 +205,26 @@ def _given(pairs: Pairs, right: Sequence[str], columns: Any) -> list[Any]:
 
 def _truths(measured: Measured, scores: Any, columns: Any) -> dict[str, dict[int, Truth]]:
     """direction -> query -> its best true candidate, for the queries that `scores` covers."""
-    forward, backward = measured.metrics
-    sign = -1.0 if measured.results.found.metric in DISTANCES else 1.0
-    ahead: dict[int, Truth] = {}
-    back: dict[int, Truth] = {}
-    for at, j in enumerate(columns):
-        i, score = int(measured.owner[j]), float(scores[measured.owner[j], at])
-        if i not in ahead or sign * score > sign * ahead[i].score:
-            ahead[i] = Truth(int(j), score, int(forward.ranks[i]))
-        back[int(j)] = Truth(i, score, int(backward.ranks[j]))
     system = measured.results.system
+    forward, backward = measured.metrics
+    own = measured.own(len(scores), columns)
+    good = np.where(own, -scores if measured.results.found.metric in DISTANCES else scores, -np.inf)
+    ahead = {
+        i: Truth(int(columns[at]), float(scores[i, at]), int(forward.ranks[i])) for i, at in enumerate(good.argmax(1))
+    }
+    if system is VIDEO_LABELS:  # whose own clips may be beyond those scored here
+        return {system.forward: ahead}
+    back = {
+        int(columns[at]): Truth(int(i), float(scores[i, at]), int(backward.ranks[columns[at]]))
+        for at, i in enumerate(good.argmax(0))
+    }
     return {system.forward: ahead, system.backward: back}
 
 
 def _figures(matcher: Any, measured: Measured, scores: Any, columns: Any, streams: Mapping[str, float]) -> list[Figure]:
     results, pairs = measured.results, measured.pairs
-    left, right = results.system.left, results.system.right
+    system = results.system
+    left, right = system.left, system.right
     names = {left.many: results.left[: len(scores)], right.many: [results.right[j] for j in columns]}
     some = f": the first {len(scores):,} of {len(pairs):,} {left.many}" if len(scores) < len(pairs) else ""
     directions = [f"{a.many} to {b.many}" for a, b in ((left, right), (right, left))]
@@ -233,12 +241,16 @@ def _figures(matcher: Any, measured: Measured, scores: Any, columns: Any, stream
             distance=results.found.metric in DISTANCES,
         ),
     ]
-    if getattr(matcher, "head", "ranking") != "labels":
+    if system is VIDEO_LABELS:
+        assert results.own is not None
+        assert measured.probabilities is not None
+        made.append(confusion(results.right, results.own, measured.probabilities))
+    elif hasattr(matcher, left.embed):
         rows = {
             left.many: getattr(matcher, left.embed)(pairs.left[: len(scores)]),
             right.many: getattr(matcher, right.embed)(_given(pairs, results.right, columns)),
         }
-        owner = [int(measured.owner[j]) for j in columns]
+        owner = [int(i) for i in measured.own(len(scores), columns).argmax(0)]
         made.append(embedding_map(f"The common space{some}", rows, names, owner))
     if streams:
         note = "Points of R@1, the mean of both ways, that are lost when a stream's rows change clips."

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..report.render import duration
 from .caching import check_cache_options
-from .embedding import kinds_of, load_matcher, matcher_class, run_cache, write_index
+from .embedding import check_device, check_embeds, load_matcher, run_cache, saved_matcher, write_index
 from .errors import CommandError
 from .inputs import read_clips, read_images, read_texts
 from .output import check_folder, shown
@@ -40,14 +40,13 @@ def run_index(options: IndexOptions) -> None:
     check_folder("--out", options.out)
     check_cache_options(options.cache, options.no_cache)
     kind, items = _items(options)
-    matcher_class("MATCHER", options.matcher)
+    check_device(options.device)
+    saved_matcher("MATCHER", options.matcher)
     console = Console(highlight=False)
     with ExitStack() as stack:
         cache = run_cache(stack, options.cache, options.no_cache)
         matcher = load_matcher("MATCHER", options.matcher, cache, device=options.device)
-        if kind not in kinds_of(matcher):
-            one, other = kinds_of(matcher)
-            raise CommandError(f"{options.matcher}: matches {one.many} with {other.many}, not {kind.many}")
+        check_embeds(matcher, kind)
         start = time.perf_counter()
         count, errors = write_index(options.out, matcher, options.matcher, kind, items, options.skip_unreadable)
     for name, reason in errors:

@@ -22,17 +22,17 @@ from ..matchers.features import check_k
 from ..report import Report, write_report
 from ..report.render import bar_widths, duration
 from .caching import check_cache_options, open_cache
-from .embedding import load_matcher, matcher_class
+from .embedding import check_device, code_bits, load_matcher, saved_matcher, saved_system
 from .errors import CommandError
-from .inputs import CLIP_COLUMNS, TextLine, common_folder, read_clips, read_images, read_texts
-from .output import an, check_output, print_table, shown, write_rows
+from .inputs import CLIP_COLUMNS, IMAGE_COLUMNS, TextLine, common_folder, read_clips, read_images, read_texts
+from .labels import told_labels
+from .output import an, brief, check_output, print_table, shown, write_rows
 from .present import SHOWN, Items, facts, groups, score_name, stats
 from .results import Results, groupby_query
-from .systems import IMAGE_TEXT, TEXT, VIDEO_TEXT, Found, System
+from .systems import CLIP, IMAGE, IMAGE_TEXT, LABEL, MATCHERS, TEXT, VIDEO_LABELS, VIDEO_TEXT, Found, System
 
 if TYPE_CHECKING:
     from ..encoders import FeatureCache
-    from ..matchers import ImageTextMatcher
 
 _ENDINGS = (".html", ".csv", ".jsonl")
 _TERMINAL_QUERIES = 20
@@ -45,12 +45,13 @@ class MatchOptions:
 
     images: Path | None
     videos: Path | None
-    texts: Path
+    texts: Path | None
     k: str | None
     metric: Metric | None
     encoder: str | None
     text_encoder: str | None
     space: Path | None
+    device: str | None
     cache: Path | None
     no_cache: bool
     skip_unreadable: bool
@@ -61,28 +62,30 @@ def run_match(options: MatchOptions) -> None:
     """Check all that can be checked, then match, print, and write."""
     if options.out is not None:
         check_output(options.out, _ENDINGS)
+    check_device(options.device)
     given, system = _given(options)
-    if system is VIDEO_TEXT:
-        files, lines = read_clips(given), read_texts(options.texts, CLIP_COLUMNS)
-    else:
-        files, lines = read_images(given), read_texts(options.texts)
+    plan = _plan(options) if system is IMAGE_TEXT else _video_matcher(options)
+    files = read_images(given) if system.left is IMAGE else read_clips(given)
+    lines = _lines(options, system)
     k = _parse_k(options.k)
     check_k("--k", k, len(files), len(lines), (system.left.many, system.right.many))
     base = given if given.is_dir() else common_folder(files)
     check_cache_options(options.cache, options.no_cache)
-    plan = _video_matcher(options) if system is VIDEO_TEXT else _plan(options)
     cache = open_cache(options.cache, options.no_cache)
 
     start = time.perf_counter()
     with Console(stderr=True).status("Loading the encoders"):
         if isinstance(plan, Path):
-            matcher = load_matcher("--space", plan, cache, metric=options.metric)
+            matcher = load_matcher("--space", plan, cache, device=options.device)
         else:
             matcher = _matcher(options, plan, cache)
     loading = time.perf_counter() - start
     texts = [line.text for line in lines]
     on_error = "skip" if options.skip_unreadable else "raise"
-    found = Found.of(system, matcher.match(files, texts, k, on_error=on_error))
+    if system is VIDEO_LABELS:
+        found = told_labels(matcher, files, k, skip=options.skip_unreadable).found
+    else:
+        found = Found.of(system, matcher.match(files, texts, k, on_error=on_error))
 
     paths = [files[i] for i in found.kept[0]]
     names = [shown(path, base) for path in paths]
@@ -98,13 +101,26 @@ def run_match(options: MatchOptions) -> None:
 
 
 def _given(options: MatchOptions) -> tuple[Path, System]:
-    """What is matched with the texts, and the system for it."""
+    """What is matched with the texts, or told labels, and the system for it."""
     if (options.images is None) == (options.videos is None):
         raise CommandError("match: give one of --images and --videos")
     if options.images is not None:
         return options.images, IMAGE_TEXT
     assert options.videos is not None
-    return options.videos, VIDEO_TEXT
+    labels = options.space is not None and saved_system("--space", options.space) is VIDEO_LABELS
+    return options.videos, VIDEO_LABELS if labels else VIDEO_TEXT
+
+
+def _lines(options: MatchOptions, system: System) -> list[TextLine]:
+    """The texts, or the labels of a matcher that tells them."""
+    if system is VIDEO_LABELS:
+        if options.texts is not None:
+            raise CommandError(f"--texts: the matcher in {options.space} tells labels of its own")
+        assert options.space is not None
+        return [TextLine(str(label)) for label in saved_matcher("--space", options.space)["labels"]]
+    if options.texts is None:
+        raise CommandError("match: give --texts")
+    return read_texts(options.texts, CLIP_COLUMNS if system.left is CLIP else IMAGE_COLUMNS)
 
 
 def _video_matcher(options: MatchOptions) -> Path:
@@ -113,8 +129,10 @@ def _video_matcher(options: MatchOptions) -> Path:
         raise CommandError("--encoder and --text-encoder: not with --videos, whose matcher has its own")
     if options.space is None:
         raise CommandError("--videos needs --space with a matcher that pycm train made: clips have no default one")
-    if (name := matcher_class("--space", options.space)) != VIDEO_TEXT.matcher:
-        raise CommandError(f"--space {options.space}: holds a matcher of another kind, {name}")
+    if (system := saved_system("--space", options.space)).right not in (TEXT, LABEL) or system.left is not CLIP:
+        raise CommandError(f"--space {options.space}: holds a matcher of another kind, {system.name}")
+    if options.metric is not None:
+        raise CommandError("--metric: not with --videos, whose matcher has its own")
     return options.space
 
 
@@ -145,7 +163,7 @@ def _plan(options: MatchOptions) -> _Plan:
             check_spec(option, spec)
     image_spec = options.encoder or DEFAULT_SPECS[0]
     two_sided = image_spec.startswith(_TWO_SIDED)
-    text_spec = options.text_encoder or (image_spec if two_sided else DEFAULT_SPECS[1])
+    text_spec = options.text_encoder or default_text_spec(image_spec)
     saved = options.space is not None and _is_matcher(options.space)
     if options.space is None and not two_sided and (image_spec, text_spec) != DEFAULT_SPECS:
         raise CommandError(
@@ -155,26 +173,33 @@ def _plan(options: MatchOptions) -> _Plan:
     return _Plan(saved, image_spec, text_spec)
 
 
-def _matcher(options: MatchOptions, plan: _Plan, cache: FeatureCache | Literal[False]) -> ImageTextMatcher:
+def _matcher(options: MatchOptions, plan: _Plan, cache: FeatureCache | Literal[False]) -> Any:
     from ..matchers import ImageTextMatcher
     from ..spaces import load_space
 
     folder = options.space
     if folder is not None and plan.saved:
-        return ImageTextMatcher.load(
+        return load_matcher(
+            "--space",
             folder,
+            cache,
             image_encoder=options.encoder,
             text_encoder=options.text_encoder,
             metric=options.metric,
-            cache=cache,
+            device=options.device,
         )
     metric = options.metric or "cosine"
     if (plan.image_spec, plan.text_spec) == DEFAULT_SPECS:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # both are on the disk
         if folder is None:
-            return ImageTextMatcher.default(cache, metric=metric)
+            return ImageTextMatcher.default(cache, metric=metric, device=options.device)
     space = None if folder is None else load_space(folder)
-    return ImageTextMatcher(plan.image_spec, plan.text_spec, space, metric, cache=cache)
+    return ImageTextMatcher(plan.image_spec, plan.text_spec, space, metric, cache=cache, device=options.device)
+
+
+def default_text_spec(image_spec: str) -> str:
+    """The other side of an image encoder that has two, or the default text encoder."""
+    return image_spec if image_spec.startswith(_TWO_SIDED) else DEFAULT_SPECS[1]
 
 
 def check_spec(option: str, spec: str) -> None:
@@ -189,7 +214,7 @@ def _is_matcher(folder: Path) -> bool:
     if not path.is_file():
         raise CommandError(f"--space {folder}: no saved space or matcher there (config.json is missing)")
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("class") == "ImageTextMatcher")
+        return bool(MATCHERS.get(json.loads(path.read_text(encoding="utf-8")).get("class")) is IMAGE_TEXT)
     except (ValueError, AttributeError) as error:
         raise CommandError(f"--space {folder}: config.json is not that of a space or matcher: {error}") from error
 
@@ -258,14 +283,14 @@ def _report(options: MatchOptions, matcher: Any, results: Results, paths: Sequen
         notes.append("CSV and JSONL output has the matches that are not shown here.")
     many = system.left.many
     return Report(
-        title=f"{many.capitalize()} and texts, matched",
-        lede=f"{counts[0]:,} {many} of {shown(_given(options)[0])} and {counts[1]:,} texts of "
-        f"{shown(options.texts)}, compared by {found.metric}"
+        title=f"{many.capitalize()} and {system.right.many}, matched",
+        lede=f"{counts[0]:,} {many} of {brief(_given(options)[0])} and {counts[1]:,} {system.right.many} of "
+        f"{brief(options.texts or options.space or '')}, compared by {found.metric}"
         + (" (a distance: smaller is better)." if found.metric in DISTANCES else "."),
         groups=groups(results, Items(system.left, results.left, paths), Items(TEXT, results.right), keep=5),
         stats=stats(results),
         notes=notes,
         facts=facts(matcher, system, counts, found.seconds, loading, backend_info()),
-        score_name=score_name(found.metric),
+        score_name=score_name(found.metric, code_bits(matcher)),
         distance=found.metric in DISTANCES,
     )

@@ -85,6 +85,12 @@ def shown(path: str | os.PathLike[str], base: Path | None = None) -> str:
     return os.fsencode(text).decode("utf-8", "replace")
 
 
+def brief(path: str | os.PathLike[str]) -> str:
+    """A path for a report, which is passed on: as it was given, or the last two parts of an absolute one."""
+    given = Path(path)
+    return shown(Path(*given.parts[-2:]) if given.is_absolute() else given)
+
+
 def write_rows(path: Path, rows: Iterable[Ranked]) -> None:
     """Write CSV or JSONL after the ending of `path`; it appears complete or not at all."""
     with atomic_write(path) as file:

@@ -1,4 +1,4 @@
-"""Reading what belongs together: images or clips with their texts, or images with clips, one record a line."""
+"""Reading what belongs together: images or clips with texts, images with clips, clips with labels, one a line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from .errors import CommandError
 from .inputs import TEXT_COLUMNS, columns_of, first_of, one_of, read_records, texts_of
 from .output import an
-from .systems import CLIP, IMAGE, IMAGE_TEXT, IMAGE_VIDEO, SYSTEMS, TEXT, VIDEO_TEXT, Kind, System
+from .systems import CLIP, IMAGE, IMAGE_TEXT, IMAGE_VIDEO, LABEL, SYSTEMS, TEXT, VIDEO_LABELS, VIDEO_TEXT, Kind, System
 
 SPLITS = ("all", "train", "test")
-_STILL = "still"
+_STILL, _LABEL = "still", "label"
 _COLUMNS = {IMAGE: ("image", "image_path", _STILL), CLIP: ("clip", "video", "clip_path", "video_path")}
 
 
@@ -27,6 +27,7 @@ class PairOptions:
         system: a name of `SYSTEMS`; None: the columns tell.
         captions: columns of the texts, or languages of a column that has texts by language; () for the usual ones.
         image, clip: the column of the file names; None for the usual ones.
+        label: the column of the labels; None for the usual one.
         root: a folder that names may also be relative to, besides that of the file.
         split: "test" is every record whose id's SHA-256 is a multiple of five, "train" the others.
         missing: whether files that do not exist are left for the reader to report or skip.
@@ -36,6 +37,7 @@ class PairOptions:
     captions: tuple[str, ...] = ()
     image: str | None = None
     clip: str | None = None
+    label: str | None = None
     root: Path | None = None
     split: str = "all"
     missing: bool = False
@@ -49,8 +51,9 @@ class Pairs:
         system: which kinds they are.
         ids: one for each; the file's name where there is no column id.
         left: paths.
-        texts: for each item its texts; empty where the second kind is clips.
-        clips: for each item its clip; empty where the second kind is texts.
+        texts: for each item its texts, where they are the second kind.
+        clips: for each item its clip, where they are.
+        labels: for each item its label, where they are.
     """
 
     system: System
@@ -58,6 +61,7 @@ class Pairs:
     left: list[Path] = field(default_factory=list)
     texts: list[list[str]] = field(default_factory=list)
     clips: list[Path] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,12 +69,13 @@ class Pairs:
     @property
     def right(self) -> list[Any]:
         """What `fit` and `evaluate` take beside `left`."""
-        return self.clips if self.system is IMAGE_VIDEO else self.texts
+        sides: dict[Kind, list[Any]] = {CLIP: self.clips, LABEL: self.labels, TEXT: self.texts}
+        return sides[self.system.right]
 
     def take(self, rows: Sequence[int]) -> Pairs:
         """Those items."""
         made = Pairs(self.system)
-        for name in ("ids", "left", "texts", "clips"):
+        for name in ("ids", "left", "texts", "clips", "labels"):
             values = getattr(self, name)
             setattr(made, name, [values[row] for row in rows] if values else [])
         return made
@@ -91,8 +96,8 @@ def read_pairs(path: Path, options: PairOptions) -> Pairs:
     Lines that name the same file belong together: one clip with several captions may be several lines.
 
     Raises:
-        CommandError: a line without a file or without a text, an id given twice, an image or a clip that belongs to
-            two of the other kind, or files that do not exist; names the line.
+        CommandError: a line without a file, or without a text or a label, an id given twice, an image or a clip that
+            belongs to two of the other kind, or files that do not exist; names the line.
     """
     if path.is_dir():
         raise CommandError(f"{path}: a folder, expected a .jsonl or .csv file of pairs")
@@ -101,7 +106,7 @@ def read_pairs(path: Path, options: PairOptions) -> Pairs:
     records = list(read_records(path, "PAIRS", (".jsonl", ".csv")))
     columns = dict(_COLUMNS)
     columns |= {kind: (name,) for kind, name in ((IMAGE, options.image), (CLIP, options.clip)) if name}
-    system = SYSTEMS[options.system] if options.system else _told(path, *records[0], columns, options.captions)
+    system = SYSTEMS[options.system] if options.system else _told(path, *records[0], columns, options)
     pairs = Pairs(system)
     reader = _Reader(path, options, columns, pairs)
     for number, record in records:
@@ -114,11 +119,11 @@ def read_pairs(path: Path, options: PairOptions) -> Pairs:
     return chosen
 
 
-def _told(path: Path, number: int, record: dict[str, Any], columns: Any, captions: tuple[str, ...]) -> System:
+def _told(path: Path, number: int, record: dict[str, Any], columns: Any, options: PairOptions) -> System:
     """The system, from the columns of the first record."""
     image, clip = (first_of(record, columns[kind]) is not None for kind in (IMAGE, CLIP))
     still = not any(record.get(name) for name in columns[IMAGE] if name != _STILL)
-    text = first_of(record, (*captions, *TEXT_COLUMNS)) is not None
+    text = first_of(record, (*options.captions, *TEXT_COLUMNS)) is not None
     if text and clip and still:  # of the clip: it is there for those who ask for it
         return VIDEO_TEXT
     if text and image and clip:
@@ -127,7 +132,9 @@ def _told(path: Path, number: int, record: dict[str, Any], columns: Any, caption
         return IMAGE_TEXT if image else VIDEO_TEXT
     if image and clip:
         return IMAGE_VIDEO
-    kinds = "an image or a clip with its text, or an image with a clip"
+    if clip and record.get(options.label or _LABEL) is not None:
+        return VIDEO_LABELS
+    kinds = "an image or a clip with its text, an image with a clip, or a clip with a label"
     raise CommandError(f"{path}: line {number}: expected {kinds}; {columns_of(record)}")
 
 
@@ -150,7 +157,7 @@ class _Reader:
         same = self.row_of_id.get(key)
         if same is not None and same != row:
             raise self._error(number, f"id {key!r} is that of line {self.lines[same]} already, with another file")
-        texts = [] if system.right is CLIP else texts_of(self.path, number, record, self.options.captions)
+        texts = texts_of(self.path, number, record, self.options.captions) if system.right is TEXT else []
         if row is None:
             self.row_of[left] = self.row_of_id[key] = len(pairs)
             self.lines.append(number)
@@ -158,10 +165,12 @@ class _Reader:
             pairs.left.append(left)
             if system.right is TEXT:
                 pairs.texts.append(texts)
-        elif system.right is CLIP or set(texts) <= set(pairs.texts[row]):
+        elif system.right is not TEXT or set(texts) <= set(pairs.texts[row]):
             raise self._error(number, f"{system.left.one} {name} is that of line {self.lines[row]} already")
         else:
             pairs.texts[row] += texts
+        if system.right is LABEL:
+            pairs.labels.append(self._label(number, record))
         if system.right is CLIP:
             clip, called = self._file(CLIP, number, record)
             if clip in self.line_of_clip:
@@ -189,6 +198,14 @@ class _Reader:
         here = Path(os.path.normpath(self.path.parent / name))
         root = self.options.root
         return (Path(os.path.normpath(root / name)) if root is not None and not here.exists() else here), name
+
+    def _label(self, number: int, record: dict[str, Any]) -> str:
+        """The label as text: CSV has no numbers."""
+        column = self.options.label or _LABEL
+        label = record.get(column)
+        if isinstance(label, bool) or not isinstance(label, (str, int)) or not str(label).strip():
+            raise self._error(number, f"expected a label, text or whole number, under {column}; {columns_of(record)}")
+        return str(label).strip()
 
     def _error(self, number: int, text: str) -> CommandError:
         return CommandError(f"{self.path}: line {number}: {text}")

@@ -11,9 +11,10 @@ from ..functional import DISTANCES
 from ..report import Candidate, Entry, Facts, Group, Item, Stat, moving_picture, picture
 from ..report.render import duration, ordinal
 from .caching import short_path
+from .embedding import code_bits
 from .output import Ranked
 from .results import Results, groupby_query
-from .systems import CLIP, IMAGE_TEXT, TEXT, Kind, System
+from .systems import CLIP, IMAGE_TEXT, TEXT, VIDEO_LABELS, Kind, System
 
 PICTURE_PIXELS, CLIP_PIXELS = 360, 160
 SHOWN, SHOWN_BYTES = 200, 24 << 20
@@ -125,7 +126,7 @@ def _remark(rows: Sequence[Ranked], place: int | None, what: str) -> str:
 
 def stats(results: Results) -> list[Stat]:
     """How many of each kind came out right; nothing where the truth is not known."""
-    if results.owner is None:
+    if results.owner is None and results.own is None:
         return []
     system = results.system
     made = []
@@ -138,8 +139,10 @@ def stats(results: Results) -> list[Stat]:
     return made
 
 
-def score_name(metric: str) -> str:
-    """What a reader calls the scores of a metric."""
+def score_name(metric: str, bits: int | None = None) -> str:
+    """What a reader calls the scores of a metric, between codes of so many bits."""
+    if bits is not None:
+        return f"{bits} − 2 × Hamming distance"
     names = {
         "pearson": "Pearson correlations",
         "dot": "dot products",
@@ -147,6 +150,7 @@ def score_name(metric: str) -> str:
         "euclidean": "Euclidean distances",
         "sqeuclidean": "squared Euclidean distances",
         "logit": "log-odds",
+        "probability": "probabilities",
     }
     return names[metric]
 
@@ -206,16 +210,27 @@ def device_of(matcher: Any) -> str:
     return str(getattr(matcher, "device", None) or getattr(encoder, "device", None) or "cpu")
 
 
+def _space(matcher: Any) -> str:
+    score = getattr(matcher, "score", None)
+    if isinstance(score, str):
+        return f"learned, of regions and words: {score}"
+    if (bits := code_bits(matcher)) is not None:
+        return f"{type(matcher.space.space).__name__}, as codes of {bits} bits"
+    return "shared by the encoders" if matcher.space is None else type(matcher.space).__name__
+
+
 def _parts(matcher: Any, system: System) -> list[tuple[str, str]]:
     """What the matcher is made of."""
     if system is IMAGE_TEXT:
-        space = "shared by the encoders" if matcher.space is None else type(matcher.space).__name__
         made = [("Image encoder", matcher.image_encoder.name), ("Text encoder", matcher.text_encoder.name)]
-        made.append(("Space", space))
+        made.append(("Space", _space(matcher)))
     else:
         options = matcher.get_params()
-        named = {name: getattr(value, "name", value) for name, value in options.items() if name.endswith("_encoder")}
+        sides = [f"{kind.field}_encoder" for kind in (system.left, system.right)]
+        named = {name: getattr(options[name], "name", options[name]) for name in sides if name in options}
         made = [(name.replace("_", " ").capitalize(), str(value)) for name, value in named.items()]
         made.append(("Streams", ", ".join(str(getattr(stream, "name", stream)) for stream in matcher.streams)))
         made += [(name.capitalize(), str(options[name])) for name in ("cell", "pool", "head", "sampling")]
+    if system is VIDEO_LABELS:
+        return made
     return [*made, ("Metric", matcher.metric + (" (smaller is better)" if matcher.metric in DISTANCES else ""))]

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..evaluate import Interval, RetrievalMetrics
+from ..evaluate import Interval, RetrievalMetrics, retrieval_metrics
 from ..report import Recall, recall
+from .errors import CommandError
 from .inputs import common_folder
+from .labels import commonest, told_labels
 from .output import shown
 from .pairs import Pairs
 from .results import Results
-from .systems import IMAGE_VIDEO, Found, System, system_of
+from .systems import CLIP, TEXT, VIDEO_LABELS, Found, Kind, system_of
 
 _KEEP = 5
 
@@ -33,43 +36,99 @@ class Measured:
         results: the best matches both ways, with the truth.
         metrics: forward and backward.
         recalls: the same with intervals; of a text's direction the texts of one item are drawn together.
-        owner: for each right item the row of the left one.
+        owner: for each right item the row of the left one; None with labels.
+        probabilities: [left, right] of a classifier of labels.
+        note: what the figures are to be compared with.
     """
 
     pairs: Pairs
     results: Results
     metrics: tuple[RetrievalMetrics, RetrievalMetrics]
     recalls: tuple[Recall, Recall]
-    owner: np.ndarray[Any, np.dtype[np.int64]]
+    owner: npt.NDArray[np.int64] | None
+    probabilities: npt.NDArray[np.float32] | None = None
+    note: str = ""
+
+    def columns(self, count: int) -> npt.NDArray[np.int64]:
+        """The right items that the first `count` left ones are shown with: their own, or all labels."""
+        return np.arange(len(self.results.right)) if self.owner is None else np.flatnonzero(self.owner < count)
+
+    def own(self, count: int, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether the first `count` left items belong to those right ones: [count, columns]."""
+        if self.owner is None:
+            assert self.results.own is not None
+            of, among = np.array(self.results.own[:count]), columns
+        else:
+            of, among = np.arange(count), self.owner[columns]
+        belong: npt.NDArray[np.bool_] = of[:, None] == among
+        return belong
 
 
 def measure(matcher: Any, pairs: Pairs, *, ks: Sequence[int], skip: bool) -> Measured:
     """Match and evaluate; unreadable items raise, or are left out with what belongs to them."""
     system = system_of(matcher)
-    given = pairs.clips if system is IMAGE_VIDEO else [text for group in pairs.texts for text in group]
+    if system is VIDEO_LABELS:
+        return _measure_labels(matcher, pairs, ks, skip)
+    given = _right(pairs)
     keep = min(_KEEP, len(given)), min(_KEEP, len(pairs))
     found = Found.of(system, matcher.match(pairs.left, given, keep, on_error="skip" if skip else "raise"))
     if found.errors:  # both sides of a pair go
-        gone = {name for name, _ in found.errors}
-        kept = [i for i in range(len(pairs)) if not _names(pairs, i) & gone]
-        pairs = pairs.take(kept)
-        given = pairs.clips if system is IMAGE_VIDEO else [text for group in pairs.texts for text in group]
+        pairs = without(pairs, found.errors)
+        given = _right(pairs)
         again = Found.of(system, matcher.match(pairs.left, given, (min(keep[0], len(given)), min(keep[1], len(pairs)))))
         found = Found(again.forward, again.backward, again.kept, again.metric, found.errors, found.seconds)
     owner = np.arange(len(pairs))
-    if system is not IMAGE_VIDEO:
+    if system.right is TEXT:
         owner = np.repeat(owner, [len(group) for group in pairs.texts])
     evaluated = matcher.evaluate(pairs.left, pairs.right, ks)
     metrics = getattr(evaluated, system.forward), getattr(evaluated, system.backward)
-    names = _shown(pairs.left)
-    others = _shown(pairs.clips) if system is IMAGE_VIDEO else [str(text) for text in given]
-    return Measured(
-        pairs,
-        Results(system, found, names, others, [int(row) for row in owner]),
-        metrics,
-        _recalls(system, metrics, len(pairs), owner),
-        owner,
+    others = _shown(pairs.clips) if system.right is CLIP else [str(text) for text in given]
+    results = Results(system, found, _shown(pairs.left), others, [int(row) for row in owner])
+    single = len(owner) == len(pairs)
+    recalls = (
+        recall(_title(system.left, system.right), metrics[0], len(owner), one_positive=single),
+        recall(_title(system.right, system.left), metrics[1], len(pairs), groups=None if single else owner),
     )
+    return Measured(pairs, results, metrics, recalls, owner)
+
+
+def _measure_labels(matcher: Any, pairs: Pairs, ks: Sequence[int], skip: bool) -> Measured:
+    labels = [str(label) for label in matcher.labels_]
+    if unknown := sorted({*pairs.labels} - {*labels}):
+        raise CommandError(f"label {unknown[0]!r} is none of the matcher's: {', '.join(labels)}")
+    ks = [k for k in ks if k < len(labels)] or [1]  # beyond, every label is found
+    keep = min(_KEEP, len(labels)), min(_KEEP, len(pairs))
+    found, probabilities = told_labels(matcher, pairs.left, keep, skip=skip)
+    pairs = pairs.take([int(row) for row in found.kept[0]])
+    own = [labels.index(label) for label in pairs.labels]
+    of = [np.flatnonzero(np.array(own) == j) for j in range(len(labels))]
+    there = [j for j, rows in enumerate(of) if len(rows)]  # a label of no clip here is no query
+    metrics = (
+        retrieval_metrics(probabilities, own, ks),
+        retrieval_metrics(np.ascontiguousarray(probabilities.T[there]), [of[j] for j in there], ks),
+    )
+    system = VIDEO_LABELS
+    recalls = (
+        recall(_title(system.left, system.right), metrics[0], len(labels)),
+        recall(_title(system.right, system.left), metrics[1], len(pairs), one_positive=False),
+    )
+    results = Results(system, found, _shown(pairs.left), labels, own=own)
+    return Measured(pairs, results, metrics, recalls, None, probabilities, commonest(own, labels))
+
+
+def _title(queries: Kind, gallery: Kind) -> str:
+    return f"{queries.many.capitalize()} to {gallery.many}"
+
+
+def _right(pairs: Pairs) -> list[Any]:
+    """The items of the second kind, one after the other."""
+    return pairs.clips if pairs.system.right is CLIP else [text for group in pairs.texts for text in group]
+
+
+def without(pairs: Pairs, errors: Sequence[tuple[str, str]]) -> Pairs:
+    """The pairs of which nothing was left out."""
+    gone = {name for name, _ in errors}
+    return pairs.take([i for i in range(len(pairs)) if not _names(pairs, i) & gone])
 
 
 def _shown(files: Sequence[Path]) -> list[str]:
@@ -81,23 +140,11 @@ def _names(pairs: Pairs, row: int) -> set[str]:
     return {str(pairs.left[row]), *([str(pairs.clips[row])] if pairs.clips else [])}
 
 
-def _recalls(
-    system: System, metrics: tuple[RetrievalMetrics, RetrievalMetrics], count: int, owner: Any
-) -> tuple[Recall, Recall]:
-    single = len(owner) == count
-    titles = [
-        f"{a.many.capitalize()} to {b.many}" for a, b in ((system.left, system.right), (system.right, system.left))
-    ]
-    return (
-        recall(titles[0], metrics[0], len(owner), one_positive=single),
-        recall(titles[1], metrics[1], count, groups=None if single else owner),
-    )
-
-
-def print_recalls(console: Console, title: str, recalls: Sequence[Recall]) -> None:
+def print_recalls(console: Console, title: str, measured: Measured) -> None:
     """A table of figures with their intervals, one column a direction."""
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
+    recalls = measured.recalls
     for column in recalls:
         table.add_column(f"{column.title}\n{column.queries:,} among {column.gallery:,}")
     for name in dict.fromkeys(name for column in recalls for name in column.shares):
@@ -106,6 +153,8 @@ def print_recalls(console: Console, title: str, recalls: Sequence[Recall]) -> No
         table.add_row(name, *(_cell(column.ranks[name], 1) for column in recalls))
     console.print(table)
     console.print("Behind each figure its 95 % bootstrap interval over the queries.", style="dim")
+    if measured.note:
+        console.print(Text(measured.note))
 
 
 def _cell(interval: Interval | None, unit: float) -> Text:

@@ -21,6 +21,7 @@ class Results:
         left, right: the names of the items of both kinds, in the order of `found`.
         owner: for each right item the left one that it belongs to, -1 if that is not in `found`, None if it is not
             known; or None where no truth is known.
+        own: where the right items are labels, that of each left one.
     """
 
     system: System
@@ -28,6 +29,7 @@ class Results:
     left: Sequence[str]
     right: Sequence[str]
     owner: list[int | None] | None = None
+    own: list[int] | None = None
 
     def rows(self, direction: str, keep: int | None = None) -> list[Ranked]:
         """The ranked rows of one direction, at most `keep` a query."""
@@ -45,6 +47,8 @@ class Results:
         return rows
 
     def _correct(self, left: Any, right: Any) -> bool | None:
+        if self.own is not None:
+            return self.own[int(left)] == int(right)
         if self.owner is None:
             return None
         owner = self.owner[int(right)]
@@ -57,6 +61,8 @@ class Results:
             known = {i for i, owner in enumerate(self.owner) if owner is not None and owner >= 0}
             have = known if direction == self.system.backward else {self.owner[i] for i in known}
             best = [row for row in best if row.query_index in have]
+        if self.own is not None and direction == self.system.backward:
+            best = [row for row in best if row.query_index in self.own]
         return sum(row.correct is True for row in best), len(best)
 
     def places(self, direction: str) -> dict[int, int | None]:

@@ -19,9 +19,9 @@ from ..functional import DISTANCES
 from ..report import Candidate, Entry, Facts, Group, Report, write_report
 from ..report.render import bar_widths, duration
 from .caching import check_cache_options
-from .embedding import Index, embed, kinds_of, load_matcher, read_index, run_cache
+from .embedding import Index, check_device, code_bits, embed, load_matcher, read_index, run_cache
 from .errors import CommandError
-from .output import Ranked, check_output, print_table, shown, write_rows
+from .output import Ranked, brief, check_output, print_table, shown, write_rows
 from .present import Items, machine_pairs, score_name
 from .systems import CLIP, IMAGE, TEXT, Kind
 
@@ -59,6 +59,7 @@ def run_search(options: SearchOptions) -> None:
     for path in (*options.images, *options.clips):
         if not path.is_file():
             raise CommandError(f"{path}: no such file")
+    check_device(options.device)
     index = read_index(options.gallery, options.matcher)
     console = Console(highlight=False)
     entries: list[tuple[Kind, list[Entry]]] = []
@@ -74,9 +75,6 @@ def run_search(options: SearchOptions) -> None:
             matcher = load_matcher("--matcher", index.matcher, cache, device=options.device)
         seconds = {"load the matcher": time.perf_counter() - start, "encode": 0.0, "score": 0.0}
         for kind, queries in asked:
-            if kind not in kinds_of(matcher):
-                one, other = kinds_of(matcher)
-                raise CommandError(f"{index.matcher}: matches {one.many} with {other.many}; a {kind.one} is no query")
             start = time.perf_counter()
             _, embedded, _ = embed(matcher, kind, queries, skip=False)
             encoded = time.perf_counter()
@@ -89,13 +87,14 @@ def run_search(options: SearchOptions) -> None:
             title = f"{kind.many.capitalize()} to {index.kind.many}"
             print_table(console, title, *heads, some, bar_widths([row.score for row in some], distance))
             entries.append((kind, _entries(kind, queries, index, some)))
-        metric, count = gallery.metric, len(gallery)
+        scores = score_name(gallery.metric, code_bits(matcher))
+        count, distance = len(gallery), gallery.metric in DISTANCES
     times = ", ".join(f"{name} {duration(spent)}" for name, spent in seconds.items())
     console.print(f"{count:,} {index.kind.many}: {times}.")
     if options.out is None:
         return
     if options.out.suffix.lower() == ".html":
-        write_report(_report(options, index, entries, k, metric, count, seconds), options.out)
+        write_report(_report(options, index, entries, k, scores, distance, count, seconds), options.out)
     else:
         write_rows(options.out, rows)
     console.print(Text(f"Written: {options.out}"), soft_wrap=True)
@@ -112,7 +111,7 @@ def _rows(kind: Kind, queries: Sequence[Any], of: Kind, found: Any) -> list[Rank
 
 
 def _entries(kind: Kind, queries: Sequence[Any], index: Index, rows: Sequence[Ranked]) -> list[Entry]:
-    asked = Items(kind, [shown(query) for query in queries], None if kind is TEXT else list(queries))
+    asked = Items(kind, queries) if kind is TEXT else Items(kind, [brief(query) for query in queries], queries)
     names = list(dict.fromkeys(row.match for row in rows))
     items = Items(index.kind, names, None if index.kind is TEXT else [index.base / name for name in names])
     return [
@@ -126,15 +125,16 @@ def _report(
     index: Index,
     entries: Sequence[tuple[Kind, list[Entry]]],
     k: int,
-    metric: str,
+    scores: str,
+    distance: bool,
     count: int,
     seconds: Any,
 ) -> Report:
     many = index.kind.many
     return Report(
         title=f"Found among {count:,} {many}",
-        lede=f"The best {k} {many} of {shown(options.gallery)} for each query, by the matcher in "
-        f"{shown(index.matcher)}.",
+        lede=f"The best {k} {many} of {brief(options.gallery)} for each query, by the matcher in "
+        f"{brief(index.matcher)}.",
         groups=[
             Group(
                 f"{kind.many.capitalize()} to {many}",
@@ -147,6 +147,6 @@ def _report(
             Facts("Time", [(name.capitalize(), duration(spent)) for name, spent in seconds.items()]),
             Facts("Machine", machine_pairs(backend_info())),
         ],
-        score_name=score_name(metric),
-        distance=metric in DISTANCES,
+        score_name=scores,
+        distance=distance,
     )

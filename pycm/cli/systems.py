@@ -19,7 +19,7 @@ class Kind:
     Attributes:
         one, many: what a reader calls them.
         field: what attributes of results call it, as in ``image_to_text``.
-        embed: the method of a matcher that embeds them.
+        embed: the method of a matcher that embeds them; "" where none does.
     """
 
     one: str
@@ -31,14 +31,14 @@ class Kind:
 IMAGE = Kind("image", "images", "image", "embed_images")
 TEXT = Kind("text", "texts", "text", "embed_texts")
 CLIP = Kind("clip", "clips", "video", "embed_clips")
+LABEL = Kind("label", "labels", "label", "")
 
 
 @dataclass(frozen=True)
 class System:
-    """Two kinds of items and the class that matches them."""
+    """Two kinds of items that are matched."""
 
     name: str
-    matcher: str
     left: Kind
     right: Kind
 
@@ -52,15 +52,27 @@ class System:
         return f"{self.right.field}_to_{self.left.field}"
 
 
-IMAGE_TEXT = System("image-text", "ImageTextMatcher", IMAGE, TEXT)
-VIDEO_TEXT = System("video-text", "VideoTextMatcher", CLIP, TEXT)
-IMAGE_VIDEO = System("image-video", "ImageVideoMatcher", IMAGE, CLIP)
-SYSTEMS = {system.name: system for system in (IMAGE_TEXT, VIDEO_TEXT, IMAGE_VIDEO)}
+IMAGE_TEXT = System("image-text", IMAGE, TEXT)
+VIDEO_TEXT = System("video-text", CLIP, TEXT)
+VIDEO_LABELS = System("video-labels", CLIP, LABEL)
+IMAGE_VIDEO = System("image-video", IMAGE, CLIP)
+SYSTEMS = {system.name: system for system in (IMAGE_TEXT, VIDEO_TEXT, VIDEO_LABELS, IMAGE_VIDEO)}
+MATCHERS = {
+    "ImageTextMatcher": IMAGE_TEXT,
+    "RegionTextMatcher": IMAGE_TEXT,
+    "VideoTextMatcher": VIDEO_TEXT,
+    "ImageVideoMatcher": IMAGE_VIDEO,
+}
+
+
+def system_named(kind: str, head: str) -> System:
+    """The system of a class of matchers with that head. Raises KeyError for a class that is none of them."""
+    return VIDEO_LABELS if head == "labels" else MATCHERS[kind]
 
 
 def system_of(matcher: Any) -> System:
-    """The system of a matcher. Raises KeyError for a class that is none of them."""
-    return {system.matcher: system for system in SYSTEMS.values()}[type(matcher).__name__]
+    """The system of a matcher."""
+    return system_named(type(matcher).__name__, getattr(matcher, "head", "ranking"))
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class Found:
     Attributes:
         forward, backward: matches of the first kind among the second, and the reverse.
         kept: which of the given items of each kind these are.
-        metric: of the scores; "logit" for a classifier of pairs.
+        metric: of the scores; "logit" for a classifier of pairs, "probability" for one of labels.
         errors: (name, reason) of each item left out.
         seconds: what took how long.
     """

@@ -4,54 +4,59 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from ..functional import Metric
+from ..matchers.default import DEFAULT_SPECS
 from ..report.render import duration
 from .caching import check_cache_options
-from .embedding import run_cache, write_index
+from .embedding import check_device, run_cache, write_index
 from .errors import CommandError, StoppedError
-from .match import check_spec
+from .inputs import read_clips, read_images, read_texts
+from .match import check_spec, default_text_spec
 from .output import check_folder, shown
 from .pairs import PairOptions, Pairs, read_pairs
-from .recalls import measure, print_recalls
-from .systems import IMAGE_TEXT, IMAGE_VIDEO, System
+from .recalls import measure, print_recalls, without
+from .systems import CLIP, IMAGE, IMAGE_TEXT, IMAGE_VIDEO, TEXT, VIDEO_LABELS, VIDEO_TEXT, Kind, System
 from .training_record import write_record
 
-SPACES = ("ridge", "rbf", "cca")
+_FIT = {"epochs", "lr", "batch_size", "patience", "validation", "log", "checkpoint"}
+_LESS = {"target", "unlabelled", "threshold"}
+_CLIPS = _FIT | {"streams", "sampling", "cell", "pool", "hidden", "dim", "head", "seed", "target"}
+_REGIONS = "image-text with --granularity region"
+#: The options that each system has a use for.
+_TAKES = {
+    IMAGE_TEXT.name: _LESS | {"granularity", "encoder", "text_encoder", "space", "bits", "metric"},
+    _REGIONS: _FIT | {"granularity", "encoder", "text_encoder", "score", "dim", "loss", "seed"},
+    VIDEO_TEXT.name: _CLIPS | _LESS | {"text_encoder", "loss", "space", "metric"},
+    VIDEO_LABELS.name: _CLIPS,
+    IMAGE_VIDEO.name: _CLIPS | _LESS | {"encoder", "loss", "space", "metric"},
+}
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of `pycm train`, as given; None is the matcher's own default.
+    """The options of `pycm train`.
 
     Attributes:
         pairs, reading: the file of pairs and how it is read.
         out: the folder of the matcher.
-        network: arguments of the constructor: streams, cell, pool, hidden, dim, head, loss, sampling, seed, device.
-        training: arguments of `fit`: epochs, lr, batch_size, patience, validation, log.
-        checkpoint: the folder of the training's state; by default one in `out`, gone when the matcher is saved.
+        given: those options of the matcher and its training that were given, by name; for the others the matcher's own
+            defaults hold. The checkpoint is by default one in `out`, gone when the matcher is saved.
     """
 
     pairs: Path
     reading: PairOptions
     out: Path
-    encoder: str | None
-    text_encoder: str | None
-    space: str | None
-    metric: Metric | None
-    network: Mapping[str, Any]
-    training: Mapping[str, Any]
-    checkpoint: Path | None
+    given: Mapping[str, Any]
     gallery: Path | None
+    device: str | None
     cache: Path | None
     no_cache: bool
     skip_unreadable: bool
@@ -60,68 +65,86 @@ class TrainOptions:
 def run_train(options: TrainOptions) -> None:
     """Check what can be checked, train, save, and tell how well the held-out pairs are matched."""
     check_cache_options(options.cache, options.no_cache)
+    check_device(options.device)
     for name, folder in (("--out", options.out), ("--gallery", options.gallery)):
         if folder is not None:
             check_folder(name, folder)
-    for option, spec in (("--encoder", options.encoder), ("--text-encoder", options.text_encoder)):
-        if spec is not None and spec != "words":
-            check_spec(option, spec)
-    every = read_pairs(options.pairs, options.reading)
+    given, reading = dict(options.given), options.reading
+    for option in ("encoder", "text_encoder"):
+        if option in given and given[option] != "words":
+            check_spec(_flag(option), given[option])
+    if "validation" in given:
+        given["validation"] = _validation(given["validation"])
+    if given.get("head") == "labels":
+        if reading.system not in (None, VIDEO_TEXT.name):
+            raise CommandError(f"--head labels: not for the system {reading.system}")
+        reading = replace(reading, system=VIDEO_LABELS.name)
+    every = read_pairs(options.pairs, reading)
     held_out = None
-    if options.reading.split == "train":
-        held_out = read_pairs(options.pairs, replace(options.reading, split="all")).split("test")
-    network, training = _applicable(options, every.system)
-    checkpoint = options.checkpoint or options.out / "checkpoint"
+    if reading.split == "train":
+        held_out = read_pairs(options.pairs, replace(reading, split="all")).split("test")
+    system = every.system
+    _check_given(given, system, options.gallery)
+    training = {name: given.pop(name) for name in _FIT & given.keys()}
+    learned = given.get("granularity") == "region" or system is not IMAGE_TEXT  # and not in closed form
+    checkpoint = training.get("checkpoint", options.out / "checkpoint")
+    if learned:
+        training["checkpoint"] = checkpoint
+    training |= _less(given, system)
     console = Console(highlight=False)
     with ExitStack() as stack:
         cache = run_cache(stack, options.cache, options.no_cache)
         start = time.perf_counter()
         with Console(stderr=True).status("Loading the encoders"):
-            matcher = _matcher(options, every.system, network, cache)
+            matcher = _matcher(given, system, cache, options.device)
         skip = "skip" if options.skip_unreadable else "raise"
-        if every.system is not IMAGE_TEXT:
-            training = {**training, "checkpoint": checkpoint}
         try:
             matcher.fit(every.left, every.right, on_error=skip, **training)
         except KeyboardInterrupt:
-            raise StoppedError(_how_to_go_on(every.system, checkpoint, options)) from None
+            raise StoppedError(_how_to_go_on(learned, checkpoint, options)) from None
         matcher.save(options.out)
-        write_record(options.out, options.pairs, options.reading.split)
-        if options.checkpoint is None and checkpoint.is_dir():
+        write_record(options.out, options.pairs, reading.split)
+        if learned and "checkpoint" not in options.given and checkpoint.is_dir():
             shutil.rmtree(checkpoint)
         spent = time.perf_counter() - start
-        trained = f"Trained on {len(every):,} {every.system.left.many} in {duration(spent)}."
+        learned_from = len(without(every, matcher.errors_))
+        trained = f"Trained on {learned_from:,} {system.left.many} in {duration(spent)}."
         console.print(Text(trained), soft_wrap=True)
+        _tell_left_out(console, matcher.errors_)
+        if "unlabelled" in training:
+            found = f"Of those that nobody paired, {matcher.pseudo_pairs_:,} pairs were found and learned from."
+            console.print(Text(found), soft_wrap=True)
         console.print(Text(f"Written: {options.out}"), soft_wrap=True)
         if options.gallery is not None:
             count, _ = write_index(
-                options.gallery, matcher, options.out, every.system.left, every.left, options.skip_unreadable
+                options.gallery, matcher, options.out, system.left, every.left, options.skip_unreadable
             )
-            console.print(Text(f"Gallery: {options.gallery}, {count:,} {every.system.left.many}"), soft_wrap=True)
+            console.print(Text(f"Gallery: {options.gallery}, {count:,} {system.left.many}"), soft_wrap=True)
         _tell(console, options, every, held_out, matcher)
 
 
-def _applicable(options: TrainOptions, system: System) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options that were given, refused where the system has no use for them."""
-    network = {name: value for name, value in options.network.items() if value is not None}
-    if options.space not in (None, *SPACES):
-        raise CommandError(f"--space must be one of {', '.join(SPACES)}, got {options.space!r}")
-    training = {name: value for name, value in options.training.items() if value is not None}
-    if "validation" in training:
-        training["validation"] = _validation(training["validation"])
-    if system is IMAGE_TEXT:
-        useless = [*network, *training, *(["checkpoint"] if options.checkpoint else [])]
-    else:
-        useless = [
-            *(["space"] if options.space == "cca" else []),
-            *(["text-encoder"] if options.text_encoder and system is IMAGE_VIDEO else []),
-            *(["encoder"] if options.encoder and system is not IMAGE_VIDEO else []),
-        ]
-    if useless:
-        why = "; its space is found in closed form" if system is IMAGE_TEXT else ""
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
-        raise CommandError(f"{given}: not for the system {system.name}{why}")
-    return network, training
+def _check_given(given: Mapping[str, Any], system: System, gallery: Path | None) -> None:
+    """Refuse what the system has no use for, and what does not go together."""
+    regions = given.get("granularity") == "region"
+    name = _REGIONS if regions and system is IMAGE_TEXT else system.name
+    if useless := [option for option in given if option not in _TAKES[name]]:
+        why = "; its space is found in closed form" if name == IMAGE_TEXT.name and _FIT & {*useless} else ""
+        raise CommandError(f"{', '.join(map(_flag, useless))}: not for the system {name}{why}")
+    if system is VIDEO_LABELS and given.get("head", "labels") != "labels":
+        raise CommandError(f"--head {given['head']}: the file has labels in place of texts")
+    spaces = ("ridge", "rbf", *(["cca"] if system is IMAGE_TEXT else []))
+    if given.get("space", "ridge") not in spaces:
+        raise CommandError(f"--space must be one of {', '.join(spaces)} for {name}, got {given['space']!r}")
+    if "bits" in given and given.get("metric", "dot") != "dot":
+        raise CommandError(f"--bits: codes are ranked by Hamming distance, not by --metric {given['metric']}")
+    if ("unlabelled" in given) != ("threshold" in given):
+        raise CommandError("--unlabelled and --threshold go together")
+    if regions and gallery is not None:
+        raise CommandError("--gallery: not with --granularity region, where an item is many vectors")
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _validation(text: str) -> float | int | None:
@@ -134,26 +157,57 @@ def _validation(text: str) -> float | int | None:
         raise CommandError(f"--validation must be a share as 0.1, folds as 5, or none, got {text!r}") from None
 
 
-def _matcher(options: TrainOptions, system: System, network: Mapping[str, Any], cache: Any) -> Any:
+def _less(given: dict[str, Any], system: System) -> dict[str, Any]:
+    """What `fit` takes of the options for learning with less, out of `given`: the files that they name."""
+    out: dict[str, Any] = {}
+    if "target" in given:
+        kind = IMAGE if system is IMAGE_TEXT else CLIP
+        out[f"target_{kind.many}"] = _items(kind, given.pop("target"))
+    if "unlabelled" in given:
+        sides = zip((system.left, system.right), given.pop("unlabelled"), strict=True)
+        out |= {"unlabelled": tuple(_items(kind, path) for kind, path in sides), "threshold": given.pop("threshold")}
+    return out
+
+
+def _items(kind: Kind, path: Path) -> list[Any]:
+    if kind is TEXT:
+        return [line.text for line in read_texts(path)]
+    return list(read_images(path) if kind is IMAGE else read_clips(path))
+
+
+def _matcher(given: Mapping[str, Any], system: System, cache: Any, device: str | None) -> Any:
+    """An unfitted matcher with the options given, under the names that its constructor has for them."""
     from .. import matchers
-    from ..spaces import CCA, Ridge
+    from ..spaces import CCA, ITQ, Ridge
 
-    metric = options.metric or "cosine"
-    spaces: dict[str, Callable[[], Any]] = {"ridge": Ridge, "rbf": partial(Ridge, kernel="rbf"), "cca": CCA}
+    own = dict(given)
+    regions = own.pop("granularity", "image") == "region"
+    if "encoder" in own:
+        own["image_encoder"] = own.pop("encoder")
+    spaces: dict[str, Callable[[], Any]] = {"ridge": Ridge, "rbf": lambda: Ridge(kernel="rbf"), "cca": CCA}
+    if regions:
+        return matchers.RegionTextMatcher(cache=cache, device=device, **own)
     if system is IMAGE_TEXT:
-        space = spaces[options.space or "ridge"]()
-        specs = options.encoder or "efficientnet-lite0", options.text_encoder or "minilm"
-        return matchers.ImageTextMatcher(*specs, space, metric, cache=cache)
-    space = None if options.space is None else spaces[options.space]()
-    encoders: dict[str, Any] = {"image_encoder": options.encoder, "text_encoder": options.text_encoder}
-    given = {name: spec for name, spec in encoders.items() if spec is not None}
-    if network.get("cell") == "none":
-        network = {**network, "cell": None}
-    return getattr(matchers, system.matcher)(metric=metric, space=space, cache=cache, **given, **network)
+        space = spaces[own.pop("space", "ridge")]()
+        if "bits" in own:
+            space, own["metric"] = ITQ(space, own.pop("bits")), "dot"
+        spec = own.pop("image_encoder", DEFAULT_SPECS[0])
+        text_spec = own.pop("text_encoder", default_text_spec(spec))
+        return matchers.ImageTextMatcher(spec, text_spec, space, cache=cache, device=device, **own)
+    if "space" in own:
+        own["space"] = spaces[own["space"]]()
+    if "streams" in own:
+        own["streams"] = tuple(own["streams"].split(","))
+    if own.get("cell") == "none":
+        own["cell"] = None
+    if system is VIDEO_LABELS:
+        own["head"] = "labels"
+    kind = matchers.ImageVideoMatcher if system is IMAGE_VIDEO else matchers.VideoTextMatcher
+    return kind(cache=cache, device=device, **own)
 
 
-def _how_to_go_on(system: System, checkpoint: Path, options: TrainOptions) -> str:
-    if system is not IMAGE_TEXT and any(checkpoint.glob("**/training.pt")):
+def _how_to_go_on(learned: bool, checkpoint: Path, options: TrainOptions) -> str:
+    if learned and any(checkpoint.glob("**/training.pt")):
         return f"the same command goes on from {checkpoint}"
     if options.no_cache:
         return "nothing was kept (--no-cache)"
@@ -168,6 +222,10 @@ def _tell(console: Console, options: TrainOptions, trained: Pairs, held_out: Pai
     pairs = trained if held_out is None else held_out
     measured = measure(matcher, pairs, ks=(1, 5, 10), skip=options.skip_unreadable)
     what = f"{len(pairs):,} {pairs.system.left.many} held out" if held_out else "the pairs it was trained on"
-    print_recalls(console, f"{pairs.system.name}: {what}", measured.recalls)
-    for name, reason in measured.results.found.errors:
+    print_recalls(console, f"{pairs.system.name}: {what}", measured)
+    _tell_left_out(console, [error for error in measured.results.found.errors if error not in matcher.errors_])
+
+
+def _tell_left_out(console: Console, errors: Sequence[tuple[str, str]]) -> None:
+    for name, reason in errors:
         console.print(Text(f"left out: {shown(name)}: {reason}", style="yellow"), soft_wrap=True)

@@ -73,9 +73,17 @@ class EfficientNetLite0(TorchEncoder):
         """
         return self._run("encode_grid", items, self._grid, batch_size, progress, width=49 * 1280)
 
-    def _grid(self, batch: Any) -> Any:
+    def _cells(self, batch: Any) -> Any:
+        """[B, 1280, 7, 7]. On the CPU four images at a time: malloc gives larger activations back to the system after
+        every layer, and page faults then take longer than the convolutions."""
+        import torch
+
         module: Any = self.module
-        return module.extract_features(batch).flatten(2).transpose(1, 2).flatten(1)
+        parts = batch.split(4) if batch.device.type == "cpu" and torch.is_inference_mode_enabled() else [batch]
+        return torch.cat([module.extract_features(part) for part in parts])
+
+    def _grid(self, batch: Any) -> Any:
+        return self._cells(batch).flatten(2).transpose(1, 2).flatten(1)
 
     def _steps(self, method: str, batch: Any) -> tuple[Any, Any]:
         if method != "encode_grid":
@@ -87,8 +95,7 @@ class EfficientNetLite0(TorchEncoder):
         return stack_images([self.preprocess(image) for image in items])
 
     def _forward(self, batch: Any) -> Any:
-        module: Any = self.module
-        return module.extract_features(batch).mean(dim=(2, 3))
+        return self._cells(batch).mean(dim=(2, 3))
 
     def _probabilities(self, batch: Any) -> Any:
         module: Any = self.module

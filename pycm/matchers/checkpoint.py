@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
@@ -49,8 +50,10 @@ class Checkpoint:
 
     def write(self, state: dict[str, Any]) -> None:
         """Replace the file in one step. Raises OSError; the older file is then still there."""
+        buffer = io.BytesIO()  # torch.save itself makes an obscure RuntimeError of a full disk
+        torch.save({"format": _FORMAT, "identity": self.identity, "state": state}, buffer)
         with atomic_write(self.path, "wb") as file:
-            torch.save({"format": _FORMAT, "identity": self.identity, "state": state}, file)
+            file.write(buffer.getbuffer())
 
 
 class Interrupts:

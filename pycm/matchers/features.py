@@ -35,19 +35,19 @@ def as_cache(cache: CacheOption) -> FeatureCache | None:
     return cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
 
 
-def make_encoders(image: Encoder | str, text: Encoder | str) -> tuple[Encoder, Encoder]:
-    """Both sides, each an encoder or the spec of one; a model that has both sides is loaded once.
+def make_encoders(image: Encoder | str, text: Encoder | str, device: Any = None) -> tuple[Encoder, Encoder]:
+    """Both sides, each an encoder or the spec of one to run on `device`; a model that has both sides is loaded once.
 
     Raises:
         TypeError: something else.
         ValueError: an unknown spec, or an encoder of the other modality.
     """
     if isinstance(image, str) and isinstance(text, str):
-        return get_encoders(image, text)
+        return get_encoders(image, text, device=device)
     made: list[Encoder] = []
     sides: list[tuple[Modality, Encoder | str]] = [("image", image), ("text", text)]
     for modality, given in sides:
-        encoder = get_encoder(given, modality) if isinstance(given, str) else given
+        encoder = get_encoder(given, modality, device=device) if isinstance(given, str) else given
         argument = f"{modality}_encoder"
         # Not isinstance(encoder, Encoder): it would compute the dimension and the fingerprint.
         if not callable(getattr(encoder, "encode", None)) or not hasattr(encoder, "modality"):

@@ -26,7 +26,8 @@ class FusedClassifier(PairClassifier):
             step; or both.
         pool, bidirectional, dim, hidden, dropout: of the GRU and the MLP.
 
-    The GRU runs once a pair: O(T·hidden²) operations for each, T the clip's steps, where the embeddings cost O(dim).
+    Steps are projected once a clip. The GRU runs once a pair: O(T·hidden²) operations for each, T the clip's steps,
+    where the embeddings cost O(dim).
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class FusedClassifier(PairClassifier):
         tower, images = cast(SequenceTower, self.first.tower), cast(Streams, first.features)
         blocks = torch.split(torch.arange(len(images), device=x.device), _ITEMS)
         image = torch.cat([tower.pooled(images.take(rows)) for rows in blocks])
-        return (x, image), (y, second.features)
+        return (x, image), (y, self.fused.projected(cast(Streams, second.features)))
 
     def floats(self, second: States) -> int:
         y, clips = second
@@ -75,5 +76,5 @@ class FusedClassifier(PairClassifier):
         (x, image), (y, clips) = first, second
         told = image[i]
         h0 = None if self.h0 is None else torch.tanh(self.h0(told))
-        fused = self.fused(clips.take(j), h0=h0, joined=told if self.joined else None)
+        fused = self.fused.read(clips.take(j), h0=h0, joined=told if self.joined else None)
         return self._logits(x[i], y[j], fused)

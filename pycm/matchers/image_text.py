@@ -47,8 +47,13 @@ class ImageTextMatcher(Matcher):
         cache: a folder (made if missing) or a `FeatureCache`: features are kept by content, so that a second
             run does not encode again and one that was interrupted goes on. None and False: they are not.
         batch_size: items per forward pass.
+        device: of encoders given as specs; None is the CPU.
         progress: None shows bars on a terminal only, True always, False never.
         granularity: "region" makes a `RegionTextMatcher` of the encoders and its own options: regions against words.
+
+    Attributes:
+        pseudo_pairs_: how many pairs the last `fit` found among what nobody paired.
+        errors_: (name, reason) of each image that it left out.
 
     Raises:
         ValueError, TypeError: an unknown spec or metric, or an encoder of the other modality.
@@ -83,6 +88,7 @@ class ImageTextMatcher(Matcher):
         *,
         cache: CacheOption = None,
         batch_size: int = 32,
+        device: Any = None,
         progress: bool | None = None,
         granularity: Literal["image", "region"] = "image",
     ) -> None:
@@ -96,7 +102,7 @@ class ImageTextMatcher(Matcher):
             )
         check_batch_size("ImageTextMatcher", batch_size)
         self.cache = as_cache(cache)
-        self.image_encoder, self.text_encoder = make_encoders(image_encoder, text_encoder)
+        self.image_encoder, self.text_encoder = make_encoders(image_encoder, text_encoder, device)
         self.image_spec = image_encoder if isinstance(image_encoder, str) else None
         self.text_spec = text_encoder if isinstance(text_encoder, str) else None
         self.space = space
@@ -105,6 +111,8 @@ class ImageTextMatcher(Matcher):
         self._fits_text = isinstance(self.text_encoder, TextDescriptor) and (
             self.text_spec is not None or not self.text_encoder.fitted
         )
+        self.pseudo_pairs_ = 0
+        self.errors_: list[tuple[str, str]] = []
         self.batch_size = batch_size
         self.progress = progress
         if _image_method(space) == "classify" and not hasattr(self.image_encoder, "classify"):
@@ -120,6 +128,7 @@ class ImageTextMatcher(Matcher):
         *,
         metric: Metric = "cosine",
         batch_size: int = 32,
+        device: Any = None,
         progress: bool | None = None,
     ) -> ImageTextMatcher:
         """A matcher that needs no training and no network: EfficientNet-Lite0 and MiniLM joined by `ConSE`.
@@ -132,9 +141,9 @@ class ImageTextMatcher(Matcher):
             cache: as for the constructor. None keeps only the embeddings of the 1000 names, 1.5 MB in
                 $XDG_CACHE_HOME/pycm (or ~/.cache/pycm), with a warning where that cannot be written to: to
                 encode them takes seconds. False keeps nothing.
-            metric, batch_size, progress: as for the constructor.
+            metric, batch_size, device, progress: as for the constructor.
         """
-        image_encoder, text_encoder = make_encoders(*DEFAULT_SPECS)
+        image_encoder, text_encoder = make_encoders(*DEFAULT_SPECS, device)
         names: list[str] = image_encoder.class_names  # type: ignore[attr-defined]
         options: dict[str, Any] = {"cache": cache, "batch_size": batch_size, "progress": progress}
         space = class_name_space(text_encoder, names, **options)
@@ -191,6 +200,7 @@ class ImageTextMatcher(Matcher):
             raise ValueError(f"{function}: unlabelled and threshold go together")
         flat, owner = flatten_texts(function, images, texts)
         image_result = self._image_features(function, images, on_error)
+        self.errors_ = image_result.errors
         used, image_of = keep_pairs(owner, image_result.kept)
         flat = [flat[i] for i in used]
         if self._fits_text and isinstance(self.text_encoder, TextDescriptor):
@@ -201,10 +211,14 @@ class ImageTextMatcher(Matcher):
         if target_images is not None:
             features = CORAL().fit_transform(features, self._image_features(function, target_images, on_error).features)
         self.space.fit(features, text_features, pairs)
+        self.pseudo_pairs_ = 0
         if unlabelled is not None and threshold is not None:
             more = self._image_features(function, unlabelled[0], on_error).features
             others = self._text_features(function, unlabelled[1])
-            fit_pseudo_pairs(self.space, (features, text_features), pairs, (more, others), threshold, self.metric)
+            found = fit_pseudo_pairs(
+                self.space, (features, text_features), pairs, (more, others), threshold, self.metric
+            )
+            self.pseudo_pairs_ = len(found.indices)
         return self
 
     def match(
@@ -333,6 +347,7 @@ class ImageTextMatcher(Matcher):
         space: Space | None = None,
         metric: Metric | None = None,
         cache: CacheOption = None,
+        device: Any = None,
         strict: bool = True,
     ) -> ImageTextMatcher:
         """The matcher that `save` wrote.
@@ -343,7 +358,7 @@ class ImageTextMatcher(Matcher):
             space: in place of the saved one; required where that was a class of your own, not derived from
                 this package's.
             metric: in place of the saved one.
-            cache: as for the constructor.
+            cache, device: as for the constructor.
             strict: refuse an encoder whose fingerprint is not that of the saved one, since the space was
                 fitted to other features. False allows it.
 
@@ -351,7 +366,7 @@ class ImageTextMatcher(Matcher):
             OSError: a file is missing.
             ValueError: not a saved matcher, an encoder or a space that has to be passed, or an encoder that differs.
         """
-        parts = storage.load(folder, image_encoder, text_encoder, space, strict=strict)
+        parts = storage.load(folder, image_encoder, text_encoder, space, device, strict=strict)
         matcher = cls(parts.image_encoder, parts.text_encoder, parts.space, metric or parts.metric, cache=cache)
         matcher.image_spec, matcher.text_spec = parts.image_spec, parts.text_spec
         if text_encoder is None:

@@ -46,7 +46,8 @@ class ImageVideoMatcher(TrainedMatcher):
         image_encoder: an image encoder, or the spec of one.
         streams, cell, pool, hidden, dim, metric, loss, sampling, space, space_streams, bidirectional, dropout, cache,
             workers, batch_size, seed, device, progress: as in `VideoTextMatcher`. The linear start of `space` maps the
-            image's features to the clip's mean step.
+            image's features to the clip's mean step; where both are of one encoder, `Ridge(toward="identity")` is the
+            one to take.
         fusion: how the classifier's GRU is told of the image: "h0", the image's state opens it; "steps", it is joined
             to each step; or both.
         head: "ranking": the embeddings alone; "pairs": with the fused classifier.
@@ -59,7 +60,7 @@ class ImageVideoMatcher(TrainedMatcher):
     (N + M) · candidates otherwise.
 
     Example:
-        >>> matcher = ImageVideoMatcher(space=Ridge())                        # doctest: +SKIP
+        >>> matcher = ImageVideoMatcher(space=Ridge(toward="identity"))       # doctest: +SKIP
         >>> matcher.fit(stills, clips, checkpoint="run")                      # doctest: +SKIP
         >>> found = matcher.match(["dog.jpg"], ["a.mp4", "b.mp4"], k=1)       # doctest: +SKIP
         >>> found.clips[found.image_to_video.indices[0, 0]]                   # doctest: +SKIP
@@ -163,6 +164,7 @@ class ImageVideoMatcher(TrainedMatcher):
         check_unlabelled(function, unlabelled, threshold)
         with self._fitting(function, fine_tune, options, target_clips=target_clips, unlabelled=unlabelled):
             first, second = self._pairs(function, images, clips, on_error)
+            self.errors_ = [*first.errors, *second.errors]
             held: Any = validation
             if isinstance(validation, tuple):
                 theirs = self._pairs(function, validation[0], validation[1], on_error)

@@ -34,9 +34,7 @@ def fit_start(
         if not held.any():
             continue
         part = Ridge(**space.get_params()).fit(first, second, pairs[~held[pairs[:, 0]]])
-        out[held] = part.transform_images(first[held])
-        if space.center:  # all in the coordinates of the whole fit, relative to its own mean
-            out[held] += (part._arrays["text_mean"] - space._arrays["text_mean"]).astype(np.float32)
+        out[held] = part.moved_to(space, part.transform_images(first[held]))
     return out
 
 

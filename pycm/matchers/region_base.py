@@ -56,8 +56,9 @@ class RegionModel:
         self.seed, self.device, self.progress = seed, device, progress
         self._cache = as_cache(cache)
         self._specs = [given if isinstance(given, str) else None for given in (image_encoder, text_encoder)]
-        self.image_encoder, self.text_encoder = make_encoders(image_encoder, text_encoder)
+        self.image_encoder, self.text_encoder = make_encoders(image_encoder, text_encoder, device_of(device))
         self.history_: list[Record] = []
+        self.errors_: list[tuple[str, str]] = []
         self._network: nn.Module | None = None
         self._sizes: tuple[int, int] = (0, 0)
         self._tuning: Tuning | None = None  # while `fit` trains encoders

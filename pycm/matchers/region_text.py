@@ -139,6 +139,7 @@ class RegionTextMatcher(RegionModel, Matcher):
     ) -> None:  # fmt: skip
         flat, owner = flatten_texts(function, [_image_of(item) for item in images], texts)
         found = self._regions(function, images, on_error)
+        self.errors_ = found.errors
         used, owner = keep_pairs(owner, found.kept)
         flat = [flat[i] for i in used]
         place = {text: i for i, text in enumerate(dict.fromkeys(flat))}

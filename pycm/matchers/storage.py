@@ -122,6 +122,7 @@ def load(
     image_encoder: Encoder | str | None,
     text_encoder: Encoder | str | None,
     space: Space | None,
+    device: Any,
     *,
     strict: bool,
 ) -> Parts:
@@ -158,7 +159,7 @@ def load(
         if replacement is not None:
             specs[side] = replacement if isinstance(replacement, str) else None
         found[side] = _find(path, parts_folder, side, saved[side]) if replacement is None else replacement
-    encoders = dict(zip(given, make_encoders(found["image"], found["text"]), strict=True))
+    encoders = dict(zip(given, make_encoders(found["image"], found["text"], device), strict=True))
     for side, encoder in encoders.items():
         if strict and encoder.fingerprint != fingerprints[side]:
             raise ValueError(

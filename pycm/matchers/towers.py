@@ -17,6 +17,8 @@ from ..nn import GPO, AttentionPool, TemporalPool
 from ..temporal import pool_states
 from .inputs import Inputs, Rows, Steps, Streams
 
+_STEPS = 1 << 14  # projected at a time
+
 
 class Standardize(nn.Module):
     """(x - mean) / std by the training data's figures; a feature that never varies there becomes 0."""
@@ -102,9 +104,18 @@ class StreamPool(nn.Module):
             self.pool = TemporalPool(hidden + extra, hidden, cell, pool, bidirectional=bidirectional)
         self.output_size = self.pool.output_size
 
-    def forward(self, steps: Steps, *, h0: Tensor | None = None, joined: Tensor | None = None) -> Tensor:
-        """h0 [N, hidden] opens the cell; `joined` [N, extra] is appended to each step."""
-        x = self.project(self.standardize(steps.values))
+    def projected(self, steps: Steps) -> Steps:
+        """What the cell reads of each step, [S, hidden]."""
+        values = [self.project(self.standardize(block)) for block in torch.split(steps.values, _STEPS)]
+        return Steps(torch.cat(values), steps.cu_seqlens, steps.present)
+
+    def forward(self, steps: Steps) -> Tensor:
+        """[N, output_size]."""
+        return self.pooled(self.projected(steps))
+
+    def pooled(self, steps: Steps, *, h0: Tensor | None = None, joined: Tensor | None = None) -> Tensor:
+        """Of projected steps; h0 [N, hidden] opens the cell, `joined` [N, extra] is appended to each step."""
+        x = steps.values
         if joined is not None:
             x = torch.cat([x, torch.repeat_interleave(joined, steps.cu_seqlens.diff(), 0).to(x.dtype)], 1)
         if isinstance(self.pool, StatePool):
@@ -149,13 +160,25 @@ class SequenceTower(nn.Module):
                 )
             stream.standardize.fit(steps.take(torch.nonzero(steps.present)[:, 0]).values)  # type: ignore[union-attr, operator]
 
-    def pooled(self, features: Streams, **state: Tensor | None) -> Tensor:
-        """The pooled streams side by side; `state` as `StreamPool.forward` takes it."""
-        pooled = [stream(features.steps(name), **state) for name, stream in zip(self.names, self.streams, strict=True)]
-        return torch.cat(pooled, 1)
+    def projected(self, features: Streams) -> Streams:
+        """What the cells read of each stream's steps: once an item, however often `read` reads it."""
+        streams = zip(self.names, self.streams, strict=True)
+        return Streams({name: stream.projected(features.steps(name)) for name, stream in streams})  # type: ignore[operator]
 
-    def forward(self, features: Streams, **state: Tensor | None) -> Tensor:
-        return self.mlp(self.pooled(features, **state))  # type: ignore[no-any-return]
+    def read(self, projected: Streams, **state: Tensor | None) -> Tensor:
+        """[N, dim]; `state` as `StreamPool.pooled` takes it."""
+        streams = zip(self.names, self.streams, strict=True)
+        pooled = [stream.pooled(projected.steps(name), **state) for name, stream in streams]  # type: ignore[operator]
+        return self.mlp(torch.cat(pooled, 1))  # type: ignore[no-any-return]
+
+    def pooled(self, features: Streams) -> Tensor:
+        """The pooled streams side by side, [N, width]."""
+        return torch.cat(
+            [stream(features.steps(name)) for name, stream in zip(self.names, self.streams, strict=True)], 1
+        )
+
+    def forward(self, features: Streams) -> Tensor:
+        return self.mlp(self.pooled(features))  # type: ignore[no-any-return]
 
 
 class WordTower(nn.Module):
@@ -173,8 +196,11 @@ class WordTower(nn.Module):
         """Word vectors are learned: nothing to standardise."""
 
     def forward(self, features: Steps) -> Tensor:
-        words = self.dropout(self.embed(features.values))
-        return self.mlp(self.pool(words, cu_seqlens=features.cu_seqlens))  # type: ignore[no-any-return]
+        if self.training:
+            pooled = self.pool(self.dropout(self.embed(features.values)), cu_seqlens=features.cu_seqlens)
+        else:
+            pooled = self.pool(features.values, cu_seqlens=features.cu_seqlens, embedding=self.embed.weight)
+        return self.mlp(pooled)  # type: ignore[no-any-return]
 
 
 class RowTower(nn.Module):

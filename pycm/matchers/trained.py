@@ -85,6 +85,8 @@ class TrainedMatcher(Matcher):
         self.space_: Ridge | None = None
         self.labels_: list[Any] = []
         self.history_: list[Record] = []
+        self.pseudo_pairs_ = 0
+        self.errors_: list[tuple[str, str]] = []
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments by name, as scikit-learn's `clone` takes them."""
@@ -145,6 +147,7 @@ class TrainedMatcher(Matcher):
 
         extra: the last so many first rows are never held out.
         """
+        self.pseudo_pairs_ = 0
         sides, device = self._sides, device_of(self.device)
         start: tuple[Tensor | None, Tensor | None] = (None, None)
         dim = self.dim
@@ -191,6 +194,7 @@ class TrainedMatcher(Matcher):
         if files["checkpoint"] is not None:
             files = {**files, "checkpoint": Path(files["checkpoint"], "again")}
         self._learn(function, left, right, pairs, validation, training, extra=len(left) - len(a), **files)
+        self.pseudo_pairs_ = len(found)
 
     def _learn_labels(
         self, function: str, features: Features, labels: npt.NDArray[np.int64], validation: Any, training: Training,
@@ -254,7 +258,7 @@ class TrainedMatcher(Matcher):
     def _rows(self, which: int, inputs: Inputs) -> npt.NDArray[np.float32]:
         """The embeddings [N, dim]."""
         network: Any = self._network
-        return by_blocks((network.first, network.second)[which], inputs)
+        return by_blocks(getattr(network, ("first", "second")[which]), inputs)
 
     def _ranked(self, function: str, first: Encoded, second: Encoded, ks: tuple[int, int]) -> tuple[Matches, Matches]:
         """The best of both ways."""

@@ -72,6 +72,8 @@ class VideoTextMatcher(TrainedMatcher):
     Attributes:
         space_: after `fit`, the fitted linear start; `space` itself stays as it was given.
         history_: after `fit`, one record an epoch: "epoch", "loss", "lr", and the validation's figures.
+        pseudo_pairs_: how many pairs the last `fit` found among what nobody paired.
+        errors_: (name, reason) of each clip that it left out.
         labels_: with head="labels", the labels in the order of `predict_proba`'s columns.
 
     Wherever clips are taken, an already encoded `ClipFeatures` is too, so that nothing is decoded twice; texts then go
@@ -219,6 +221,7 @@ class VideoTextMatcher(TrainedMatcher):
     ) -> Any:  # fmt: skip
         """Returns what it learned from: both sides' features, pairs, and what was held out; and both sides' names."""
         first, flat, owner = self._labelled(function, clips, texts, on_error)
+        self.errors_ = first.errors
         self._texts.fit(list(dict.fromkeys(flat)), self._options())
         second, pairs = self._unique_texts(function, flat, owner)
         held: Any = validation
@@ -251,6 +254,7 @@ class VideoTextMatcher(TrainedMatcher):
         options: Training, files: Any,
     ) -> None:  # fmt: skip
         first, own = self._with_labels(function, clips, labels, on_error)
+        self.errors_ = first.errors
         self.labels_ = sorted(set(own))
         held: Any = validation
         if isinstance(validation, tuple):

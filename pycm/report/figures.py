@@ -72,21 +72,22 @@ def heat_map(
     row_axis: str,
     column_axis: str,
     distance: bool = False,
+    span: tuple[float, float] | None = None,
     limit: int = 256,
 ) -> HeatMap:
     """Scores ``[N, M]`` as a picture of at most `limit` by `limit` cells; larger ones are averaged over blocks.
 
-    The darkest cells are the best pairs, be they the highest scores or the smallest distances. The scale ends at
-    the 0.5th and 99.5th percentile, so that one outlier leaves the rest its contrast.
+    The strongest cells are the best pairs, be they the highest scores or the smallest distances. The scale ends at
+    `span`, or at the 0.5th and 99.5th percentile, so that one outlier leaves the rest its contrast.
     """
     n, m = scores.shape
     cells = _block_means(_block_means(np.asarray(scores, np.float64), limit).T, limit).T
-    low, high = (float(v) for v in np.percentile(cells, [0.5, 99.5]))
+    low, high = span or (float(v) for v in np.percentile(cells, [0.5, 99.5]))
     depth = np.clip((cells - low) / (high - low or 1.0), 0, 1)
     pixels = np.empty((*cells.shape, 4), np.uint8)
     pixels[..., :3] = _INK
     pixels[..., 3] = np.round(255 * (1 - depth if distance else depth))
-    caption = "Darker is a better match."
+    caption = "The stronger the colour, the better the match."
     whole = cells.shape == scores.shape
     if not whole:
         caption += (

@@ -44,9 +44,15 @@ def ordinal(rank: int) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds with a unit that suits their size."""
-    if seconds >= 1 or seconds == 0:
-        return f"{seconds:,.1f} s" if seconds else "0 s"
-    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e6:.0f} µs"
+    if seconds == 0:
+        return "0 s"
+    if seconds >= 120:
+        return "{:,} min {} s".format(*divmod(round(seconds), 60))
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    if seconds >= 0.01:
+        return f"{seconds * 1e3:.0f} ms"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
 
 
 class _Media:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Shares of the features' total squared length that "auto" tries: from next to no shrinkage to a lot.
 _AUTO = np.logspace(-6, 1, 29)
+_REG = 0.1  # what is added to each feature's variance, in units of the mean variance, as in `CORAL`
 
 
 class Ridge(BaseSpace):
@@ -37,6 +38,10 @@ class Ridge(BaseSpace):
             (signed square root, then unit length: for activations of a CNN and for histograms).
         center: both transforms give positions relative to the mean training text. What all texts share
             would otherwise take part in every cosine. False gives the plain prediction, and the text itself.
+        toward: what the prediction shrinks to: "zero", or "identity" for two domains of one encoder (photographs and
+            the frames of drawn clips, say), whose features mean the same up to the look of their domain. Each side is
+            then brought to mean 0 and deviation 1, and W predicts only how y_p differs from x_p:
+            sum_p w_p |y_p - x_p - phi(x_p) W - b|^2 + alpha |W|^2. Where pairs are few, new items gain a lot.
 
     Attributes after `fit`:
         alpha_: the penalty in use.
@@ -56,12 +61,17 @@ class Ridge(BaseSpace):
         image_norm: RowNorm = "l2",
         text_norm: RowNorm = "l2",
         center: bool = True,
+        toward: Literal["zero", "identity"] = "zero",
     ) -> None:
         super().__init__()
         if alpha != "auto" and not is_positive(alpha):
             raise ValueError(f'Ridge: alpha must be "auto" or a positive number, got {alpha!r}')
         check_kernel("Ridge", kernel, gamma, landmarks, image_norm)
         check_row_norm("Ridge", "text_norm", text_norm)
+        if toward not in ("zero", "identity"):
+            raise ValueError(f"Ridge: toward must be zero or identity, got {toward!r}")
+        if toward == "identity" and not center:
+            raise ValueError('Ridge: center must be True with toward="identity", got False')
         self.alpha: float | Literal["auto"] = alpha
         self.kernel: Kernel = kernel
         self.gamma: float | Literal["scale"] = gamma
@@ -69,6 +79,7 @@ class Ridge(BaseSpace):
         self.image_norm: RowNorm = image_norm
         self.text_norm: RowNorm = text_norm
         self.center = center
+        self.toward: Literal["zero", "identity"] = toward
 
     def fit(self, image_features: Any, text_features: Any, pairs: Any = None, *, weights: Any = None) -> Self:
         images = check_features("Ridge.fit", "image_features", image_features)
@@ -77,10 +88,23 @@ class Ridge(BaseSpace):
         rows, y, w = mean_texts(normalize_rows(texts, self.text_norm), index, w)
         if len(rows) < 2:
             raise ValueError(f"Ridge.fit: at least 2 different images are needed, got {len(rows)}")
-        phi, arrays, root = fit_map(images[rows], self.image_norm, self.kernel, self.gamma, self.landmarks)
+        share = w / w.sum()
+        x = images[rows]
+        scales: dict[str, Float64] = {}
+        if self.toward == "identity":
+            if x.shape[1] != y.shape[1]:
+                raise ValueError(
+                    f'Ridge.fit: toward="identity" needs image_features and text_features of one size, '
+                    f"got {x.shape[1]} and {y.shape[1]}"
+                )
+            x = normalize_rows(x, self.image_norm)
+            for side, values in (("image", x), ("text", y)):
+                scales |= {f"{side}_mean": share @ values, f"{side}_scale": _scale(values, share)}
+            x, y = ((v - scales[f"{side}_mean"]) * scales[f"{side}_scale"] for side, v in (("image", x), ("text", y)))
+            y = y - x
+        phi, arrays, root = fit_map(x, self._norm, self.kernel, self.gamma, self.landmarks)
 
         # Centring by the weighted means takes the intercept out; sqrt(w) makes the weights plain squares.
-        share = w / w.sum()
         phi_mean, y_mean = share @ phi, share @ y
         scale = np.sqrt(w)[:, None]
         a, b = scale * (phi - phi_mean), scale * (y - y_mean)
@@ -92,11 +116,17 @@ class Ridge(BaseSpace):
             "weights": stored,
             "offset": -(phi_mean @ coefficients),
             "text_mean": y_mean,
+            **scales,
             "image_dim": np.array([images.shape[1]], dtype=np.int64),
             "alpha": np.array([alpha]),
             "loo_error": np.array([error / w.sum()]),
         }
         return self
+
+    @property
+    def _norm(self) -> RowNorm:
+        """What `phi` does to its rows: those that were brought to deviation 1 have their norm behind them."""
+        return "none" if self.toward == "identity" else self.image_norm
 
     @property
     def alpha_(self) -> float:
@@ -111,11 +141,20 @@ class Ridge(BaseSpace):
         return float(self._arrays["loo_error"][0])
 
     def transform_images(self, image_features: Any) -> Features:
-        """The predicted text features, float32 [N, Dt], less the mean training text if `center`."""
+        """The predicted text features, float32 [N, Dt], less the mean training text if `center`.
+
+        With toward="identity" in units of the training texts' deviations; so are those of `transform_texts`.
+        """
         self._check_fitted("transform_images")
         arrays = self._arrays
-        x = self._input("transform_images", "image_features", image_features, int(arrays["image_dim"][0]))
-        out = apply_map(x, self.image_norm, arrays, arrays["weights"]) + arrays["offset"]
+        x: npt.NDArray[Any] = self._input(
+            "transform_images", "image_features", image_features, int(arrays["image_dim"][0])
+        )
+        if self.toward == "identity":
+            x = (normalize_rows(x, self.image_norm) - arrays["image_mean"]) * arrays["image_scale"]
+        out = apply_map(x, self._norm, arrays, arrays["weights"]) + arrays["offset"]
+        if self.toward == "identity":
+            return np.asarray(x + out, dtype=np.float32)
         return (out if self.center else out + arrays["text_mean"]).astype(np.float32)
 
     def transform_texts(self, text_features: Any) -> Features:
@@ -123,7 +162,25 @@ class Ridge(BaseSpace):
         self._check_fitted("transform_texts")
         mean = self._arrays["text_mean"]
         out = normalize_rows(self._input("transform_texts", "text_features", text_features, len(mean)), self.text_norm)
+        if self.toward == "identity":
+            return np.asarray((out - mean) * self._arrays["text_scale"], dtype=np.float32)
         return (out - mean if self.center else out).astype(np.float32)
+
+    def moved_to(self, other: Ridge, rows: Features) -> Features:
+        """What the transforms gave, relative to the mean (and in the deviations) of `other`'s training texts."""
+        if not self.center:
+            return rows
+        mine, theirs = self._arrays, other._arrays
+        texts = rows.astype(np.float64) / mine.get("text_scale", 1.0) + mine["text_mean"]
+        return np.asarray((texts - theirs["text_mean"]) * theirs.get("text_scale", 1.0), dtype=np.float32)
+
+
+def _scale(rows: Float64, share: Float64) -> Float64:
+    """1 / the deviation of each feature of rows [N, D] that weigh `share` [N]; 1 where all rows are the same."""
+    variance = share @ (rows - share @ rows) ** 2
+    mean = float(variance.mean())
+    scale: Float64 = 1 / np.sqrt(variance + _REG * (mean or 1.0 / _REG))
+    return scale
 
 
 def mean_texts(

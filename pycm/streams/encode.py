@@ -64,6 +64,19 @@ class ClipFeatures:
         names = [self.names[i] for i in chosen]
         return ClipFeatures(streams, names, self.kept[chosen], fingerprints=self.fingerprints)
 
+    @classmethod
+    def joined(cls, parts: Sequence[ClipFeatures]) -> ClipFeatures:
+        """The clips of several, one after another, `kept` counting through. Raises ValueError for unlike streams."""
+        if not parts:
+            raise ValueError("ClipFeatures.joined: parts is empty")
+        about = [{name: sequences.dim for name, sequences in part.streams.items()} for part in parts]
+        unlike = next((other for other in about if other != about[0]), None)
+        if unlike is not None:
+            raise ValueError(f"ClipFeatures.joined: streams must be alike, got {about[0]} and {unlike}")
+        streams = {name: Sequences.joined([part.streams[name] for part in parts]) for name in about[0]}
+        names = [name for part in parts for name in part.names]
+        return cls(streams, names, np.arange(len(names), dtype=np.int64))
+
     def select(self, streams: Sequence[str]) -> ClipFeatures:
         """The same clips with some of the streams. Raises KeyError for one that is not there."""
         chosen = {name: self.streams[name] for name in streams}

@@ -64,6 +64,17 @@ class Sequences:
             present,
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Sequences]) -> Self:
+        """The sequences of several batches of one dim, one batch after another."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.concatenate([part.times for part in parts]),
+            np.concatenate([part.present for part in parts]),
+        )
+
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1
 

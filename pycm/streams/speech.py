@@ -27,6 +27,8 @@ class Speech:
         cepstra: coefficients.
         bins: mel bands that they are made of.
         window, hop: seconds.
+        band, warp: frequencies of the bands in Hz, and what frequencies are multiplied by first; see `log_mel`. Clips
+            encoded with several warps and joined (`ClipFeatures.joined`) are other voices to learn from.
         silence: levels this far below the loudest are silence, as `pycm.audio.log_mel` scales them (0.25 is 10 dB).
         name: what to call the stream.
     """
@@ -40,6 +42,8 @@ class Speech:
         bins: int = 40,
         window: float = 0.025,
         hop: float = 0.010,
+        band: tuple[float, float] | None = None,
+        warp: float = 1.0,
         silence: float = 0.5,
         name: str = "speech",
     ) -> None:
@@ -51,6 +55,7 @@ class Speech:
         if not silence > 0:
             raise ValueError(f"Speech: silence must be positive, got {silence}")
         self.cepstra, self.bins, self.window, self.hop, self.silence = cepstra, bins, window, hop, silence
+        self.band, self.warp = band, warp
         self.name = name
 
     @property
@@ -61,7 +66,8 @@ class Speech:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 over the settings."""
-        return digest_of(type(self), self.cepstra, self.bins, self.window, self.hop, self.silence, log_mel)
+        settings = self.cepstra, self.bins, self.window, self.hop, self.band, self.warp, self.silence
+        return digest_of(type(self), *settings, log_mel)
 
     def extract(self, clips: Sequence[Clip], *, batch_size: int = 32) -> Sequences:
         """One step for each window that is not silent."""
@@ -71,8 +77,9 @@ class Speech:
         if clip.sound is None or not len(clip.sound):
             return Steps(np.empty((0, self.dim), np.float32), np.empty(0))
         levels, times = log_mel(
-            clip.sound, sample_rate=clip.sample_rate, bins=self.bins, window=self.window, hop=self.hop
-        )
+            clip.sound, sample_rate=clip.sample_rate, bins=self.bins, window=self.window, hop=self.hop, band=self.band,
+            warp=self.warp,
+        )  # fmt: skip
         loudest = levels.max(axis=1)
         heard = loudest > loudest.max() - self.silence
         return Steps(self._cepstra(levels, heard), times[heard])
@@ -86,4 +93,5 @@ class Speech:
         return np.concatenate([cepstra, slopes], axis=1)[heard].astype(np.float32)
 
     def __repr__(self) -> str:
-        return f"Speech(cepstra={self.cepstra}, bins={self.bins}, hop={self.hop}, name={self.name!r})"
+        settings = f"cepstra={self.cepstra}, bins={self.bins}, hop={self.hop}, band={self.band}, warp={self.warp}"
+        return f"Speech({settings}, name={self.name!r})"

@@ -47,7 +47,9 @@ enum Bug {
   kExit,
   kNoClusterSync,
   kArrivals,  // exchange
-  kGridFence  // turns
+  kGridFence,
+  kStaleFence,
+  kGridAcquire  // turns
 };
 
 // ---- sum of blocks of 256: shared memory and barriers ----
@@ -331,27 +333,31 @@ void run_exchange() {
 template <Bug B>
 __global__ void turns(int* values, unsigned long long* arrivals, int* out) {
   const unsigned blocks = gridDim.x, own = blockIdx.x;
-  values[own] = static_cast<int>(own) + 1;
-  if (B != kGridFence) __threadfence();
-  atomicAdd(arrivals, 1ull);
-  while (atomicAdd(arrivals, 0ull) < blocks) __nanosleep(20);
   int sum = 0;
-  for (unsigned i = 0; i < blocks; ++i) sum += values[i];  // grid_fence
+  for (unsigned turn = 0; turn < 2; ++turn) {
+    int* const of_turn = values + turn * blocks;
+    of_turn[own] = static_cast<int>(own) + 1;
+    if (B != kGridFence && !(B == kStaleFence && turn == 1)) __threadfence();
+    atomicAdd(arrivals, 1ull);
+    while ((B == kGridAcquire ? atomicAdd(arrivals, 0ull) : load_acquire(arrivals)) < (turn + 1) * blocks)
+      __nanosleep(20);
+    for (unsigned i = 0; i < blocks; ++i) sum += of_turn[i];  // grid_fence, stale_fence, grid_acquire
+  }
   out[own] = sum;
 }
 
 template <Bug B>
 void run_turns() {
-  std::vector<int> values(4), out(4);
+  std::vector<int> values(8), out(4);
   unsigned long long arrivals = 0;
   simt::Memory memory;
-  memory.add(values.data(), 16, false);
+  memory.add(values.data(), 32, false);
   memory.add(out.data(), 16, false);
   memory.add(&arrivals, 8);
   Grid grid{{4}, {1}};
   grid.cooperative = true;
   launch(turns<B>, grid, "turns", values.data(), &arrivals, out.data());
-  if (out != std::vector<int>(4, 10)) throw std::runtime_error("wrong result");
+  if (out != std::vector<int>(4, 20)) throw std::runtime_error("wrong result");
 }
 
 struct Case {
@@ -395,7 +401,9 @@ const Case kCases[] = {{"sum", run_sum<kNone>},
                        {"exit", run_exchange<kExit>},
                        {"no_cluster_sync", run_exchange<kNoClusterSync>},
                        {"arrivals", run_exchange<kArrivals>},
-                       {"grid_fence", run_turns<kGridFence>}};
+                       {"grid_fence", run_turns<kGridFence>},
+                       {"stale_fence", run_turns<kStaleFence>},
+                       {"grid_acquire", run_turns<kGridAcquire>}};
 
 }  // namespace
 

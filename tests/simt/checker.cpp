@@ -12,7 +12,7 @@ namespace simt {
 
 namespace {
 
-// Atomics order blocks and threads if they fenced before: by address.
+// Atomics order what came before a fence of theirs before what comes after one: by address.
 struct AtomicSync {
   SyncClock clock;
   uint32_t clock_run = 0;
@@ -188,7 +188,14 @@ void record_async_write(uintptr_t address, size_t size, int agent, uint32_t tick
   }
 }
 
-void thread_fence() { current->fenced = true; }
+void thread_fence() {
+  Thread& self = *current;
+  if (const ClockRef known = self.unfenced.take()) acquire(self, known);
+  acquired_runs.insert(self.unfenced_runs.begin(), self.unfenced_runs.end());
+  self.unfenced_runs.clear();
+  self.fence_base = self.base;
+  self.fence_tick = self.tick++;
+}
 
 void check_alignment(uintptr_t address, size_t size, uint8_t flags, const void* at, size_t alignment) {
   if (address % (alignment == 0 ? size : alignment) != 0)
@@ -202,22 +209,37 @@ void check_write(void* pointer, size_t size, const void* at) {
   check_alignment(reinterpret_cast<uintptr_t>(pointer), size, kWrite, at);
   check(reinterpret_cast<uintptr_t>(pointer), size, kWrite, at);
 }
-void check_atomic(void* pointer, size_t size, const void* at) {
-  if (random_bits() % 4 == 0) yield();
-  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
-  check_alignment(address, size, kAtomic, at);
+static AtomicSync& sync_of(uintptr_t address) {
   AtomicSync& sync = atomic_sync[address];
   if (sync.clock_run != run_state->serial) {
     sync.clock = {};
     sync.clock_run = run_state->serial;
   }
-  for (uint32_t other : sync.runs) acquired_runs.insert(other);
-  if (sync.clock.of != nullptr) acquire(*current, std::make_shared<Clock>(*sync.clock.of));
-  if (current->fenced) {
-    publish(sync.clock);
+  return sync;
+}
+void check_atomic(void* pointer, size_t size, const void* at) {
+  if (random_bits() % 4 == 0) yield();
+  Thread& self = *current;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+  check_alignment(address, size, kAtomic, at);
+  AtomicSync& sync = sync_of(address);
+  self.unfenced_runs.insert(self.unfenced_runs.end(), sync.runs.begin(), sync.runs.end());
+  if (sync.clock.of != nullptr) self.unfenced.join(sync.clock.of);
+  if (self.fence_tick > 0) {
+    sync.clock.join(self.fence_base);
+    sync.clock.set(self.id, self.fence_tick);
     if (sync.runs.empty() || sync.runs.back() != run_state->serial) sync.runs.push_back(run_state->serial);
   }
   check(address, size, kWrite | kAtomic, at);
+}
+void check_acquire(const void* pointer, size_t size, const void* at) {
+  if (random_bits() % 4 == 0) yield();
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+  check_alignment(address, size, kAtomic, at);
+  const AtomicSync& sync = sync_of(address);
+  acquired_runs.insert(sync.runs.begin(), sync.runs.end());
+  if (sync.clock.of != nullptr) acquire(*current, sync.clock.of);
+  check(address, size, kAtomic, at);
 }
 
 }  // namespace simt

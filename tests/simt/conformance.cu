@@ -233,6 +233,33 @@ void cp_async_case() {
       });
 }
 
+// ---- turns: each block adds to what the one before it has written ----
+
+__global__ void turns_kernel(unsigned long long* arrivals, float* out) {
+  const int thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
+  if (thread == 0)
+    while (load_acquire(arrivals) < static_cast<unsigned long long>(block)) __nanosleep(20);
+  __syncthreads();
+  out[block * 64 + thread] =
+      block == 0 ? static_cast<float>(thread) : load_l2(&out[(block - 1) * 64 + (thread ^ 33)]) + 1;
+  __syncthreads();
+  if (thread != 0) return;
+  __threadfence();
+  atomicAdd(arrivals, 1ull);
+}
+
+void turns_case() {
+  Array<unsigned long long> arrivals(1);
+  Array<float> out(4 * 64);
+  Grid grid{{4}, {64}};
+  grid.cooperative = true;
+  launch(turns_kernel, grid, "turns", arrivals.upload(), out.data());
+  out.download();
+  report(
+      "load_acquire", out.values.size(), [&](size_t i) { return static_cast<double>(out.values[i]); },
+      [](size_t i) { return static_cast<double>((i / 64 % 2 == 0 ? i % 64 : (i % 64) ^ 33) + i / 64); });
+}
+
 // ---- conversions and directed rounding ----
 
 __global__ void arithmetic_kernel(const float* in, int count, float* out) {
@@ -330,6 +357,7 @@ int main(int count, char** arguments) {
     mma_rounding_case<Mma::kTF32>();
     mma_f64_case();
     cp_async_case();
+    turns_case();
     arithmetic_case();
     if (device_limits().sm90()) {
       for (const Swizzle swizzle : {Swizzle::kNone, Swizzle::k128}) {

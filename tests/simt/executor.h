@@ -89,7 +89,11 @@ struct Thread {
   const void* waits_at = nullptr;
   ClockRef base;
   uint32_t tick = 1;
-  bool fenced = false;       // __threadfence
+  // Atomics publish what the last __threadfence came after, and what they read is known from the next one on.
+  ClockRef fence_base;
+  uint32_t fence_tick = 0;
+  SyncClock unfenced;
+  std::vector<uint32_t> unfenced_runs;
   uint32_t async_fence = 0;  // fence_proxy_async: own accesses before this tick, others' before this clock
   ClockRef async_fence_base;
   std::vector<std::shared_ptr<Async>> copies, stores;  // cp.async and TMA stores not waited for

@@ -116,6 +116,7 @@ SIMT_API uint32_t vote(uint32_t mask, uint64_t value, Vote kind);
 SIMT_API void check_read(const void* pointer, size_t size, const void* at);
 SIMT_API void check_write(void* pointer, size_t size, const void* at);
 SIMT_API void check_atomic(void* pointer, size_t size, const void* at);
+SIMT_API void check_acquire(const void* pointer, size_t size, const void* at);
 #define SIMT_CALLER __builtin_return_address(0)
 
 template <typename T>
@@ -143,6 +144,11 @@ template <typename T>
 SIMT_RAW void store(T* pointer, T value) {
   check_write(pointer, sizeof(T), SIMT_CALLER);
   *pointer = value;
+}
+template <typename T>
+SIMT_RAW T load_acquire(const T* pointer) {
+  check_acquire(pointer, sizeof(T), SIMT_CALLER);
+  return *pointer;
 }
 template <typename T, typename F>
 SIMT_RAW T atomic(T* pointer, T operand, F next) {

@@ -99,6 +99,9 @@ template <typename T>
 __forceinline__ T load_l2(const T* pointer) {
   return simt::load(pointer);
 }
+__forceinline__ unsigned long long load_acquire(const unsigned long long* pointer) {
+  return simt::load_acquire(pointer);
+}
 template <typename T>
 __forceinline__ void store_streaming(T* pointer, simt::Same<T> value) {
   simt::store(pointer, value);

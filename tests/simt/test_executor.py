@@ -45,6 +45,8 @@ BUGS = {
     "no_cluster_sync": "race|uninitialised|not initialised",
     "arrivals": "deadlock|more arrivals",
     "grid_fence": "race: read of 4 bytes",
+    "stale_fence": "race: read of 4 bytes",
+    "grid_acquire": "race: read of 4 bytes",
 }
 CORRECT = ["sum", "append", "transpose", "copy", "product", "exchange", "turns"]
 

@@ -20,7 +20,7 @@ from tolerances import GRADCHECK, TEMPORAL, TEMPORAL_GRADIENT, TEMPORAL_LOW_PREC
 
 import pycm
 from pycm import _reference_temporal as specification
-from pycm import _torch_temporal, _torch_temporal_cuda  # noqa: F401
+from pycm import _torch_temporal, _torch_temporal_cuda, _torch_temporal_words  # noqa: F401
 from pycm.temporal import POOLS, STATE_POOLS
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -143,6 +143,14 @@ class Case:
             assert error <= tolerance, (name, error)
 
 
+def integers(case: Case) -> Case:
+    """With inputs and weights whose products are exact, in any order."""
+    case.x, case.weights[0] = case.x.mul(4).round(), case.weights[0].mul(64).round() / 64
+    case.weights[2] = case.weights[2].mul(64).round() / 64
+    case.weights[3] = case.weights[3].mul(64).round() / 64 if case.cell == "lstm" else case.weights[3] * 0
+    return case
+
+
 def shared(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
     if size is not None:
         monkeypatch.setenv("PYCM_SIMT_SHARED", str(size))
@@ -261,11 +269,7 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
     temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, arch: str
 ) -> None:
     """Alone or in a batch, in one block or a team, from shared or from global memory, under any schedule."""
-    case = Case(cell, "meanmax", 50, (6, 0, 3, 6, 1, 5, 2, 6, 4, 4) * 4, initial=False, inputs=2)
-    # Products of small integers are exact, in any order.
-    case.x, case.weights[0] = case.x.mul(4).round(), case.weights[0].mul(64).round() / 64
-    case.weights[2] = case.weights[2].mul(64).round() / 64
-    case.weights[3] = case.weights[3].mul(64).round() / 64 if cell == "lstm" else case.weights[3] * 0
+    case = integers(Case(cell, "meanmax", 50, (6, 0, 3, 6, 1, 5, 2, 6, 4, 4) * 4, initial=False, inputs=2))
     pooled = case.run(temporal)[0]
     for seed, size in ((1, None), (2, 9000), (3, 30000), (4, 2000)):
         monkeypatch.setenv("PYCM_SIMT_SEED", str(seed))
@@ -276,6 +280,64 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
         begin, end = case.starts[b : b + 2].tolist()
         arguments = (case.x[begin:end], torch.tensor([0, end - begin]), *case.weights, None, None, None, *case.choices)
         assert torch.equal(temporal.temporal_pool(*arguments, False, False)[0][0], pooled[b])
+
+
+# ---- runs of steps ----
+
+
+@pytest.mark.parametrize("size", [None, 7000], ids=["resident", "teams"])
+@CELL
+def test_in_runs(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, size: int | None) -> None:
+    """Products of a part of the steps at a time, each run going on where the one before has ended."""
+    monkeypatch.setattr(_torch_temporal_cuda, "_RUN_BYTES", 1)  # eight steps of every row
+    shared(monkeypatch, size)
+    for pool, options in (
+        ("meanmax", {"padded": True}),
+        ("lastmean", {"reverse": True}),
+        ("attention", {"reverse": True, "padded": True, "initial": False}),
+        ("max", {"bias": False, "proj": 7 if cell == "lstm" else 0}),
+        ("none", {"lengths": (40,), "padded": True}),
+    ):
+        case = Case(cell, pool, 20, **{"lengths": (9, 0, 41, 1, 41, 17, 9)} | options)
+        rows, runs = rows_of_runs(case)
+        assert rows == 8 * (len(case.starts) - 1)
+        assert runs > 1
+        case.check(temporal)
+        case.check_gradients(temporal)
+
+
+def rows_of_runs(case: Case) -> tuple[int, int]:
+    runs = _torch_temporal_cuda._Runs(_torch_temporal_cuda._steps("test", case.x, case.starts, case.reverse), 1)
+    return runs.rows, runs.count
+
+
+@CELL
+def test_runs_change_no_bit(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
+    case = integers(Case(cell, "meanmax", 30, (41, 0, 9, 41, 1, 17, 9), inputs=2, reverse=True))
+    whole = case.run(temporal)
+    monkeypatch.setattr(_torch_temporal_cuda, "_RUN_BYTES", 1)
+    for a, b in zip(whole, case.run(temporal), strict=True):
+        assert torch.equal(a, b)
+
+
+# ---- words ----
+
+
+@ANY_ARCH
+@pytest.mark.parametrize("words", [9, 50], ids=["table", "vectors"])
+@CELL
+def test_words(functions: Any, cell: str, words: int) -> None:
+    """Steps that read rows of a table, or vectors where there are more of these than steps."""
+    operators = functions(_torch_temporal_words)
+    for padded, reverse in ((False, True), (True, False)):
+        case = Case(cell, "lastmean", 13, (5, 0, 7, 1), padded=padded, reverse=reverse)
+        ids = torch.randint(0, 9, case.x.shape[:-1], generator=torch.Generator().manual_seed(words))
+        embedding = torch.randn(words, 6, generator=torch.Generator().manual_seed(3))
+        case.x = embedding[ids]
+        arguments = (case.starts, *case.weights, *case.others, *case.choices, True)
+        found = operators.temporal_pool_words_cuda(ids, embedding, *arguments)
+        for ours, want in zip(found, case.expected(), strict=True):
+            np.testing.assert_allclose(ours[: len(want)].numpy(), want, rtol=0, atol=TEMPORAL["float32"])
 
 
 # ---- pools alone ----
@@ -334,13 +396,15 @@ def test_nan_and_infinity_are_ordered_as_on_the_cpu(temporal: Any) -> None:
 
 
 @pytest.fixture
-def dispatched(arch: str, temporal: Any) -> Iterator[None]:
+def dispatched(arch: str, temporal: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The operators of CPU tensors are those of CUDA tensors, on the executor; tests/test_cuda.py has the chip's."""
     library = torch.library.Library("pycm", "IMPL", "CPU")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch tells of every kernel that is overridden
         for name in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_states_backward"):
             library.impl(name, getattr(_torch_temporal_cuda, name), "CPU", allow_override=True)
+        library.impl("temporal_pool_words", _torch_temporal_words.temporal_pool_words_cuda, "CPU")
+    monkeypatch.setattr(_torch_temporal_words, "_DEVICES", ["cpu"])
     yield
     library._destroy()
 
@@ -365,6 +429,23 @@ def test_layers_directions_and_pools(dispatched: None) -> None:
         x, lengths = tensors(np.concatenate(parts)), [len(part) for part in parts]
         found = pycm.temporal_pool(x, lengths, tensors(weights), cell, pool, **tensors(options))
         np.testing.assert_allclose(found.numpy(), want, rtol=0, atol=TEMPORAL["float32"])
+
+
+@pytest.mark.parametrize("arch", ["90"], indirect=True)
+def test_words_through_layers_directions_and_pools(dispatched: None) -> None:
+    """As their vectors; ids beyond a sequence may be anything."""
+    lengths = torch.tensor([4, 0, 6, 1])
+    ids, embedding = torch.randint(0, 9, (4, 6), generator=torch.Generator().manual_seed(0)), torch.randn(9, 8)
+    outside = torch.arange(6) >= lengths[:, None]
+    for cell, pool, x in itertools.product(CELLS, POOLS, (ids.masked_fill(outside, -5), ids[~outside])):
+        module = pycm.nn.TemporalPool(8, 4, cell, pool, 2, bidirectional=True).requires_grad_(False)
+        vectors = embedding[x.clip(min=0)]
+        torch.testing.assert_close(module(x, lengths, embedding=embedding), module(vectors, lengths), rtol=0, atol=1e-6)
+    module = pycm.nn.TemporalPool(8, 4).requires_grad_(False)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(ids, lengths, embedding=embedding), module(ids, lengths, embedding=embedding))
+    with pytest.raises(ValueError, match=r"temporal_pool: x must hold ids in \[0, 9\), the rows of embedding, got 9"):
+        module(ids.masked_fill(~outside, 9), lengths, embedding=embedding)
 
 
 @pytest.mark.parametrize("arch", ["90"], indirect=True)
