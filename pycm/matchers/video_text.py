@@ -243,7 +243,8 @@ class VideoTextMatcher(TrainedMatcher):
         self, function: str, clips: Any, texts: Any, on_error: OnError
     ) -> tuple[Encoded, list[str], npt.NDArray[np.int64]]:
         """Encoded clips, all the texts of those that were kept, and the row of each text's clip."""
-        flat, owner = flatten_texts(function, _items(clips), texts, "clip", clip_name)
+        named = clips.names if isinstance(clips, ClipFeatures) else clips
+        flat, owner = flatten_texts(function, named, texts, "clip", clip_name)
         first = self._clips.encode(function, clips, self._options(), on_error)
         check_once(function, "clips", first)
         used, row = keep_pairs(owner, first.kept)
@@ -396,8 +397,3 @@ class VideoTextMatcher(TrainedMatcher):
         if len(clips) != len(labels):
             raise ValueError(f"{type(self).__name__}.score: expected {len(clips)} labels, got {len(labels)}")
         return float(np.mean(self.predict(clips) == np.asarray(labels)))
-
-
-def _items(clips: Any) -> Any:
-    """What names can be told of."""
-    return clips.names if isinstance(clips, ClipFeatures) else clips
