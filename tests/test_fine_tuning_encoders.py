@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,21 @@ def test_sentence_transformers_have_gradients(options: dict[str, Any]) -> None:
     rows, counts = gradients(encoder, "encode", list(SENTENCES))
     np.testing.assert_allclose(rows, encoder.encode(SENTENCES), rtol=1e-4, atol=1e-5)
     assert counts.tolist() == [1] * len(SENTENCES)
+
+
+def test_a_prompt_that_is_not_pooled_before_sentence_transformers_6(monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_encoders_adapters import TEXTS as SENTENCES
+    from test_encoders_sentences import sentence_model
+
+    model = sentence_model().eval()
+    model[1].include_prompt = False
+    encoder = SentenceTransformerEncoder(model, prompt="man ")
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "module", SimpleNamespace(tokenize=model.tokenize))  # which has no `preprocess`
+        batch = encoder._prepare(list(SENTENCES))
+    with torch.no_grad():
+        rows = encoder._forward(encoder._to_device(batch)).numpy()
+    np.testing.assert_allclose(rows, encoder.encode(SENTENCES), rtol=1e-4, atol=1e-5)
 
 
 def test_both_sides_of_a_model_are_one_copy(tmp_path: Path) -> None:

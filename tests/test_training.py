@@ -126,7 +126,8 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes_to_the_same_bits(tmp_path: Path
 
 
 def test_a_run_that_is_killed_goes_on_from_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pycm.matchers.training._CHECKPOINT_SECONDS", 0.0)  # after each step
+    monkeypatch.setattr("pycm.matchers.training._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pycm.matchers.training._CHECKPOINT_PAUSE", 0)  # after each step
 
     def kill(at: int) -> None:
         if at == 14:
@@ -139,6 +140,26 @@ def test_a_run_that_is_killed_goes_on_from_the_last_checkpoint(tmp_path: Path, m
     rest.train(checkpoint=tmp_path)
     assert rest.steps == 10
     assert same(rest.weights(), whole.weights())
+
+
+def test_checkpoints_that_take_long_are_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 10 s, a checkpoint 4 s."""
+    now = 0.0
+    written: list[int] = []
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def write(self: Any, state: Any) -> None:
+        written.append(task.steps)
+        wait(4)
+
+    task = Task(lambda step: wait(10))
+    monkeypatch.setattr("pycm.matchers.training.time.monotonic", lambda: now)
+    monkeypatch.setattr("pycm.matchers.training.Checkpoint.write", write)
+    task.train(checkpoint=tmp_path)
+    assert written == [4, 13, 22, 24]  # the first after more than 30 s, then after more than 80; the end
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ class FeatureCache:
         reasons: dict[int, str] = {}
         for i, item in enumerate(items):
             try:
-                keys.append(image_key(function, item, i) if image else _text_key(item))
+                keys.append(image_key(function, item, i) if image else text_key(item))
             except ImageReadError as error:
                 keys.append(None)
                 reasons[i] = str(error)
@@ -267,7 +267,8 @@ def _key(kind: str, *parts: bytes) -> bytes:
     return content_key(kind, PIXELS_VERSION, *parts)
 
 
-def _text_key(text: str) -> bytes:
+def text_key(text: str) -> bytes:
+    """SHA-256 of a text, of any str."""
     return _key("text", text.encode("utf-8", "surrogatepass"))
 
 

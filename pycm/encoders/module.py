@@ -210,7 +210,8 @@ class ModuleEncoder(TorchEncoder):
         name: for people.
         dim: features per row; None finds out by encoding one blank item.
         device: moves `module` there (in place, as `module.to` does); None leaves it.
-        postprocess: what `module` returns -> a tensor [B, dim]; needed where it is not one already.
+        postprocess: what `module` returns -> a tensor [B, dim]; needed where it is not one already. Fine-tuning trains
+            `module` alone and refuses a postprocess with weights that require gradients.
         modality: "image" or "text".
         fingerprint: a str of your own that stands for module, preprocess and postprocess, to be changed
             whenever their results do. None works it out.

@@ -101,7 +101,10 @@ class SentenceTransformerEncoder(TorchEncoder):
         prompt = prompts.get(default) if self.prompt is None else self.prompt
         if hasattr(module, "preprocess"):  # sentence-transformers 6
             return dict(module.preprocess(items, prompt=prompt))
-        return dict(module.tokenize([prompt + item for item in items] if prompt else items))
+        if not prompt:
+            return dict(module.tokenize(items))
+        length = module.tokenize([prompt])["input_ids"].shape[-1] - 1  # for models that do not pool the prompt
+        return {**module.tokenize([prompt + item for item in items]), "prompt_length": length}
 
     def _forward(self, batch: Any) -> Any:
         import torch

@@ -128,7 +128,7 @@ class Inputs:
         return device
 
     def digest(self) -> bytes:
-        """SHA-256 of all the numbers, and of the content of items that a trained encoder reads."""
+        """SHA-256 of all the numbers, and of what a trained encoder reads and how it began."""
         stream = hashlib.sha256()
         for live in lives(self.features):
             stream.update(live.source.digest)
@@ -168,6 +168,7 @@ def _tensors(features: Features) -> Any:
         yield features.values
     elif isinstance(features, Live):
         yield features.ids
+        yield from _tensors(features.before.take(features.ids))
     elif isinstance(features, Steps):
         yield from (features.values, features.cu_seqlens, features.present)
     else:

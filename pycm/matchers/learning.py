@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
@@ -255,21 +255,32 @@ def _train(
         _loosen(network, recipe.tuning.names)
         tuned = FineTuned(network, recipe.tuning)
     training = training.on(linear=about["linear"])
-    digest = hashlib.sha256()
-    plain = {"about": about, "training": training.plain(), "seed": recipe.seed, "metric": recipe.metric, "stop": stop}
-    digest.update(json.dumps({**plain, "loss": repr(recipe.loss)}, sort_keys=True).encode())
-    for data in (problem, held):
-        digest.update(b"" if data is None else data.digest())
     encode = before if tuned is None else tuned.encoded
     whole: Any = tuned or network
+    # Only a checkpoint needs it, and it may read all items' files.
+    identity = "" if files["checkpoint"] is None else _identity(recipe, about, training, stop, (problem, held))
     history = train(
         whole, lambda rows, done: problem.loss(whole, rows, done),
         None if held is None else lambda: held.encoded(encode).validate(network, recipe), problem.count, training,
-        seed=recipe.seed, identity=digest.hexdigest(), checkpoint=files["checkpoint"], log=files["log"],
+        seed=recipe.seed, identity=identity, checkpoint=files["checkpoint"], log=files["log"],
         progress=recipe.progress, stop=stop, encoders=None if tuned is None else tuned.encoders,
         ahead=None if tuned is None else problem.read_ahead,
     )  # fmt: skip
     return Learned(network, history, {} if tuned is None else tuned.finished())
+
+
+def _identity(
+    recipe: Recipe, about: Mapping[str, Any], training: Training, stop: int | None, data: Sequence[Problem | None]
+) -> str:
+    """A digest of all that the outcome depends on."""
+    plain = {
+        "about": about, "training": training.plain(tuned=recipe.tuning is not None), "seed": recipe.seed,
+        "metric": recipe.metric, "stop": stop, "loss": repr(recipe.loss),
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for one in data:
+        digest.update(b"" if one is None else one.digest())
+    return digest.hexdigest()
 
 
 def _loosen(network: nn.Module, names: Collection[str]) -> None:

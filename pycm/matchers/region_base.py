@@ -28,7 +28,7 @@ from .regions import encode_regions, encode_words
 from .storage import CONFIG, check_options, is_parts, write_folder
 from .storage_tuned import pack, unpack
 from .training import Record, Training, train
-from .tuning import FineTune, FineTuned, Tuning, before, chosen, tuning
+from .tuning import FineTune, FineTuned, Tuning, before, chosen, read_ahead, tuning
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -84,8 +84,8 @@ class RegionModel:
     @contextmanager
     def _fitting(self, function: str, fine_tune: FineTune, training: Training) -> Iterator[None]:
         """A fit, in which the encoders are trained that `fine_tune` names."""
-        self._network, self._tuned = None, {}
         names = chosen(function, fine_tune, ("image", "text"), self._given())
+        self._network, self._tuned = None, {}
         with tuning(self, names, training.kept_bytes, None):
             yield
 
@@ -111,11 +111,12 @@ class RegionModel:
         return found
 
     def _train(
-        self, regions: Any, words: Any, loss: Any, validate: Any, count: int, training: Training,
+        self, regions: Any, words: Any, taken: Any, loss: Any, validate: Any, count: int, training: Training,
         learned: tuple[Any, Any], arrays: Sequence[npt.NDArray[Any]], **files: Any,
     ) -> None:  # fmt: skip
-        """Train a fresh network: loss(network, rows, done), validate(network, encode), where `encode` makes features of
-        what trained encoders read; it standardises by `learned`."""
+        """Train a fresh network: taken(rows) are a batch's regions and words; loss(network, rows, done);
+        validate(network, encode), where `encode` makes features of what trained encoders read; it standardises by
+        `learned`."""
         sizes = width(regions), width(words)
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
@@ -128,14 +129,18 @@ class RegionModel:
                     projection.standardize.loosen()  # type: ignore[union-attr, operator]
             tuned = FineTuned(network, self._tuning)
         whole: Any = tuned or network
-        digest = hashlib.sha256(repr((sorted(self._params().items()), sizes, training.plain())).encode())
-        for part in (Inputs(regions).digest(), Inputs(words).digest(), *(array.tobytes() for array in arrays)):
-            digest.update(part)
+        digest = hashlib.sha256()
+        if files["checkpoint"] is not None:  # it may read all items' files
+            plain = sorted(self._params().items()), sizes, training.plain(tuned=tuned is not None)
+            digest.update(repr(plain).encode())
+            for part in (Inputs(regions).digest(), Inputs(words).digest(), *(array.tobytes() for array in arrays)):
+                digest.update(part)
         self.history_ = train(
             whole, lambda rows, done: loss(whole, rows, done),
             None if validate is None else lambda: validate(network, before if tuned is None else tuned.encoded),
             count, training, seed=self.seed, identity=digest.hexdigest(), progress=self.progress,
-            encoders=None if tuned is None else tuned.encoders, **files,
+            encoders=None if tuned is None else tuned.encoders,
+            ahead=None if tuned is None else lambda rows: read_ahead(*taken(rows)), **files,
         )  # fmt: skip
         self._use({} if tuned is None else tuned.finished())
         self._network, self._sizes = network, sizes
@@ -206,7 +211,7 @@ class RegionModel:
             document = json.loads(path.read_text(encoding="utf-8"))
             kind, version, parts = document["class"], document["format"], document["parts"]
             params, sizes, encoders = document["params"], document["sizes"], document["encoders"]
-            fine_tuned = document["fine_tuned"]
+            fine_tuned = document.get("fine_tuned", [])
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{function}: {path} is not a saved matcher: {error!r}") from error
         if kind != cls.__name__ or not is_parts(parts):

@@ -115,10 +115,13 @@ class RegionTextClassifier(RegionModel):
         learned = torch.from_numpy(mine).to(device_of(self.device))
         answers = torch.from_numpy(truth.astype(np.float32)).to(learned.device)
 
-        def loss(network: Any, rows: Any, done: float) -> torch.Tensor:
+        def taken(rows: Any) -> tuple[Any, Any]:
             chosen = torch.from_numpy(mine[rows]).to(answers.device)
-            logits = network(regions.take(chosen), words.take(chosen))
-            return nn.functional.binary_cross_entropy_with_logits(logits, answers[chosen])
+            return regions.take(chosen), words.take(chosen)
+
+        def loss(network: Any, rows: Any, done: float) -> torch.Tensor:
+            logits = network(*taken(rows))
+            return nn.functional.binary_cross_entropy_with_logits(logits, answers[mine[rows]])
 
         def validate(network: Any, encode: Any) -> Validation:
             chosen = torch.from_numpy(theirs).to(answers.device)
@@ -129,7 +132,7 @@ class RegionTextClassifier(RegionModel):
             return Validation((-cost,), {"validation loss": cost, "accuracy": right})
 
         self._train(
-            regions, words, loss, None if theirs is None else validate, len(mine), options,
+            regions, words, taken, loss, None if theirs is None else validate, len(mine), options,
             (regions.take(learned), words.take(learned)), [truth, mine], **files,
         )  # fmt: skip
 

@@ -160,13 +160,16 @@ class RegionTextMatcher(RegionModel, Matcher):
                 members(group[len(regions) + texts_held], group[theirs]),
             )  # fmt: skip
 
+        def taken(rows: Int64) -> tuple[Any, Any]:
+            a, b = (np.unique(learned[rows, side]) for side in (0, 1))
+            return _take(regions, a), _take(words, b)
+
         def loss(network: Any, rows: Int64, done: float) -> torch.Tensor:
             batch = learned[rows]
-            a, i = np.unique(batch[:, 0], return_inverse=True)
-            b, j = np.unique(batch[:, 1], return_inverse=True)
+            i, j = (np.unique(batch[:, side], return_inverse=True)[1] for side in (0, 1))
             index = torch.from_numpy(np.stack([i, j], 1)).to(device)
             groups = torch.from_numpy(group[batch[:, 0]]).to(device)
-            return network(_take(regions, a), _take(words, b), index, groups, done)  # type: ignore[no-any-return]
+            return network(*taken(rows), index, groups, done)  # type: ignore[no-any-return]
 
         def validate(network: Any, encode: Any) -> Validation:
             scores = _matrix(network, encode(held[0]), encode(held[1]))
@@ -178,7 +181,7 @@ class RegionTextMatcher(RegionModel, Matcher):
 
         scale_by = _take(regions, np.unique(learned[:, 0])), _take(words, np.unique(learned[:, 1]))
         check = None if held is None else validate
-        self._train(regions, words, loss, check, len(learned), options, scale_by, [learned, group], **files)
+        self._train(regions, words, taken, loss, check, len(learned), options, scale_by, [learned, group], **files)
 
     def match(
         self, images: Sequence[Any], texts: Sequence[str], k: int | tuple[int, int] | None = None, *,

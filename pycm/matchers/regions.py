@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..encoders.base import ImageItem, check_items, check_texts
-from ..encoders.cache import image_key
+from ..encoders.cache import image_key, text_key
 from ..encoders.images import ImageReadError, UnreadableInputError, check_image, item_name
 from .encoded import Encoded, Options
 from .features import OnError, check_finite, encode_items
 from .inputs import Live, Steps
-from .tuning import as_steps, pixels
+from .tuning import as_steps, check_pass, pixels
 
 GEOMETRY = 5
 
@@ -59,6 +59,8 @@ def encode_regions(
         raise TypeError(
             f"{function}: image_encoder {encoder.name!r} has no encode_grid(); give images as Boxes(image, boxes)"
         )
+    if options.trains("image"):
+        check_pass(function, encoder, "encode_grid")
     result = encode_items(
         function, encoder, items, method="encode_grid", cache=options.cache, batch_size=options.batch_size,
         progress=options.progress, on_error=on_error,
@@ -156,6 +158,8 @@ def encode_words(function: str, encoder: Any, texts: Sequence[str], options: Opt
         raise ValueError(f"{function}: texts is empty")
     if not hasattr(encoder, "encode_tokens"):
         raise TypeError(f"{function}: text_encoder {encoder.name!r} has no encode_tokens(); MiniLM has")
+    if options.trains("text"):
+        check_pass(function, encoder, "encode_tokens")
     vectors = encoder.encode_tokens(texts, batch_size=options.batch_size, progress=options.progress)
     values = np.concatenate(vectors)
     check_finite(function, "text", values, [text for text, rows in zip(texts, vectors, strict=True) for _ in rows])
@@ -163,7 +167,7 @@ def encode_words(function: str, encoder: Any, texts: Sequence[str], options: Opt
     features: Steps | Live = steps
     if options.trains("text"):
         features = options.live(
-            encoder, "encode_tokens", lambda i: [texts[i]], lambda i: texts[i].encode(), steps, as_steps
+            encoder, "encode_tokens", lambda i: [texts[i]], lambda i: text_key(texts[i]), steps, as_steps
         )
     return Encoded(features, list(texts), np.arange(len(texts), dtype=np.int64), [], {})
 

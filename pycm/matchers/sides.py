@@ -15,7 +15,7 @@ import torch
 from .._rows import normalize_rows
 from ..encoders import Encoder, get_encoder
 from ..encoders.base import Modality, check_items, check_texts
-from ..encoders.cache import image_key
+from ..encoders.cache import image_key, text_key
 from ..encoders.descriptor import TextDescriptor
 from ..encoders.images import UnreadableInputError, item_name
 from ..streams import ClipFeatures, FeatureDifferences, encode_clips, get_streams
@@ -253,7 +253,7 @@ class RowSide:
         features: Features = rows
         if self.kind == "text" and options.trains("text"):
             features = options.live(
-                self._encoder, "encode", lambda i: [items[i]], lambda i: items[i].encode(), rows,
+                self._encoder, "encode", lambda i: [items[i]], lambda i: text_key(items[i]), rows,
                 as_rows,
             )  # fmt: skip
         return Encoded(features, names, result.kept, result.errors, {})

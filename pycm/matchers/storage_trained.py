@@ -99,7 +99,7 @@ def load(
         version, parts = document["format"], document["parts"]
         params, streams, encoders = document["params"], document["streams"], document["encoders"]
         about, vocabulary, labels = document["network"], document["vocabulary"], document["labels"]
-        has_space, fine_tuned = document["space"], document["fine_tuned"]
+        has_space, fine_tuned = document["space"], document.get("fine_tuned", [])
         asked = names_in(fine_tuned)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{function}: {path} is not a saved matcher: {error!r}") from error

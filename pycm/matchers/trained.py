@@ -125,8 +125,6 @@ class TrainedMatcher(Matcher):
 
         excluded: options that do not go with it.
         """
-        self._network = None
-        self._use({})
         asked = None if fine_tune == "all" else names_of(fine_tune)
         sides = self._sides[:1] if self.head == "labels" else self._sides
         parts: dict[str, Any] = {}
@@ -136,6 +134,8 @@ class TrainedMatcher(Matcher):
         for name, value in {"space": self.space, **excluded}.items():
             if names and value is not None:
                 raise ValueError(f"{function}: fine_tune and {name} do not go together")
+        self._network = None
+        self._use({})
         with tuning(self, names, training.kept_bytes, self.workers):
             yield
 

@@ -25,6 +25,7 @@ from .logs import open_log, progress_meter
 #: One epoch's figures: "epoch", "loss", "lr", and those of the validation.
 Record: TypeAlias = dict[str, float]
 _CHECKPOINT_SECONDS = 30.0
+_CHECKPOINT_PAUSE = 20  # at least so many times as long as the last checkpoint took
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Training:
         precision: "float32", or "bfloat16" under autocast.
         encoder_lr: the largest learning rate of encoders that are fine-tuned; warm-up and decay are the network's.
         kept_bytes: how much of the decoded images and frames is held in memory while encoders are fine-tuned; the rest
-            is read again in each epoch. It changes no result.
+            is read again in each epoch, part of a batch ahead, which comes on top. It changes no result.
 
     Raises:
         ValueError: a figure outside its range.
@@ -86,9 +87,10 @@ class Training:
         """With the learning rate of this start, where none was given."""
         return self if self.lr is not None else replace(self, lr=1e-4 if linear else 1e-3)
 
-    def plain(self) -> dict[str, Any]:
-        """What the outcome depends on."""
-        return {name: value for name, value in asdict(self).items() if name != "kept_bytes"}
+    def plain(self, *, tuned: bool) -> dict[str, Any]:
+        """What the outcome depends on, with encoders that are `tuned` or without."""
+        without = {"kept_bytes"} if tuned else {"kept_bytes", "encoder_lr"}
+        return {name: value for name, value in asdict(self).items() if name not in without}
 
     @classmethod
     def of(cls, function: str, given: dict[str, Any]) -> Training:
@@ -133,10 +135,10 @@ def train(
             alone. A last batch of one row is left out: it has no negative.
         seed: of the order and of dropout. The state of torch's own generators is left as it was.
         identity: a digest of all that the outcome depends on; a checkpoint of another one is refused.
-        checkpoint: a folder, made if missing. The state is written there, in one step, every half minute, at the end
-            and on Ctrl-C (KeyboardInterrupt follows). A later call goes on from it, to the bits of a run that was
-            never cut off; one that had ended is loaded. The same number of threads is assumed, as torch's sums
-            depend on it.
+        checkpoint: a folder, made if missing. The state is written there, in one step, every half minute (or as often
+            as takes a twentieth of the time), at the end and on Ctrl-C (KeyboardInterrupt follows). A later call goes
+            on from it, to the bits of a run that was never cut off; one that had ended is loaded. The same number of
+            threads is assumed, as torch's sums depend on it.
         log: a .csv file, or a folder for TensorBoard.
         stop: end after this epoch, with the learning rates that a training of all `epochs` has until then.
         encoders: the part of `network` that learns at `training.encoder_lr`.
@@ -165,14 +167,16 @@ def train(
         meter = stack.enter_context(progress_meter(loop.last, progress))
         book = stack.enter_context(open_log(log, loop.history))
         interrupts = stack.enter_context(Interrupts(active=kept is not None))
-        saved = time.monotonic()
+        saved, pause = time.monotonic(), _CHECKPOINT_SECONDS
         for record in loop.run():
             if record is not None:
                 book(record)
                 meter(record)
-            if kept is not None and (interrupts.pending or time.monotonic() - saved > _CHECKPOINT_SECONDS):
+            if kept is not None and (interrupts.pending or time.monotonic() - saved > pause):
+                begun = time.monotonic()
                 kept.write(loop.state())
                 saved = time.monotonic()
+                pause = max(_CHECKPOINT_SECONDS, _CHECKPOINT_PAUSE * (saved - begun))
                 interrupts.raise_pending()
         if kept is not None:
             kept.write(loop.state())
@@ -200,7 +204,7 @@ class _Loop:
         assert training.lr is not None
         self.network, self.loss, self.validate, self.lr = network, loss, validate, training.lr
         self.count, self.training, self.seed, self.device = count, training, seed, device
-        self.ahead = ahead
+        self.ahead, self.tunes = ahead, encoders is not None
         size = training.batch_size
         # A lone row would have no negatives.
         self.steps = -(-count // size) - (1 if count % size == 1 and count > 1 else 0)
@@ -251,9 +255,11 @@ class _Loop:
             loss = self.loss(rows, at / (self.training.epochs * self.steps))
         value = float(loss.detach())
         if not math.isfinite(value):
+            rates = f"lr than {self.lr:g}"
+            if self.tunes:
+                rates += f", or a smaller encoder_lr than {self.training.encoder_lr:g}"
             raise ValueError(
-                f"fit: the loss of step {self.step} of epoch {self.epoch + 1} is {value}; try a smaller lr than "
-                f"{self.lr:g}"
+                f"fit: the loss of step {self.step} of epoch {self.epoch + 1} is {value}; try a smaller {rates}"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

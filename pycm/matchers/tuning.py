@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FineTune: TypeAlias = str | Sequence[str] | None
 
 _AHEAD = 16  # items read ahead within a batch
+_AHEAD_BYTES = 256 << 20  # of the next batch
 
 
 class Source:
@@ -52,10 +53,11 @@ class Source:
         tuning.encoders[id(encoder)] = encoder
         self._kept: dict[int, list[Any]] = {}
         self._coming: dict[int, Future[list[Any]]] = {}
+        self._largest = 0  # bytes of an item that was read
 
-    def ahead(self, ids: Iterable[int]) -> None:
-        """Begin to read what is not at hand."""
-        for i in ids:
+    def ahead(self, ids: Sequence[int]) -> None:
+        """Begin to read what is not at hand, as many items as fit into `_AHEAD_BYTES`, and `_AHEAD` at least."""
+        for i in ids[: max(_AHEAD, _AHEAD_BYTES // self._largest if self._largest else 0)]:
             if i not in self._kept and i not in self._coming:
                 self._coming[i] = self._tuning.pool.submit(self._read, i)
 
@@ -66,6 +68,7 @@ class Source:
             found = self._kept.get(i) or self._coming.pop(i).result()
             if i not in self._kept:
                 size = sum(getattr(one, "nbytes", 0) for one in found)
+                self._largest = max(self._largest, size)
                 if size <= self._tuning.room:
                     self._tuning.room -= size
                     self._kept[i] = found
@@ -73,10 +76,11 @@ class Source:
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 of the encoder and of all items' content."""
-        stream = hashlib.sha256(f"{self.encoder.fingerprint} {self.method}".encode())
+        """SHA-256 of the encoder, what is trained of it, and all items' content."""
+        trained = [name for name, weight in self.encoder.module.named_parameters() if weight.requires_grad]
+        stream = hashlib.sha256(repr((self.encoder.fingerprint, self.method, trained)).encode())
         for i in range(self._count):
-            stream.update(self._key(i))
+            stream.update(hashlib.sha256(self._key(i)).digest())
         return stream.digest()
 
 
@@ -85,7 +89,8 @@ class Tuning:
 
     Args:
         names: of `matcher.encoders`.
-        kept_bytes: how much decoded input may be held in memory; what is beyond it is read again in each epoch.
+        kept_bytes: how much decoded input is held in memory from epoch to epoch; what is beyond it is read again. What
+            is read ahead comes on top: 16 items, and of the next batch 256 MiB, or 16 items where these are more.
         workers: threads that read; None is the number of processors, at most 8.
         batch_size: inputs per forward pass of an encoder.
     """
@@ -140,6 +145,7 @@ class FineTuned(nn.Module):
         self.tuned = dict(zip(map(id, given), copies(given), strict=True))
         modules = {id(encoder.module): encoder.module for encoder in self.tuned.values()}
         self.encoders = nn.ModuleList(modules.values())
+        self._traced: set[int] = set()  # encoders whose graph was looked at
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of all but batch norms."""
@@ -200,11 +206,32 @@ class FineTuned(nn.Module):
                 values, lengths = encoder._steps(*one)
             else:
                 values, lengths = checkpoint(encoder._steps, *one, use_reentrant=False)
+            if torch.is_grad_enabled() and id(encoder) not in self._traced:
+                self._traced.add(id(encoder))
+                _check_graph(encoder, values)
             rows.append(values.float().to(device))
             counts.append(lengths.to(device))
         owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
         total = torch.zeros(len(sizes), dtype=torch.int64, device=device).index_add_(0, owner, torch.cat(counts))
         return torch.cat(rows), total
+
+
+def _check_graph(encoder: TorchEncoder, values: Tensor) -> None:
+    """Raise TypeError where weights beside the encoder's module would get gradients: nobody trains them."""
+    own = {id(weight) for weight in encoder.module.parameters()}
+    waiting, seen = [values.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        weight = getattr(node, "variable", None)
+        if weight is not None and id(weight) not in own:
+            raise TypeError(
+                f"fit: fine_tune: {encoder.name!r} uses weights {list(weight.shape)} that are not its module's "
+                "(in postprocess?): put them into the module, or set their requires_grad to False"
+            )
+        waiting += [following for following, _ in node.next_functions]
 
 
 def _prepare(encoder: TorchEncoder, items: list[Any]) -> Any:
@@ -219,9 +246,10 @@ def _one_ahead(pool: Any, function: Callable[[Any], Any], items: Iterable[Any]) 
     """(function of each item, whether it is the last), the next one computed by the pool meanwhile."""
     coming: Future[Any] | None = None
     for item in items:
+        ready = None if coming is None else coming.result()  # never two at once: the function is the user's
         following = pool.submit(function, item)
         if coming is not None:
-            yield coming.result(), False
+            yield ready, False
         coming = following
     if coming is not None:
         yield coming.result(), True
@@ -305,6 +333,12 @@ def with_encoder(stream: Any, tuned: Mapping[int, TorchEncoder]) -> Any:
     return changed
 
 
+def check_pass(function: str, encoder: Any, method: str) -> None:
+    """Raise TypeError for an encoder whose `method` has no pass with gradients."""
+    if type(encoder)._steps is TorchEncoder._steps:
+        raise TypeError(f"{function}: fine_tune: {type(encoder).__name__}.{method} has no gradients")
+
+
 def names_of(fine_tune: FineTune) -> list[str]:
     """What it names; [] for None. Raises TypeError for anything but names."""
     names = [fine_tune] if isinstance(fine_tune, str) else fine_tune or []
@@ -318,11 +352,14 @@ def chosen(function: str, fine_tune: FineTune, known: Sequence[str], parts: Mapp
     have an encoder in common with them.
 
     Raises:
-        ValueError: an unknown name; "all" where nothing can be trained.
+        ValueError: an unknown name, one that two have; "all" where nothing can be trained.
         TypeError: a stream without an encoder, an encoder that is no torch module, one without weights to train in
             float32.
     """
     names = names_of(fine_tune)
+    twice = next((name for name in known if known.count(name) > 1), None)
+    if names and twice is not None:
+        raise ValueError(f"{function}: fine_tune needs different names, but {twice!r} is a stream's and an encoder's")
     reasons = {name: _untrainable(part) for name, part in parts.items()}
     can = [name for name, reason in reasons.items() if reason is None]
     if fine_tune == "all":
@@ -348,6 +385,8 @@ def _untrainable(part: Any) -> str | None:
         return f"the stream {part.name!r} has no encoder"
     if not isinstance(encoder, TorchEncoder):
         return f"{encoder.name!r}, a {type(encoder).__name__}, is no torch module"
+    if not all(isinstance(state, Tensor) for state in encoder.module.state_dict().values()):
+        return f"the module of {encoder.name!r} has a state beside its tensors (get_extra_state)"
     if not any(p.requires_grad for p in encoder.module.parameters()):
         return f"the module of {encoder.name!r} has no parameter with requires_grad"
     other = next((p.dtype for p in encoder.module.parameters() if p.requires_grad and p.dtype != torch.float32), None)

@@ -243,7 +243,8 @@ class VideoTextMatcher(TrainedMatcher):
         self, function: str, clips: Any, texts: Any, on_error: OnError
     ) -> tuple[Encoded, list[str], npt.NDArray[np.int64]]:
         """Encoded clips, all the texts of those that were kept, and the row of each text's clip."""
-        flat, owner = flatten_texts(function, _items(clips), texts, "clip", clip_name)
+        named = clips.names if isinstance(clips, ClipFeatures) else clips
+        flat, owner = flatten_texts(function, named, texts, "clip", clip_name)
         first = self._clips.encode(function, clips, self._options(), on_error)
         check_once(function, "clips", first)
         used, row = keep_pairs(owner, first.kept)
@@ -312,16 +313,11 @@ class VideoTextMatcher(TrainedMatcher):
         second = self._texts.encode(function, texts, self._options())
         encoded = time.perf_counter()
         there, back = self._ranked(function, first, second, (per_clip, min(per_text, len(first.names))))
+        seconds = {**first.seconds, "encode texts": encoded - start, "score": time.perf_counter() - encoded}
         return VideoTextMatches(
-            there,
-            back,
-            clips=first.names,
-            texts=list(texts),
-            metric="logit" if self.head == "pairs" else self.metric,
-            kept=first.kept,
-            errors=first.errors,
-            seconds={**first.seconds, "encode texts": encoded - start, "score": time.perf_counter() - encoded},
-        )
+            there, back, clips=first.names, texts=list(texts), metric="logit" if self.head == "pairs" else self.metric,
+            kept=first.kept, errors=first.errors, seconds=seconds,
+        )  # fmt: skip
 
     def scores(self, clips: Any, texts: Sequence[str]) -> Features:
         """The full matrix [N, M] float32: scores, distances for distance metrics, logits with head="pairs"."""
@@ -401,8 +397,3 @@ class VideoTextMatcher(TrainedMatcher):
         if len(clips) != len(labels):
             raise ValueError(f"{type(self).__name__}.score: expected {len(clips)} labels, got {len(labels)}")
         return float(np.mean(self.predict(clips) == np.asarray(labels)))
-
-
-def _items(clips: Any) -> Any:
-    """What names can be told of."""
-    return clips.names if isinstance(clips, ClipFeatures) else clips
