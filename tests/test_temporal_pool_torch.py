@@ -336,3 +336,11 @@ def test_packed_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         pycm.temporal_pool(frames(), LENGTHS, weights, "gru", "mean")
     assert len(made) == 2
+
+
+def test_an_array_without_elements_may_have_any_strides() -> None:
+    x = torch.from_numpy(np.concatenate([np.empty((0, 4), np.float32)]))
+    assert x.stride() == (0, 0)
+    weights = dict(nn.LSTM(4, 3).named_parameters())
+    assert pycm.temporal_pool(x, [0, 0], weights, "lstm", "none").shape == (0, 3)
+    assert torch.equal(pycm.temporal_pool(x, [0, 0], weights, "lstm"), torch.zeros(2, 3))

@@ -113,8 +113,10 @@ class SequencesArg {
     const int last = values.ndim - 1;
     check(values.shape[last] == weights.input_size, function, ": x must have ", weights.input_size,
           " features, got shape ", x_.shape());
-    check(values.shape[last] <= 1 || values.strides[last] == 1, function, ": x's last axis must have stride 1, got ",
-          values.strides[last]);
+    // An array without elements may have any strides.
+    const bool empty = std::find(values.shape, values.shape + values.ndim, 0) != values.shape + values.ndim;
+    check(empty || values.shape[last] == 1 || values.strides[last] == 1, function,
+          ": x's last axis must have stride 1, got ", values.strides[last]);
     check(offsets.ndim == 1 && offsets.shape[0] >= 1, function, ": cu_seqlens must have shape [B + 1], got ",
           cu_seqlens_.shape());
     check(offsets.shape[0] == 1 || offsets.strides[0] == 1, function, ": cu_seqlens must be contiguous");
@@ -245,8 +247,9 @@ void temporal_pool_backward(nb::handle cell, nb::handle x, nb::handle cu_seqlens
     const int last = in.ndim - 1;
     check(out.ndim == in.ndim && std::equal(in.shape, in.shape + in.ndim, out.shape), kName,
           ": grad_x must have x's shape ", sequences.x().shape(), ", got ", grad_x_array->shape());
-    check(out.shape[last] <= 1 || out.strides[last] == 1, kName, ": grad_x's last axis must have stride 1, got ",
-          out.strides[last]);
+    const bool empty = std::find(out.shape, out.shape + out.ndim, 0) != out.shape + out.ndim;
+    check(empty || out.shape[last] == 1 || out.strides[last] == 1, kName,
+          ": grad_x's last axis must have stride 1, got ", out.strides[last]);
     args.grad_x = out.data;
     args.grad_x_step_stride = out.strides[last - 1];
     args.grad_x_batch_stride = out.ndim == 3 ? out.strides[0] : 0;
