@@ -106,7 +106,7 @@ def test_bad_settings_and_weights(weights: tuple[Path, nn.LSTM], tmp_path: Path,
     with pytest.raises(ValueError, match="silence must be positive"):
         Voice(silence=0.0, weights=weights[0])
     torch.save({"model_state": {}}, tmp_path / "empty.pt")
-    with pytest.raises(ValueError, match="empty.pt does not hold the weights of a speaker encoder"):
+    with pytest.raises(ValueError, match=r"empty\.pt does not hold the weights of a speaker encoder"):
         Voice(weights=tmp_path / "empty.pt")
     with pytest.raises(FileNotFoundError):
         Voice(weights=tmp_path / "missing.pt")
