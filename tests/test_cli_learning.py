@@ -286,3 +286,24 @@ def test_a_model_with_two_sides_encodes_both(photos: Path, monkeypatch: pytest.M
     assert train(photos, "--encoder", "clip:one") == 0
     assert train(photos, "--encoder", "clip:one", "--text-encoder", "minilm") == 0
     assert seen == [("clip:one", "clip:one"), ("clip:one", "minilm")]
+
+
+def test_encoders_to_be_trained_are_named(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = "--granularity", "region", "--epochs", 1
+    assert train(photos, *given, "--fine-tune", "image") == 2
+    assert re.search(r"fine_tune.*image.*Cells", error(capsys))
+    assert train(photos, *given, "--encoder-lr", 1e-4) == 2
+    assert "--fine-tune" in error(capsys)
+    asked: list[dict[str, Any]] = []
+    fit = matchers.RegionTextMatcher.fit
+
+    def watch(self: Any, *arguments: Any, fine_tune: Any, encoder_lr: Any, **options: Any) -> Any:
+        asked.append({"fine_tune": fine_tune, "encoder_lr": encoder_lr})
+        return fit(self, *arguments, **options)
+
+    monkeypatch.setattr(matchers.RegionTextMatcher, "fit", watch)
+    for names in ("image, text", "all"):
+        assert train(photos, *given, "--fine-tune", names, "--encoder-lr", 1e-4) == 0
+    assert asked == [{"fine_tune": names, "encoder_lr": 1e-4} for names in (["image", "text"], "all")]

@@ -42,6 +42,8 @@ def train(
     epochs: opt.Epochs = None,
     lr: opt.LearningRate = None,
     batch_size: opt.BatchSize = None,
+    fine_tune: opt.FineTune = None,
+    encoder_lr: opt.EncoderRate = None,
     patience: opt.Patience = None,
     validation: opt.HeldOut = None,
     checkpoint: opt.Checkpoint = None,
@@ -67,9 +69,9 @@ def train(
     own = {"encoder": encoder, "text_encoder": text_encoder, "granularity": _value(granularity), "score": _value(score),
            "streams": streams, "sampling": sampling, "cell": _value(cell), "pool": pool, "hidden": hidden, "dim": dim,
            "head": _value(head), "loss": loss, "space": space, "bits": bits, "metric": _value(metric), "seed": seed,
-           "epochs": epochs, "lr": lr, "batch_size": batch_size, "patience": patience, "validation": validation,
-           "checkpoint": checkpoint, "log": log, "target": target, "unlabelled": unlabelled,
-           "threshold": threshold}  # fmt: skip
+           "epochs": epochs, "lr": lr, "batch_size": batch_size, "fine_tune": fine_tune, "encoder_lr": encoder_lr,
+           "patience": patience, "validation": validation,
+           "checkpoint": checkpoint, "log": log, "target": target, "unlabelled": unlabelled, "threshold": threshold}  # fmt: skip
     reading = _reading(system, captions_field, image_field, clip_field, label_field, root, split, skip_unreadable)
     given = {name: value for name, value in own.items() if value is not None}
     run_train(TrainOptions(pairs, reading, out, given, gallery, device, cache, no_cache, skip_unreadable))

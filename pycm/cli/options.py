@@ -263,6 +263,24 @@ LearningRate = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", rich_help_panel=TRAINING_PANEL, min=2, metavar="N", help="Pairs a step.")
 ]
+FineTune = Annotated[
+    str | None,
+    typer.Option(
+        "--fine-tune",
+        rich_help_panel=TRAINING_PANEL,
+        metavar="NAMES",
+        help="Train these encoders as well: a stream's name, image or text, with commas between, or all.",
+    ),
+]
+EncoderRate = Annotated[
+    float | None,
+    typer.Option(
+        "--encoder-lr",
+        rich_help_panel=TRAINING_PANEL,
+        metavar="X",
+        help="Largest learning rate of encoders that are trained. Default: 1e-5.",
+    ),
+]
 Patience = Annotated[
     int | None,
     typer.Option(

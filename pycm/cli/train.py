@@ -26,7 +26,7 @@ from .recalls import measure, print_recalls, without
 from .systems import CLIP, IMAGE, IMAGE_TEXT, IMAGE_VIDEO, TEXT, VIDEO_LABELS, VIDEO_TEXT, Kind, System
 from .training_record import write_record
 
-_FIT = {"epochs", "lr", "batch_size", "patience", "validation", "log", "checkpoint"}
+_FIT = {"epochs", "lr", "batch_size", "fine_tune", "encoder_lr", "patience", "validation", "log", "checkpoint"}
 _LESS = {"target", "unlabelled", "threshold"}
 _CLIPS = _FIT | {"streams", "sampling", "cell", "pool", "hidden", "dim", "head", "seed", "target"}
 _REGIONS = "image-text with --granularity region"
@@ -90,6 +90,8 @@ def run_train(options: TrainOptions) -> None:
     checkpoint = training.get("checkpoint", options.out / "checkpoint")
     if learned:
         training["checkpoint"] = checkpoint
+    if training.get("fine_tune", "all") != "all":
+        training["fine_tune"] = [name.strip() for name in training["fine_tune"].split(",")]
     training |= _less(given, system)
     console = Console(highlight=False)
     with ExitStack() as stack:
@@ -135,6 +137,8 @@ def _check_given(given: Mapping[str, Any], system: System, gallery: Path | None)
     spaces = ("ridge", "rbf", *(["cca"] if system is IMAGE_TEXT else []))
     if given.get("space", "ridge") not in spaces:
         raise CommandError(f"--space must be one of {', '.join(spaces)} for {name}, got {given['space']!r}")
+    if "encoder_lr" in given and "fine_tune" not in given:
+        raise CommandError("--encoder-lr: no encoder is trained without --fine-tune")
     if "bits" in given and given.get("metric", "dot") != "dot":
         raise CommandError(f"--bits: codes are ranked by Hamming distance, not by --metric {given['metric']}")
     if ("unlabelled" in given) != ("threshold" in given):
