@@ -70,8 +70,8 @@ def train(
            "streams": streams, "sampling": sampling, "cell": _value(cell), "pool": pool, "hidden": hidden, "dim": dim,
            "head": _value(head), "loss": loss, "space": space, "bits": bits, "metric": _value(metric), "seed": seed,
            "epochs": epochs, "lr": lr, "batch_size": batch_size, "fine_tune": fine_tune, "encoder_lr": encoder_lr,
-           "patience": patience, "validation": validation,
-           "checkpoint": checkpoint, "log": log, "target": target, "unlabelled": unlabelled, "threshold": threshold}  # fmt: skip
+           "patience": patience, "validation": validation, "checkpoint": checkpoint, "log": log, "target": target,
+           "unlabelled": unlabelled, "threshold": threshold}  # fmt: skip
     reading = _reading(system, captions_field, image_field, clip_field, label_field, root, split, skip_unreadable)
     given = {name: value for name, value in own.items() if value is not None}
     run_train(TrainOptions(pairs, reading, out, given, gallery, device, cache, no_cache, skip_unreadable))
