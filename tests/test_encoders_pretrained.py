@@ -18,6 +18,7 @@ from pycm.encoders import (
     ClassifierEncoder,
     EfficientNetLite0,
     Encoder,
+    LayersEncoder,
     MiniLM,
     SentenceTransformerEncoder,
     get_encoder,
@@ -97,7 +98,11 @@ def test_a_row_does_not_depend_on_its_batch(network: EfficientNetLite0) -> None:
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(18)]
     # Beyond rounding: a convolution of one image sums otherwise than one of four.
-    np.testing.assert_allclose(network.encode(images, batch_size=18), network.encode(images, batch_size=5), atol=1e-5)
+    layers = LayersEncoder(network, ["_blocks.10"])
+    for encoder in (network, layers):
+        np.testing.assert_allclose(
+            encoder.encode(images, batch_size=18), encoder.encode(images, batch_size=5), atol=1e-5
+        )
 
 
 def test_protocols_and_fingerprints(network: EfficientNetLite0, sentences: MiniLM) -> None:

@@ -37,6 +37,10 @@ class EfficientNetLite0(TorchEncoder):
         crop, fit: how much of the image is seen; see `ImagePreprocess`.
     """
 
+    # malloc gives larger activations back to the system after every layer, and page faults then take longer than the
+    # convolutions.
+    _pass_size = 4
+
     def __init__(
         self,
         *,
@@ -74,13 +78,9 @@ class EfficientNetLite0(TorchEncoder):
         return self._run("encode_grid", items, self._grid, batch_size, progress, width=49 * 1280)
 
     def _cells(self, batch: Any) -> Any:
-        """[B, 1280, 7, 7]. On the CPU four images at a time: malloc gives larger activations back to the system after
-        every layer, and page faults then take longer than the convolutions."""
-        import torch
-
+        """[B, 1280, 7, 7]."""
         module: Any = self.module
-        parts = batch.split(4) if batch.device.type == "cpu" and torch.is_inference_mode_enabled() else [batch]
-        return torch.cat([module.extract_features(part) for part in parts])
+        return module.extract_features(batch)
 
     def _grid(self, batch: Any) -> Any:
         return self._cells(batch).flatten(2).transpose(1, 2).flatten(1)

@@ -51,6 +51,7 @@ class LayersEncoder(TorchEncoder):
             encoder.module, name=name or f"{encoder.name}[{len(layers)} layers]", modality=encoder.modality
         )
         self.encoder = encoder
+        self._pass_size = encoder._pass_size
         self.layers = list(layers)
         self.include_output = include_output
         self.normalize: RowNorm = normalize

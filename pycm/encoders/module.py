@@ -40,6 +40,9 @@ class TorchEncoder(ABC):
     training mode; otherwise it may.
     """
 
+    #: On the CPU, how many items of a tensor pass the module at once; None is all of the batch.
+    _pass_size: int | None = None
+
     def __init__(
         self,
         module: torch.nn.Module,
@@ -148,7 +151,11 @@ class TorchEncoder(ABC):
         import torch
 
         with self._inference():
-            out = forward(self._to_device(self._prepare(items)))
+            batch = self._to_device(self._prepare(items))
+            if self._pass_size is not None and batch.device.type == "cpu":
+                out = torch.cat([forward(part) for part in batch.split(self._pass_size)])
+            else:
+                out = forward(batch)
         if not isinstance(out, torch.Tensor):
             raise TypeError(
                 f"{function}: the module must return a tensor [B, dim], got {type(out).__name__}; "
