@@ -44,7 +44,6 @@ def distinct_regions(function: str, items: Sequence[Any]) -> tuple[Int64, Int64]
     Raises:
         TypeError: what is no image.
     """
-    check_items(function, items)
     try:
         return distinct([_key(function, item, i) for i, item in enumerate(items)])
     except ImageReadError:  # whoever encodes them all names them by their places
