@@ -174,7 +174,7 @@ class VideoTextMatcher(TrainedMatcher):
             fine_tune: whose encoders are trained as well, by the names of `encoders`: streams of an image encoder
                 ("appearance", "differences"), "text"; one, several, or "all" that can be. Streams of one encoder share
                 it. Copies are trained: the encoders given stay as they are, and `encoders` has the copies. Clips are
-                then decoded as they are needed. Not with `space` or `target_clips`: what these are fitted to would change.
+                then decoded as they are needed. Not with `space` or `target_clips`: their features would change.
             target_clips: clips of the kind that will be matched, where it is another than the training's: the training
                 clips' features get their mean and covariance (`pycm.spaces.CORAL`), stream by stream.
             unlabelled: (clips, texts) that nobody paired: once fitted, the matcher is fitted again, to its pairs and to
