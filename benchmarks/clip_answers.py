@@ -76,7 +76,7 @@ def clip_directions(data: Path) -> Any:
 
 #: What is heard of a sound track: one of these streams is chosen for each speaker, before that speaker is heard.
 LISTENERS = ("speech", "voice, layer 1", "voice, layer 2", "voice, layer 3")
-SEEDS = 3  # matchers whose probabilities are averaged
+SEEDS = 5  # matchers whose probabilities are averaged
 
 
 def sound(data: Path, cache: str) -> Any:
@@ -123,7 +123,7 @@ class Spoken:
         clips, captions, speakers = self.known
         learn = np.flatnonzero(~np.isin(speakers, left_out))
         matcher = VideoTextMatcher(
-            (stream,), head="labels", hidden=64, dim=64, dropout=0.5, input_dropout=0.5, bidirectional=True, seed=seed,
+            (stream,), head="labels", hidden=128, dim=64, dropout=0.5, input_dropout=0.5, bidirectional=True, seed=seed,
             **QUIET,
         )  # fmt: skip
         return matcher.fit(

@@ -165,7 +165,7 @@ A speaker who was not heard in training says a digit, three recordings in a row,
 files, written and read by PyAV; 250 clips of one recording each, of the five others, are learned from. `motion` sees
 the card alone, `sound` and `speech` hear mel bands. The chosen stream is that, among `speech` and the three layers of
 the pretrained LSTM of `voice`, which did best where each of the other five was held out in turn. All are the mean of
-three matchers by other seeds. What they share (sizes, dropout, epochs) was settled with these six speakers in view: the
+five matchers by other seeds. What they share (sizes, dropout, epochs) was settled with these six speakers in view: the
 figures are optimistic by what that is worth.""",
     "tuning": """## Training the encoders as well
 
