@@ -113,6 +113,10 @@ struct RecurrenceCall {
   int64_t steps_of(const char* name, nb::handle object) {
     return shape.step_starts == nullptr || object.is_none() ? rows : arguments.add(name, object).size(0);
   }
+  // States are in the working type or in the weights'.
+  bool narrow(nb::handle states) {
+    return work != shape.dtype && !states.is_none() && arguments.add("states", states).array().dtype == shape.dtype;
+  }
   void* of_inputs(const char* name, nb::handle object) {
     return arguments.input(name, object, work, {rows, gates * shape.hidden});
   }
@@ -143,7 +147,9 @@ struct ForwardCall : RecurrenceCall {
     check(out.is_none() == (args.pool == Pool::kNone), arguments.function(), ": out must be ",
           args.pool == Pool::kNone ? "None" : "given", " for pool ", name_of(args.pool));
     args.out = arguments.result("out", out, work, {shape.batch, width_of(args.pool) * shape.state});
-    args.states = arguments.result("states", states, work, {steps_of("states", states), shape.state});
+    args.narrow_states = narrow(states);
+    args.states = arguments.result("states", states, args.narrow_states ? shape.dtype : work,
+                                   {steps_of("states", states), shape.state});
     args.hn = arguments.result("hn", hn, work, {shape.batch, shape.state});
     args.cn = arguments.result("cn", cn, work, {shape.batch, shape.hidden});
     check(!hn.is_none() && cn.is_none() == (shape.cell != Cell::kLstm), arguments.function(),
@@ -180,10 +186,11 @@ struct BackwardCall : RecurrenceCall {
     args.shape = shape;
     args.inputs = of_inputs("inputs", inputs);
     args.hidden = of_inputs("hidden", hidden);
-    const int64_t steps = steps_of("grad_states", grad_states);
-    args.states = arguments.input("states", states, work, {steps, shape.state});
+    args.narrow_states = narrow(states);
+    args.states = arguments.input("states", states, args.narrow_states ? shape.dtype : work,
+                                  {steps_of("states", states), shape.state});
     args.c = arguments.input("c", c, work, {rows, shape.hidden});
-    args.grad_states = arguments.input("grad_states", grad_states, work, {steps, shape.state});
+    args.grad_states = arguments.input("grad_states", grad_states, work, {rows, shape.state});
     args.grad_hn = arguments.input("grad_hn", grad_hn, work, {shape.batch, shape.state});
     args.grad_cn = arguments.input("grad_cn", grad_cn, work, {shape.batch, shape.hidden});
     args.grad_h0 = arguments.result("grad_h0", grad_h0, work, {shape.batch, shape.state});

@@ -21,6 +21,7 @@ struct Backward {
   Matrix matrix, projection;  // W_hh' and W_hr'; projection.fragments may be null
   const void *states, *c, *h0, *c0, *grad_hn, *grad_cn;
   void *inputs, *hidden, *grad_states, *grad_h0, *grad_c0;
+  bool narrow_states;             // as in ops/temporal_recurrence.h
   Slot operand, projected, kept;  // dparts of one turn or two; dh; the resident matrix
   Slot sums, carry, memory;       // of stage 1; dh and dc between steps
 };
@@ -93,7 +94,7 @@ struct Step : Lane<M> {
       const RowPlace& place = rows[row(n, e)];
       const int at = unit(first + local_tile, e);
       if (t >= place.length || at >= h) continue;
-      const int64_t time = place.time(t, team.reverse), from = team.row_by_step(place, t);
+      const int64_t from = team.row_by_step(place, t);
       const V* in = static_cast<const V*>(p.inputs) + from * C::kGates * h + at;
       const V* of_state = static_cast<const V*>(p.hidden) + from * C::kGates * h + at;
       const auto initial = [&](const void* data) {
@@ -110,10 +111,12 @@ struct Step : Lane<M> {
 #pragma unroll
         for (int i = 1; i < 3; ++i) found.part[i][e] = in[C::input_gate(i) * h] + of_state[(i - 1) * h];
         found.part[3][e] = of_state[2 * h];
-        const V* states = static_cast<const V*>(p.states) + place.ragged * h + at;
-        found.before[e] = t > 0 ? states[place.time(t - 1, team.reverse) * h] : initial(p.h0);
+        const int64_t earlier = (place.ragged + place.time(t - 1, team.reverse)) * h + at;
+        found.before[e] = t == 0            ? initial(p.h0)
+                          : p.narrow_states ? M::value(static_cast<const E*>(p.states)[earlier])
+                                            : static_cast<const V*>(p.states)[earlier];
       }
-      if (!projects) found.outside[e] = static_cast<const V*>(p.grad_states)[(place.ragged + time) * h + at];
+      if (!projects) found.outside[e] = static_cast<const V*>(p.grad_states)[from * h + at];
     }
     return found;
   }
@@ -156,7 +159,7 @@ struct Step : Lane<M> {
       const RowPlace& place = rows[row(n, e)];
       const int at = unit(tile, e);
       if (t >= place.length || at >= team.state) continue;
-      V& outside = static_cast<V*>(p.grad_states)[(place.ragged + place.time(t, team.reverse)) * team.state + at];
+      V& outside = static_cast<V*>(p.grad_states)[team.row_by_step(place, t) * team.state + at];
       outside += grad.v[e];
       this->place(projected, team.state_tiles, n, tile, e) = M::element(outside);
       grad.v[e] = 0;
@@ -291,6 +294,7 @@ Plan<Backward> plan_for(const RecurrenceBackwardArgs& args, TeamChoice choice) {
   p.matrix = {nullptr, C::kGates, team.unit_tiles};
   p.projection = {nullptr, 1, team.state_tiles};
   p.states = args.states;
+  p.narrow_states = args.narrow_states;
   p.c = args.c;
   p.h0 = shape.h0;
   p.c0 = shape.c0;

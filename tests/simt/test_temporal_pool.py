@@ -20,7 +20,7 @@ from tolerances import GRADCHECK, TEMPORAL, TEMPORAL_GRADIENT, TEMPORAL_LOW_PREC
 
 import pycm
 from pycm import _reference_temporal as specification
-from pycm import _torch_temporal, _torch_temporal_cuda, _torch_temporal_words  # noqa: F401
+from pycm import _torch_temporal, _torch_temporal_cuda, _torch_temporal_runs, _torch_temporal_words  # noqa: F401
 from pycm.temporal import POOLS, STATE_POOLS
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -131,8 +131,8 @@ class Case:
         needs = [self.tensors[i] is not None for i in (0, 2, 3, 4, 5, 6, 8, 9, 7)]
         want = torch.ops.pycm.temporal_pool_backward(*self.wide(), outputs[1], reserve, *grads, *self.choices, needs)
         grads = [None if grad is None else grad.to(self.work) for grad in grads]
-        states = self.run(temporal)[1]
-        found = temporal.temporal_pool_backward(*self.tensors, states, reserve[:0], *grads, *self.choices, needs)
+        _, states, *_, memory = temporal.temporal_pool(*self.tensors, *self.choices, True, True)
+        found = temporal.temporal_pool_backward(*self.tensors, states, memory, *grads, *self.choices, needs)
         names = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "h0", "c0", "pool_weights")
         for name, ours, theirs, needed in zip(names, found, want, needs, strict=True):
             if not needed:
@@ -228,9 +228,9 @@ def test_in_low_precision(
     case = Case(cell, "none", 60, (12, 3, 7, 7, 1, 2, 12, 5, 4), dtype, initial=False)
     grad = torch.randn(case.steps, 60, generator=torch.Generator().manual_seed(3))
     needs = [True] * 5 + [False] * 4
-    states = case.run(temporal)[1]
+    _, states, *_, memory = temporal.temporal_pool(*case.tensors, *case.choices, True, True)
     gradients = temporal.temporal_pool_backward(
-        *case.tensors, states, states[:0], None, grad, None, None, *case.choices, needs
+        *case.tensors, states, memory, None, grad, None, None, *case.choices, needs
     )
     ours = (states[: case.steps], *gradients[:5])
     for mine, theirs, want in zip(ours, torchs(case, grad, dtype), torchs(case, grad, torch.float64), strict=True):
@@ -289,7 +289,7 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
 @CELL
 def test_in_runs(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, size: int | None) -> None:
     """Products of a part of the steps at a time, each run going on where the one before has ended."""
-    monkeypatch.setattr(_torch_temporal_cuda, "_RUN_BYTES", 1)  # eight steps of every row
+    short_runs(monkeypatch)
     shared(monkeypatch, size)
     for pool, options in (
         ("meanmax", {"padded": True}),
@@ -299,23 +299,25 @@ def test_in_runs(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, size
         ("none", {"lengths": (40,), "padded": True}),
     ):
         case = Case(cell, pool, 20, **{"lengths": (9, 0, 41, 1, 41, 17, 9)} | options)
-        rows, runs = rows_of_runs(case)
-        assert rows == 8 * (len(case.starts) - 1)
-        assert runs > 1
+        batch = len(case.starts) - 1
+        division = _torch_temporal_runs.training_runs(case.x[..., 0].numel(), batch, cell, case.weights[1])
+        assert division.rows == 8 * batch
+        assert division.count > 1
         case.check(temporal)
         case.check_gradients(temporal)
 
 
-def rows_of_runs(case: Case) -> tuple[int, int]:
-    runs = _torch_temporal_cuda._Runs(_torch_temporal_cuda._steps("test", case.x, case.starts, case.reverse), 1)
-    return runs.rows, runs.count
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight steps of every row."""
+    for name in ("_RUN_BYTES", "_TRAINING_RUN_BYTES"):
+        monkeypatch.setattr(_torch_temporal_runs, name, 1)
 
 
 @CELL
 def test_runs_change_no_bit(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
     case = integers(Case(cell, "meanmax", 30, (41, 0, 9, 41, 1, 17, 9), inputs=2, reverse=True))
     whole = case.run(temporal)
-    monkeypatch.setattr(_torch_temporal_cuda, "_RUN_BYTES", 1)
+    short_runs(monkeypatch)
     for a, b in zip(whole, case.run(temporal), strict=True):
         assert torch.equal(a, b)
 

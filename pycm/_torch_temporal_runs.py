@@ -1,0 +1,113 @@
+"""Runs of steps: how the CUDA side of temporal pooling divides what is held for each step by time, on the device.
+
+The inputs' product, and what the backward pass computes again, take as much memory as 4 to 8 states a step. Held for
+one run at a time this does not grow with T. Ragged arrays have as many rows as x has steps: how many of these belong to
+a sequence is known on the device alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pycm._temporal_layers import GATES
+from pycm._torch_arguments import _score_dtype
+
+# What a run's steps may take, unless 8 steps of every row take more: of a forward pass alone, and of a training step.
+_RUN_BYTES = 128 << 20
+_TRAINING_RUN_BYTES = 36 << 20
+# Whose gradient asks for no values of the states.
+LINEAR = ("last", "first", "mean", "lastmean")
+
+
+class Steps(NamedTuple):
+    """Where the steps of x lie."""
+
+    x: Tensor  # [N, I], the inputs' rows
+    cu_seqlens: Tensor
+    order: Tensor  # [B], longest first
+    padded_steps: int  # T, or 0 for ragged x
+    reverse: bool
+
+
+class Run(NamedTuple):
+    """The steps of all rows from one time to another, in the order "by step" of ops/temporal_recurrence.h."""
+
+    bounds: Tensor  # [2], the times
+    valid: Tensor  # [C, 1]; what is not is as if it were some step of x
+    row: Tensor  # [C]
+    first: Tensor  # [C, 1], whether it is the row's first to be run
+    last: Tensor  # [C, 1], whether it is its last
+    source: Tensor  # [C], its row in x
+    state: Tensor  # [C], its row in ragged arrays
+
+
+def most_steps(batch: int, bytes_a_step: int, run_bytes: int | None = None) -> int:
+    return max((run_bytes or _RUN_BYTES) // bytes_a_step, 8 * batch)
+
+
+class Division(NamedTuple):
+    """Of steps into runs, by shapes alone: run k begins with the first time before which there are k · stride steps."""
+
+    rows: int  # of a run's arrays
+    stride: int
+    count: int
+
+    @staticmethod
+    def of(steps: int, batch: int, most: int) -> Division:
+        if steps <= most:
+            return Division(steps, steps, 1)
+        stride = most - batch  # a run takes fewer than that and one step of every row
+        return Division(most, stride, -(-steps // stride))
+
+
+def training_runs(steps: int, batch: int, cell: str, weight_hh: Tensor) -> Division:
+    """What one step takes at most: the gates (twice for a GRU), the memory and what reaches the states."""
+    hidden, state = weight_hh.shape[0] // GATES[cell], weight_hh.shape[1]
+    numbers = ((cell == "gru") * 3 * hidden) + weight_hh.shape[0] + hidden + state
+    bytes_a_step = numbers * _score_dtype(weight_hh.dtype).itemsize
+    return Division.of(steps, batch, most_steps(batch, bytes_a_step, _TRAINING_RUN_BYTES))
+
+
+def kept(steps: int, batch: int, cell: str, pool: str, weight_hh: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    """For a backward pass: the states' dtype, and the shape of the memory before each run but the first."""
+    work = _score_dtype(weight_hh.dtype)
+    runs = training_runs(steps, batch, cell, weight_hh).count if cell == "lstm" else 1
+    return weight_hh.dtype if pool in LINEAR else work, (runs - 1, batch, weight_hh.shape[0] // GATES[cell])
+
+
+class Runs:
+    """All steps, divided by time. What the runs are is computed once, for all of them."""
+
+    def __init__(self, steps: Steps, division: Division) -> None:
+        self.rows, self.count, device = division.rows, division.count, steps.x.device
+        count, batch = steps.x.shape[0], steps.order.shape[0]
+        self.lengths = lengths = steps.cu_seqlens.diff()
+        times = torch.arange(steps.padded_steps or count, device=device)
+        running = batch - torch.searchsorted(lengths[steps.order].flip(0), times, right=True)
+        self.step_starts = starts = torch.nn.functional.pad(running.cumsum(0), (1, 0))
+        begins = torch.arange(self.count + 1, device=device) * division.stride
+        self.bounds = torch.searchsorted(starts, begins).clip(max=times.shape[0])
+        edges = starts[self.bounds][:, None]
+        position = edges[:-1] + torch.arange(self.rows, device=device)
+        valid = position < edges[1:]
+        step = (torch.searchsorted(starts, position, right=True) - 1).clip(max=starts.shape[0] - 2)
+        row = steps.order[(position - starts[step]).clip(max=batch - 1)]
+        last = lengths[row] - 1
+        time = last - step if steps.reverse else step
+        state = steps.cu_seqlens[row]
+        base = row * steps.padded_steps if steps.padded_steps else state
+        source, state = (torch.where(valid, start + time, 0) for start in (base, state))
+        self.parts = (valid[..., None], row, (step == 0)[..., None], (step == last)[..., None], source, state)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Run:
+        return Run(self.bounds[index : index + 2], *(part[index] for part in self.parts))
+
+    def __iter__(self) -> Iterator[Run]:
+        return map(self.__getitem__, range(self.count))
