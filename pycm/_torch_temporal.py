@@ -273,7 +273,7 @@ def _temporal_pool_fake(*args: Any) -> tuple[Tensor, ...]:
         return results
     pooled, states, h_n, c_n, _ = results
     batch = cu_seqlens.shape[0] - 1
-    dtype, shape = _torch_temporal_runs.kept(x.shape[:-1].numel(), batch, cell, pool, weight_hh)
+    dtype, shape = _torch_temporal_runs.kept(x, batch, cell, pool, weight_hh)
     return pooled, states.to(dtype), h_n, c_n, h_n.new_empty(shape if keep_reserve else (0, *shape[1:]))
 
 

@@ -106,7 +106,7 @@ def forward(
             return x.new_empty(shape, dtype=work)
 
         streams, count = pool in _STREAMING, steps.x.shape[0]
-        states_dtype, memory = kept(count, batch, cell, pool, weight_hh)
+        states_dtype, memory = kept(x, batch, cell, pool, weight_hh)
         pooled = new(0) if pool == "none" else new(batch, width(pool) * state)
         states = x.new_empty((count if keep_states or not streams else 0, state), dtype=states_dtype)
         h_n, c_n = new(batch, state), new(batch, hidden) if cell == "lstm" else new(0)
@@ -127,11 +127,11 @@ def forward(
             )
 
         initial, most = (_dense(h0), _dense(c0)), most_steps(batch, weight_hh.shape[0] * work.itemsize)
-        division = training_runs(count, batch, cell, weight_hh) if keep_reserve else Division.of(count, batch, most)
+        division = training_runs(x, batch, cell, weight_hh) if keep_reserve else Division.of(x, batch, most)
         if table is not None:
             inputs = _inputs(_plain(table), weight_ih, bias)
             recur(inputs, steps.padded_steps, (None, None), initial, steps.x[:, 0].contiguous())
-        elif division.count == 1:
+        elif division.runs == 1:
             recur(_inputs(steps.x, weight_ih, bias), steps.padded_steps, (None, None), initial)
         else:
             runs = Runs(steps, division)
@@ -177,12 +177,13 @@ def temporal_pool_backward(
     work, batch = _score_dtype(weight_hh.dtype), cu_seqlens.shape[0] - 1
     inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, h0, c0, pool_weights)
     if batch == 0:
-        return tuple(_like(tensor, work, need) for tensor, need in zip(inputs, needs, strict=True))
+        first, *others = (_like(tensor, work, need) for tensor, need in zip(inputs, needs, strict=True))
+        return first.to(x.dtype) if needs[0] else first, *others
     state, hidden, dtype = weight_hh.shape[1], weight_hh.shape[0] // GATES[cell], weight_hh.dtype
     with _torch_cuda._on(x.device):
         steps = _steps("temporal_pool_backward", x, cu_seqlens, reverse)
         count, inputs_size = steps.x.shape
-        runs = Runs(steps, training_runs(count, batch, cell, weight_hh))
+        runs = Runs(steps, training_runs(x, batch, cell, weight_hh))
         bias, hidden_bias = _biases(cell, bias_ih, bias_hh, hidden)
         w_ih, w_hh = _plain(weight_ih), _plain(weight_hh)
         recurrent = _dense(weight_hh), _dense(weight_hr), steps.cu_seqlens, steps.order, runs.step_starts
@@ -208,23 +209,16 @@ def temporal_pool_backward(
                 gate += _mm(earlier, weight.T, dtype)
             return gates, None
 
-        # What reaches the states from outside: of pools that are linear run by run, else all of it is there before.
+        # What reaches the states from outside: of linear pools the kernel finds it, of others all of it is held.
         grad_pool_weights = _like(pool_weights, work, needs[8])
         given = None if grad_states is None else _plain(grad_states)
-        pooled = None if grad_pooled is None or pool == "none" else _plain(grad_pooled)
+        pooled = None if pool == "none" else _dense(grad_pooled)
         if pooled is not None and pool not in LINEAR:
-            given = torch.zeros_like(states) if given is None else given.clone()
+            given = torch.zeros_like(states) if given is None else given.clone(memory_format=torch.contiguous_format)
             grad_pool_weights = _pool_backward(
                 states, steps.cu_seqlens, pool_weights, pooled, pool, reverse, (True, needs[8]), given
             )[1]
-        linear = [] if pooled is None or pool not in LINEAR else _linear(pool, pooled, runs.lengths)
-
-        def outside(run: Run) -> Tensor:
-            total = x.new_zeros((runs.rows, state), dtype=work) if given is None else given[run.state].to(work)
-            for part, steps_of in linear:
-                found = part[run.row]
-                total += found if steps_of is None else found.masked_fill_(~getattr(run, steps_of), 0)
-            return total
+        of_rows = _of_rows(pool, pooled, runs.lengths)
 
         # The runs, from the last: step by step, and sums over its steps.
         none = x.new_empty(0, dtype=work)
@@ -232,8 +226,11 @@ def temporal_pool_backward(
         # What is no step goes to a row of its own.
         grad_x = x.new_zeros((count + 1, inputs_size)) if needs[0] else none
 
-        def back(index: int, grad_last: tuple[Optional, Optional]) -> tuple[Optional, Optional]:
-            """From the gradients of the last h and c to those of what the run began with, where they are wanted."""
+        # Of h and c between the runs, each in the place of the last.
+        grad_h = x.new_empty((batch, state), dtype=work) if runs.count > 1 or needs[6] else None
+        grad_c = x.new_empty((batch, hidden), dtype=work) if cell == "lstm" and (runs.count > 1 or needs[7]) else None
+
+        def back(index: int) -> None:
             run = runs[index]
             gates, of_state = gates_of(run)
             c = m = None
@@ -241,16 +238,18 @@ def temporal_pool_backward(
                 c = gates.new_empty(runs.rows, hidden)
                 m = None if weight_hr is None else torch.empty_like(c)
                 _call("temporal_scan", x, *recurrent, run.bounds, memory[index], gates, c, m, None)
-            grad_h = x.new_empty((batch, state), dtype=work) if index > 0 or needs[6] else None
-            grad_c = x.new_empty((batch, hidden), dtype=work) if cell == "lstm" and (index > 0 or needs[7]) else None
-            grads = outside(run)
+            ends = (_dense(grad_h_n), _dense(grad_c_n)) if index + 1 == runs.count else (grad_h, grad_c)
+            begins = (grad_h if index > 0 or needs[6] else None, grad_c if index > 0 or needs[7] else None)
+            grads = None if given is None else given[run.state].to(work)
+            if m is not None and grads is None:
+                grads = x.new_zeros((runs.rows, state), dtype=work)
             _call(
                 "temporal_recurrence_backward",
                 x,
                 *(cell, *recurrent, run.bounds, reverse, _dense(h0), memory[index]),
-                *(gates, of_state, None if cell == "lstm" else states, c, grads, *grad_last, grad_h, grad_c),
+                *(gates, of_state, None if cell == "lstm" else states, c, grads, *of_rows, *ends, *begins),
             )
-            if needs[5] and m is not None:
+            if needs[5] and m is not None and grads is not None:
                 grad_weights[4] += _mm(grads.masked_fill_(~run.valid, 0).T, m.masked_fill_(~run.valid, 0), dtype)
             del c, m, grads  # what follows takes their place
             shares = [gates] if of_state is None else [gates, of_state]
@@ -268,24 +267,29 @@ def temporal_pool_backward(
             if needs[0]:
                 found = _mm(shares[0], w_ih, dtype).to(x.dtype)
                 grad_x.index_copy_(0, torch.where(run.valid[:, 0], run.source, count), found)
-            return grad_h, grad_c
 
-        carried: tuple[Optional, Optional] = _dense(grad_h_n), _dense(grad_c_n)
         for index in reversed(range(runs.count)):
-            carried = back(index, carried)
+            back(index)
         return (
             grad_x[:count].reshape(x.shape) if needs[0] else none,
             *grad_weights,
-            *(part if need and part is not None else none for part, need in zip(carried, needs[6:8], strict=True)),
+            *(
+                part if need and part is not None else none
+                for part, need in zip((grad_h, grad_c), needs[6:8], strict=True)
+            ),
             grad_pool_weights,
         )
 
 
-def _linear(pool: str, grad: Tensor, lengths: Tensor) -> list[tuple[Tensor, str | None]]:
-    """What each row's steps get of the pool's gradient, and which of them: all, or a field of `Run`."""
-    share = {"mean": (None,), "last": ("last",), "first": ("first",), "lastmean": ("last", None)}[pool]
-    parts = zip(grad.chunk(len(share), 1), share, strict=True)
-    return [(part / lengths.clip(min=1)[:, None] if steps is None else part, steps) for part, steps in parts]
+def _of_rows(pool: str, grad: Optional, lengths: Tensor) -> tuple[Optional, Optional, Optional]:
+    """What a pool's gradient gives to every state of a row, to the first that is run, and to the last."""
+    if grad is None or pool not in LINEAR:
+        return None, None, None
+    if pool in ("first", "last"):
+        return None, *((grad, None) if pool == "first" else (None, grad))
+    parts = grad.chunk(width(pool), 1)
+    last = parts[0].contiguous() if pool == "lastmean" else None
+    return (parts[-1] / lengths.clip(min=1)[:, None]).contiguous(), None, last
 
 
 def _before(states: Tensor, run: Run, h0: Optional, reverse: bool, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ from pycm._torch_arguments import _score_dtype
 
 # What a run's steps may take, unless 8 steps of every row take more: of a forward pass alone, and of a training step.
 _RUN_BYTES = 128 << 20
-_TRAINING_RUN_BYTES = 36 << 20
+_TRAINING_RUN_BYTES = 25 << 20
 # Whose gradient asks for no values of the states.
 LINEAR = ("last", "first", "mean", "lastmean")
 
@@ -40,7 +40,6 @@ class Run(NamedTuple):
     valid: Tensor  # [C, 1]; what is not is as if it were some step of x
     row: Tensor  # [C]
     first: Tensor  # [C, 1], whether it is the row's first to be run
-    last: Tensor  # [C, 1], whether it is its last
     source: Tensor  # [C], its row in x
     state: Tensor  # [C], its row in ragged arrays
 
@@ -50,32 +49,35 @@ def most_steps(batch: int, bytes_a_step: int, run_bytes: int | None = None) -> i
 
 
 class Division(NamedTuple):
-    """Of steps into runs, by shapes alone: run k begins with the first time before which there are k · stride steps."""
+    """Of the steps of x into runs, by shapes alone."""
 
     rows: int  # of a run's arrays
+    # Run k begins at time k · stride of padded x; of ragged x with the first time before which there are so many steps.
     stride: int
-    count: int
+    runs: int
 
     @staticmethod
-    def of(steps: int, batch: int, most: int) -> Division:
+    def of(x: Tensor, batch: int, most: int) -> Division:
+        steps, padded = x.shape[:-1].numel(), x.ndim == 3
+        length = x.shape[1] if padded else steps
         if steps <= most:
-            return Division(steps, steps, 1)
-        stride = most - batch  # a run takes fewer than that and one step of every row
-        return Division(most, stride, -(-steps // stride))
+            return Division(steps, length, 1)
+        # A run takes fewer steps than `most` - B and those of one time.
+        stride = most // batch if padded else most - batch
+        return Division(stride * batch if padded else most, stride, -(-length // stride))
 
 
-def training_runs(steps: int, batch: int, cell: str, weight_hh: Tensor) -> Division:
-    """What one step takes at most: the gates (twice for a GRU), the memory and what reaches the states."""
-    hidden, state = weight_hh.shape[0] // GATES[cell], weight_hh.shape[1]
-    numbers = ((cell == "gru") * 3 * hidden) + weight_hh.shape[0] + hidden + state
+def training_runs(x: Tensor, batch: int, cell: str, weight_hh: Tensor) -> Division:
+    """For a step the gates and c, or both shares of a GRU's gates: little else is there at the same time."""
+    numbers = weight_hh.shape[0] * 2 if cell == "gru" else weight_hh.shape[0] // 4 * 5
     bytes_a_step = numbers * _score_dtype(weight_hh.dtype).itemsize
-    return Division.of(steps, batch, most_steps(batch, bytes_a_step, _TRAINING_RUN_BYTES))
+    return Division.of(x, batch, most_steps(batch, bytes_a_step, _TRAINING_RUN_BYTES))
 
 
-def kept(steps: int, batch: int, cell: str, pool: str, weight_hh: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+def kept(x: Tensor, batch: int, cell: str, pool: str, weight_hh: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
     """For a backward pass: the states' dtype, and the shape of the memory before each run but the first."""
     work = _score_dtype(weight_hh.dtype)
-    runs = training_runs(steps, batch, cell, weight_hh).count if cell == "lstm" else 1
+    runs = training_runs(x, batch, cell, weight_hh).runs if cell == "lstm" else 1
     return weight_hh.dtype if pool in LINEAR else work, (runs - 1, batch, weight_hh.shape[0] // GATES[cell])
 
 
@@ -83,25 +85,24 @@ class Runs:
     """All steps, divided by time. What the runs are is computed once, for all of them."""
 
     def __init__(self, steps: Steps, division: Division) -> None:
-        self.rows, self.count, device = division.rows, division.count, steps.x.device
+        self.rows, self.count, device = division.rows, division.runs, steps.x.device
         count, batch = steps.x.shape[0], steps.order.shape[0]
         self.lengths = lengths = steps.cu_seqlens.diff()
         times = torch.arange(steps.padded_steps or count, device=device)
         running = batch - torch.searchsorted(lengths[steps.order].flip(0), times, right=True)
         self.step_starts = starts = torch.nn.functional.pad(running.cumsum(0), (1, 0))
         begins = torch.arange(self.count + 1, device=device) * division.stride
-        self.bounds = torch.searchsorted(starts, begins).clip(max=times.shape[0])
+        self.bounds = (begins if steps.padded_steps else torch.searchsorted(starts, begins)).clip(max=times.shape[0])
         edges = starts[self.bounds][:, None]
         position = edges[:-1] + torch.arange(self.rows, device=device)
         valid = position < edges[1:]
         step = (torch.searchsorted(starts, position, right=True) - 1).clip(max=starts.shape[0] - 2)
         row = steps.order[(position - starts[step]).clip(max=batch - 1)]
-        last = lengths[row] - 1
-        time = last - step if steps.reverse else step
+        time = lengths[row] - 1 - step if steps.reverse else step
         state = steps.cu_seqlens[row]
         base = row * steps.padded_steps if steps.padded_steps else state
         source, state = (torch.where(valid, start + time, 0) for start in (base, state))
-        self.parts = (valid[..., None], row, (step == 0)[..., None], (step == last)[..., None], source, state)
+        self.parts = (valid[..., None], row, (step == 0)[..., None], source, state)
 
     def __len__(self) -> int:
         return self.count

@@ -72,8 +72,10 @@ struct RecurrenceBackwardArgs {
   const void* states = nullptr;  // ragged [S, P], GRU only
   bool narrow_states = false;    // they are in the weights' type
   const void* c = nullptr;       // by step [rows, H], LSTM only
-  // By step [rows, P]: what reaches the states from outside; with a projection overwritten with all that reaches them.
+  // What reaches the states from outside: by step [rows, P]; and [B, P] each, what reaches every state of a row, its first, its
+  // last. Null for zeros; but with a projection grad_states is given, and overwritten with all that reaches them.
   void* grad_states = nullptr;
+  const void *grad_every = nullptr, *grad_first = nullptr, *grad_last = nullptr;
   const void* grad_hn = nullptr;  // [B, P], null for zeros
   const void* grad_cn = nullptr;  // [B, H]
   void* grad_h0 = nullptr;        // [B, P], null where not wanted
