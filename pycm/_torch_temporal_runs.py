@@ -18,7 +18,7 @@ from pycm._torch_arguments import _score_dtype
 
 # What a run's steps may take, unless 8 steps of every row take more: of a forward pass alone, and of a training step.
 _RUN_BYTES = 128 << 20
-_TRAINING_RUN_BYTES = 25 << 20
+_TRAINING_RUN_BYTES = 30 << 20
 # Whose gradient asks for no values of the states.
 LINEAR = ("last", "first", "mean", "lastmean")
 

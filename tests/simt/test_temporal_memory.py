@@ -48,6 +48,7 @@ def counted(dispatched: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(a.shape[0], b.shape[1])
 
+    monkeypatch.setenv("PYCM_SIMT_MULTIPROCESSORS", "132")  # of an H100
     monkeypatch.setattr(_torch_temporal_cuda, "_call", call)
     monkeypatch.setattr(_torch_temporal_cuda, "_mm", product)
 
