@@ -30,7 +30,7 @@ _CELL = (
 _CHOICES = "str cell, str pool, bool reverse"
 # Pooled [B, W·P] (empty for the pool "none"), states [≥ S, P] (empty unless kept), h_n [B, P], c_n [B, H] (empty for a
 # GRU), reserve [≥ S, R, H] (empty unless kept), in the working dtype. A gradient needs states and reserve. On CUDA the
-# states are rounded to the weights' dtype, and the reserve is [runs - 1, B, H], as `_torch_temporal_runs.kept` has it.
+# states are rounded to the weights' dtype, and the reserve is [runs - 1, B, H], as `_torch_temporal_runs` has it.
 torch.library.define(
     "pycm::temporal_pool",
     f"({_CELL}{_CHOICES}, bool keep_states, bool keep_reserve) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -273,8 +273,9 @@ def _temporal_pool_fake(*args: Any) -> tuple[Tensor, ...]:
         return results
     pooled, states, h_n, c_n, _ = results
     batch = cu_seqlens.shape[0] - 1
-    dtype, shape = _torch_temporal_runs.kept(x, batch, cell, pool, weight_hh)
-    return pooled, states.to(dtype), h_n, c_n, h_n.new_empty(shape if keep_reserve else (0, *shape[1:]))
+    states = states.to(_torch_temporal_runs.states_dtype(pool, weight_hh.dtype))
+    memory = _torch_temporal_runs.memory_shape(x, batch, cell, weight_hh, keep_reserve)
+    return pooled, states, h_n, c_n, h_n.new_empty(memory)
 
 
 @torch.library.register_fake("pycm::temporal_pool_backward")  # type: ignore[untyped-decorator]

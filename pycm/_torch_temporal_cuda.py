@@ -17,7 +17,17 @@ from torch import Tensor
 from pycm import _torch_cuda
 from pycm._temporal_layers import GATES, width
 from pycm._torch_arguments import _check_devices, _check_tangents, _plain, _score_dtype
-from pycm._torch_temporal_runs import LINEAR, Division, Run, Runs, Steps, kept, most_steps, training_runs
+from pycm._torch_temporal_runs import (
+    LINEAR,
+    Division,
+    Run,
+    Runs,
+    Steps,
+    memory_shape,
+    most_steps,
+    states_dtype,
+    training_runs,
+)
 
 Optional = Tensor | None
 # Those that the recurrence computes as it goes.
@@ -106,11 +116,11 @@ def forward(
             return x.new_empty(shape, dtype=work)
 
         streams, count = pool in _STREAMING, steps.x.shape[0]
-        states_dtype, memory = kept(x, batch, cell, pool, weight_hh)
         pooled = new(0) if pool == "none" else new(batch, width(pool) * state)
-        states = x.new_empty((count if keep_states or not streams else 0, state), dtype=states_dtype)
+        kept_steps = count if keep_states or not streams else 0
+        states = x.new_empty((kept_steps, state), dtype=states_dtype(pool, weight_hh.dtype))
         h_n, c_n = new(batch, state), new(batch, hidden) if cell == "lstm" else new(0)
-        reserve = new(*memory) if keep_reserve else new(0, batch, hidden)
+        reserve = new(*memory_shape(x, batch, cell, weight_hh, keep_reserve))
         if batch == 0:
             return pooled, states, h_n, c_n, reserve
         bias, hidden_bias = _biases(cell, bias_ih, bias_hh, hidden)

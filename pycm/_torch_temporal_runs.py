@@ -74,11 +74,15 @@ def training_runs(x: Tensor, batch: int, cell: str, weight_hh: Tensor) -> Divisi
     return Division.of(x, batch, most_steps(batch, bytes_a_step, _TRAINING_RUN_BYTES))
 
 
-def kept(x: Tensor, batch: int, cell: str, pool: str, weight_hh: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
-    """For a backward pass: the states' dtype, and the shape of the memory before each run but the first."""
-    work = _score_dtype(weight_hh.dtype)
-    runs = training_runs(x, batch, cell, weight_hh).runs if cell == "lstm" else 1
-    return weight_hh.dtype if pool in LINEAR else work, (runs - 1, batch, weight_hh.shape[0] // GATES[cell])
+def states_dtype(pool: str, dtype: torch.dtype) -> torch.dtype:
+    """Of the states that are kept for a backward pass, for weights of this dtype."""
+    return dtype if pool in LINEAR else _score_dtype(dtype)
+
+
+def memory_shape(x: Tensor, batch: int, cell: str, weight_hh: Tensor, keep: bool = True) -> tuple[int, int, int]:
+    """Of the memory before each run of a training step but the first. Without `keep` it asks for no size of x."""
+    runs = training_runs(x, batch, cell, weight_hh).runs if keep and cell == "lstm" else 1
+    return runs - 1, batch, weight_hh.shape[0] // GATES[cell]
 
 
 class Runs:
