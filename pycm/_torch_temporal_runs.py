@@ -58,11 +58,12 @@ class Division(NamedTuple):
 
     @staticmethod
     def of(x: Tensor, batch: int, most: int) -> Division:
-        steps, padded = x.shape[:-1].numel(), x.ndim == 3
+        padded = x.ndim == 3
+        steps = x.shape[0] * x.shape[1] if padded else x.shape[0]  # numel() would fix them in a trace
         length = x.shape[1] if padded else steps
         if steps <= most:
             return Division(steps, length, 1)
-        # A run takes fewer steps than `most` - B and those of one time.
+        # Of ragged x a run takes up to B steps, those of one time, more than its stride.
         stride = most // batch if padded else most - batch
         return Division(stride * batch if padded else most, stride, -(-length // stride))
 
