@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pycm import _C, _torch_temporal_cuda
+from pycm import _C, _torch_temporal_cuda, _torch_temporal_runs
 from pycm import _torch_temporal_plain as plain
 from pycm._temporal_layers import GATES, RESERVE, width
 from pycm._torch_arguments import _check_tangents
@@ -29,12 +29,14 @@ _CELL = (
 )
 _CHOICES = "str cell, str pool, bool reverse"
 # Pooled [B, W·P] (empty for the pool "none"), states [≥ S, P] (empty unless kept), h_n [B, P], c_n [B, H] (empty for a
-# GRU), reserve [≥ S, R, H] (empty unless kept, and on CUDA), in the working dtype. A gradient needs states and reserve.
+# GRU), reserve [≥ S, R, H] (empty unless kept), in the working dtype. A gradient needs states and reserve. On CUDA the
+# states are rounded to the weights' dtype, and the reserve is [runs - 1, B, H], as `_torch_temporal_runs` has it.
 torch.library.define(
     "pycm::temporal_pool",
     f"({_CELL}{_CHOICES}, bool keep_states, bool keep_reserve) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-# The gradients of the tensors before, but of cu_seqlens, in the working dtype; empty where not needed.
+# The gradients of the tensors before, but of cu_seqlens, in the working dtype, on CUDA that of x in its own; empty
+# where not needed.
 torch.library.define(
     "pycm::temporal_pool_backward",
     f"({_CELL}Tensor states, Tensor reserve, Tensor? grad_pooled, Tensor? grad_states, Tensor? grad_h_n, "
@@ -266,15 +268,22 @@ for _op in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_stat
 @torch.library.register_fake("pycm::temporal_pool")  # type: ignore[untyped-decorator]
 def _temporal_pool_fake(*args: Any) -> tuple[Tensor, ...]:
     x, cu_seqlens, _, weight_hh, *_, cell, pool, _, keep_states, keep_reserve = args
-    keep_reserve = keep_reserve and x.device.type != "cuda"  # there the backward pass computes the gates again
-    return _results(x, cu_seqlens, weight_hh, cell, pool, keep_states, keep_reserve)
+    results = _results(x, cu_seqlens, weight_hh, cell, pool, keep_states, keep_reserve)
+    if x.device.type != "cuda":
+        return results
+    pooled, states, h_n, c_n, _ = results
+    batch = cu_seqlens.shape[0] - 1
+    states = states.to(_torch_temporal_runs.states_dtype(pool, weight_hh.dtype))
+    memory = _torch_temporal_runs.memory_shape(x, batch, cell, weight_hh, keep_reserve)
+    return pooled, states, h_n, c_n, h_n.new_empty(memory)
 
 
 @torch.library.register_fake("pycm::temporal_pool_backward")  # type: ignore[untyped-decorator]
 def _temporal_pool_backward_fake(*args: Any) -> tuple[Tensor, ...]:
     x, _, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, pool_weights, h0, c0, *_, needs = args
     inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, h0, c0, pool_weights)
-    return tuple(_grad_like(tensor, x.dtype, need) for tensor, need in zip(inputs, needs, strict=True))
+    first, *others = (_grad_like(tensor, x.dtype, need) for tensor, need in zip(inputs, needs, strict=True))
+    return first.to(x.dtype) if x.device.type == "cuda" and needs[0] else first, *others
 
 
 @torch.library.register_fake("pycm::pool_states")  # type: ignore[untyped-decorator]

@@ -90,8 +90,8 @@ def temporal_pool(
     A row's result does not depend on the other rows, on the number of threads or on the padding, to the bit (on
     CUDA: but for the rounding of torch's product of the inputs). States and sums are fp32 (fp64 for float64). Torch
     tensors: differentiable in x, weights, h0, c0 and the pools' parameters; the backward pass needs states and
-    gates, S·(P + 5·H) numbers a direction for an LSTM and S·5·H for a GRU (on CUDA the states, and computes the gates
-    again). O(S·G·H·(I + P)) operations; without a gradient O(B·H) memory beside the product with x, and S·P where
+    gates, S·(P + 5·H) numbers a direction for an LSTM and S·5·H for a GRU (on CUDA the states alone; it computes the
+    gates again). O(S·G·H·(I + P)) operations; without a gradient O(B·H) memory beside the product with x, and S·P where
     several layers, joined directions or a pool by rank need all states.
     """
     options = Options(
