@@ -397,7 +397,7 @@ def test_nan_and_infinity_are_ordered_as_on_the_cpu(temporal: Any) -> None:
 
 @pytest.fixture
 def dispatched(arch: str, temporal: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """CPU tensors go to the operators of CUDA tensors, on the executor; the chip's are in tests/test_cuda_temporal.py."""
+    """CPU tensors go to the operators of CUDA tensors, on the executor; the chip's: tests/test_cuda_temporal.py."""
     library = torch.library.Library("pycm", "IMPL", "CPU")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch tells of every kernel that is overridden
