@@ -13,11 +13,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
+import torch
 from clip_cases import WORDS, LetterEncoder, clip_features, ramps, sequences
 from video_text_cases import FIT, KINDS, SHORT, TEST, TEXTS, TRAIN, TRUTH, accuracy, make
 
 from pycm import VideoTextMatcher, evaluate, losses, matchers
+from pycm.matchers.inputs import Steps
 from pycm.matchers.learning import Pairs
+from pycm.matchers.towers import StreamPool
 from pycm.spaces import Ridge
 from pycm.streams import Sequences
 
@@ -83,6 +86,29 @@ class TestHeads:
             matcher.match(TEST, WORDS)
         with pytest.raises(ValueError, match="label 'up' is not among the training labels"):
             make(head="labels").fit(TRAIN, names[KINDS], validation=(TEST, ["up"] * 100), **SHORT)
+
+    def test_smoothed_labels_leave_the_others_their_share(self) -> None:
+        """A fitted network says 1 - 3/4 s of the label and s/4 of each of the three others."""
+        names = np.array(["left", "right", "grow", "shrink"])
+        matcher = make(head="labels", dropout=0.0).fit(TRAIN, names[KINDS], **FIT, label_smoothing=0.4)
+        right = np.sort(matcher.predict_proba(TRAIN), axis=1)
+        np.testing.assert_allclose(np.median(right, axis=0), [0.1, 0.1, 0.1, 0.7], atol=0.03)
+
+    def test_input_dropout_is_of_the_features_and_in_training_alone(self) -> None:
+        pool = StreamPool(6, 8, None, "mean", 0.0, bidirectional=False, input_dropout=0.5)
+        read: list[Any] = []
+        pool.project.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+        steps = Steps(torch.full((400, 6), 3.0), torch.tensor([0, 400]), torch.ones(1, dtype=torch.bool))
+        pool(steps)
+        pool.eval()(steps)
+        assert sorted(read[0].unique().tolist()) == [0.0, 6.0]
+        assert 0.4 < float((read[0] == 0).double().mean()) < 0.6
+        assert read[1].unique().tolist() == [3.0]
+
+    def test_input_dropout_reaches_each_stream(self) -> None:
+        matcher = make(input_dropout=0.3).fit(TRAIN, TEXTS, **(FIT | {"epochs": 0}))
+        rates = [module.p for module in matcher._network.modules() if isinstance(module, torch.nn.Dropout)]
+        assert rates.count(0.3) == 1
 
 
 class TestUse:

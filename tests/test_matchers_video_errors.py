@@ -51,6 +51,7 @@ def test_data_that_cannot_be_learned_from(clips: ClipFeatures, texts: Any, messa
         ({"loss": "hinge"}, ValueError, r"loss must be one of max_hinge, info_nce, sigmoid, triplet, got 'hinge'"),
         ({"hidden": 0}, ValueError, r"hidden must be a positive int, got 0"),
         ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\), got 1\.0"),
+        ({"input_dropout": -0.1}, ValueError, r"input_dropout must be in \[0, 1\), got -0\.1"),
         ({"space": "ridge"}, TypeError, r"space must be a Ridge or None, got str"),
         ({"space": Ridge()}, ValueError, r'space must be None for text_encoder="words"'),
         ({"space_streams": ["sound"]}, ValueError, r"space_streams must be among ramp, got \['sound'\]"),
@@ -67,5 +68,9 @@ def test_unknown_and_wrong_arguments_of_fit() -> None:
         make().fit(TRAIN, TEXTS, epoch=3)
     with pytest.raises(TypeError, match=r"fit: checkpoint must be a path or None, got int"):
         make().fit(TRAIN, TEXTS, checkpoint=3)
+    with pytest.raises(ValueError, match=r"fit: label_smoothing must be in \[0\.0, 1\.0\], got 1\.5"):
+        make(head="labels").fit(TRAIN, TEXTS, label_smoothing=1.5)
+    with pytest.raises(ValueError, match=r"fit: label_smoothing is for head='labels', got 0\.1"):
+        make().fit(TRAIN, TEXTS, label_smoothing=0.1)
     with pytest.raises(ValueError, match=r"fit: validation must be a share in \(0, 1\)"):
         make().fit(TRAIN, TEXTS, validation=2.0, **SHORT)

@@ -24,7 +24,7 @@ class FusedClassifier(PairClassifier):
         dims: of the clip's streams.
         fusion: "h0": the image's state, through a linear layer and tanh, opens the GRU; "steps": it is joined to each
             step; or both.
-        pool, bidirectional, dim, hidden, dropout: of the GRU and the MLP.
+        pool, bidirectional, input_dropout, dim, hidden, dropout: of the GRU and the MLP.
 
     Steps are projected once a clip. The GRU runs once a pair: O(T·hidden²) operations for each, T the clip's steps,
     where the embeddings cost O(dim).
@@ -41,6 +41,7 @@ class FusedClassifier(PairClassifier):
         fusion: Sequence[str],
         pool: Pool,
         bidirectional: bool,
+        input_dropout: float,
         dim: int,
         hidden: int,
         dropout: float,
@@ -51,7 +52,7 @@ class FusedClassifier(PairClassifier):
         self.joined = "steps" in fusion
         self.fused = SequenceTower(
             dims, hidden, hidden=hidden, cell="gru", pool=pool, bidirectional=bidirectional, dropout=dropout,
-            zero=False, extra=told if self.joined else 0,
+            input_dropout=input_dropout, zero=False, extra=told if self.joined else 0,
         )  # fmt: skip
 
     def fit_scales(self, first: Features, second: Features) -> None:

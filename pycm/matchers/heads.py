@@ -157,6 +157,6 @@ class LabelClassifier(nn.Module):
         """[N, labels]."""
         return self.head(self.first(inputs)).float()  # type: ignore[no-any-return]
 
-    def forward(self, inputs: Inputs, labels: Tensor) -> Tensor:
-        """The cross entropy of labels int64 [N]."""
-        return nn.functional.cross_entropy(self.logits(inputs), labels)
+    def forward(self, inputs: Inputs, labels: Tensor, smoothing: float) -> Tensor:
+        """The cross entropy of labels int64 [N], of whose certainty `smoothing` is spread over all labels."""
+        return nn.functional.cross_entropy(self.logits(inputs), labels, label_smoothing=smoothing)

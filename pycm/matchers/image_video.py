@@ -44,10 +44,10 @@ class ImageVideoMatcher(TrainedMatcher):
 
     Args:
         image_encoder: an image encoder, or the spec of one.
-        streams, cell, pool, hidden, dim, metric, loss, sampling, space, space_streams, bidirectional, dropout, cache,
-            workers, batch_size, seed, device, progress: as in `VideoTextMatcher`. The linear start of `space` maps the
-            image's features to the clip's mean step; where both are of one encoder, `Ridge(toward="identity")` is the
-            one to take.
+        streams, cell, pool, hidden, dim, metric, loss, sampling, space, space_streams, bidirectional, dropout,
+            input_dropout, cache, workers, batch_size, seed, device, progress: as in `VideoTextMatcher`. The linear
+            start of `space` maps the image's features to the clip's mean step; where both are of one encoder,
+            `Ridge(toward="identity")` is the one to take.
         fusion: how the classifier's GRU is told of the image: "h0", the image's state opens it; "steps", it is joined
             to each step; or both.
         head: "ranking": the embeddings alone; "pairs": with the fused classifier.
@@ -85,6 +85,7 @@ class ImageVideoMatcher(TrainedMatcher):
         space_streams: Sequence[str] | None = None,
         bidirectional: bool = False,
         dropout: float = 0.2,
+        input_dropout: float = 0.0,
         candidates: int | None = 20,
         cache: CacheOption = None,
         workers: int | None = None,
@@ -97,9 +98,9 @@ class ImageVideoMatcher(TrainedMatcher):
         if head not in ("ranking", "pairs"):
             raise ValueError(f"{name}: head must be ranking or pairs, got {head!r}")
         self._set_options(
-            cell=cell, pool=pool, hidden=hidden, dim=dim, bidirectional=bidirectional, dropout=dropout, head=head,
-            metric=metric, loss=loss, space=space, candidates=candidates, cache=cache, workers=workers,
-            batch_size=batch_size, seed=seed, device=device, progress=progress,
+            cell=cell, pool=pool, hidden=hidden, dim=dim, bidirectional=bidirectional, dropout=dropout,
+            input_dropout=input_dropout, head=head, metric=metric, loss=loss, space=space, candidates=candidates,
+            cache=cache, workers=workers, batch_size=batch_size, seed=seed, device=device, progress=progress,
         )  # fmt: skip
         kinds = (fusion,) if isinstance(fusion, str) else tuple(fusion)
         if not kinds or any(kind not in _FUSIONS for kind in kinds):

@@ -159,6 +159,7 @@ class Labels:
 
     inputs: Inputs
     labels: Int64
+    smoothing: float = 0.0
 
     @property
     def items(self) -> int:
@@ -167,7 +168,7 @@ class Labels:
     count = items
 
     def take(self, items: Int64) -> Labels:
-        return Labels(self.inputs.take(items), self.labels[items])
+        return Labels(self.inputs.take(items), self.labels[items], self.smoothing)
 
     learned = take
 
@@ -182,7 +183,7 @@ class Labels:
 
     def loss(self, network: Any, rows: Int64, done: float) -> Tensor:
         truth = torch.from_numpy(self.labels[rows]).to(self.inputs.device)
-        return network(self.inputs.take(rows), truth)  # type: ignore[no-any-return]
+        return network(self.inputs.take(rows), truth, self.smoothing)  # type: ignore[no-any-return]
 
     def validate(self, network: Any, recipe: Recipe) -> Validation:
         """Accuracy; where it is the same, the loss."""

@@ -21,6 +21,7 @@ def make_tower(about: Mapping[str, Any], dim: int, *, zero: bool, options: Mappi
         return SequenceTower(
             about["dims"], dim, hidden=hidden, cell=chosen["cell"], pool=chosen["pool"],
             bidirectional=chosen["bidirectional"], dropout=dropout, zero=zero,
+            input_dropout=chosen["input_dropout"],
         )  # fmt: skip
     if about["kind"] == "words":
         return WordTower(about["words"], dim, hidden=hidden, dropout=dropout)
@@ -43,7 +44,8 @@ def make_network(about: Mapping[str, Any], criterion: nn.Module) -> nn.Module:
     if options.get("fusion"):
         assert isinstance(first, SequenceTower)
         assert isinstance(second, SequenceTower)
-        clip = {"dims": about["second"]["dims"], "pool": options["pool"], "bidirectional": options["bidirectional"]}
+        clip = {name: options[name] for name in ("pool", "bidirectional", "input_dropout")}
+        clip["dims"] = about["second"]["dims"]
         return FusedClassifier(
             first, second, criterion, unit=about["unit"], dim=dim, fusion=options["fusion"], **clip, **sizes
         )

@@ -92,10 +92,12 @@ class StreamPool(nn.Module):
         dropout: float,
         *,
         bidirectional: bool,
+        input_dropout: float = 0.0,
         extra: int = 0,
     ) -> None:
         super().__init__()
         self.standardize = Standardize(dim)
+        self.dropout = nn.Dropout(input_dropout)
         self.project = nn.Sequential(nn.Linear(dim, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout))
         self.pool: TemporalPool | StatePool
         if cell is None:
@@ -106,7 +108,7 @@ class StreamPool(nn.Module):
 
     def projected(self, steps: Steps) -> Steps:
         """What the cell reads of each step, [S, hidden]."""
-        values = [self.project(self.standardize(block)) for block in torch.split(steps.values, _STEPS)]
+        values = [self.project(self.dropout(self.standardize(block))) for block in torch.split(steps.values, _STEPS)]
         return Steps(torch.cat(values), steps.cu_seqlens, steps.present)
 
     def forward(self, steps: Steps) -> Tensor:
@@ -141,11 +143,12 @@ class SequenceTower(nn.Module):
         bidirectional: bool,
         dropout: float,
         zero: bool,
+        input_dropout: float = 0.0,
         extra: int = 0,
     ) -> None:
         super().__init__()
         self.names = list(dims)
-        options: dict[str, Any] = {"bidirectional": bidirectional, "extra": extra}
+        options: dict[str, Any] = {"bidirectional": bidirectional, "input_dropout": input_dropout, "extra": extra}
         self.streams = nn.ModuleList(StreamPool(d, hidden, cell, pool, dropout, **options) for d in dims.values())
         self.width: int = sum(stream.output_size for stream in self.streams)  # type: ignore[misc]
         self.mlp = mlp(self.width, hidden, dim, dropout, zero=zero)

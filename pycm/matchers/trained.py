@@ -47,9 +47,9 @@ class TrainedMatcher(Matcher):
     _sides: tuple[Any, Any]
 
     def _set_options(
-        self, *, cell: Any, pool: Any, hidden: int, dim: int, bidirectional: bool, dropout: float, head: Any,
-        metric: Any, loss: Any, space: Any, candidates: int | None, cache: CacheOption, workers: int | None,
-        batch_size: int, seed: int, device: Any, progress: bool | None,
+        self, *, cell: Any, pool: Any, hidden: int, dim: int, bidirectional: bool, dropout: float,
+        input_dropout: float, head: Any, metric: Any, loss: Any, space: Any, candidates: int | None,
+        cache: CacheOption, workers: int | None, batch_size: int, seed: int, device: Any, progress: bool | None,
     ) -> None:  # fmt: skip
         """Check and keep the options that all have."""
         name = type(self).__name__
@@ -66,16 +66,17 @@ class TrainedMatcher(Matcher):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name}: {argument} must be a positive int, got {value!r}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"{name}: dropout must be in [0, 1), got {dropout!r}")
+        for argument, share in (("dropout", dropout), ("input_dropout", input_dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name}: {argument} must be in [0, 1), got {share!r}")
         if space is not None and not isinstance(space, Ridge):
             raise TypeError(f"{name}: space must be a Ridge or None, got {type(space).__name__}")
         if space is not None and head == "labels":
             raise ValueError(f"{name}: space must be None for head='labels', got {space!r}")
         check_batch_size(name, batch_size)
         self.cell, self.pool, self.hidden, self.dim = cell, pool, int(hidden), int(dim)
-        self.bidirectional, self.dropout, self.head = bool(bidirectional), float(dropout), head
-        self.metric, self.loss, self.space, self.candidates = metric, loss, space, candidates
+        self.bidirectional, self.dropout, self.input_dropout = bool(bidirectional), float(dropout), float(input_dropout)
+        self.head, self.metric, self.loss, self.space, self.candidates = head, metric, loss, space, candidates
         self.cache, self.workers, self.batch_size = cache, workers, batch_size
         self._cache = as_cache(cache)
         self.seed, self.device, self.progress = seed, device, progress
@@ -211,7 +212,7 @@ class TrainedMatcher(Matcher):
             "linear": False,
             "options": self._network_options(),
         }
-        problem = Labels(Inputs(features), labels)
+        problem = Labels(Inputs(features), labels, training.label_smoothing)
         self._keep(about, learn(function, self._recipe(), about, problem, validation, training, files))
 
     def _keep(self, about: dict[str, Any], learned: Learned) -> None:
@@ -228,7 +229,7 @@ class TrainedMatcher(Matcher):
         return Recipe(self.loss, self.metric, self.candidates, self.seed, device, self.progress, self._tuning)
 
     def _network_options(self) -> dict[str, Any]:
-        names = ("cell", "pool", "hidden", "bidirectional", "dropout")
+        names = ("cell", "pool", "hidden", "bidirectional", "dropout", "input_dropout")
         return {name: getattr(self, name) for name in names}
 
     # -- using what was learned --

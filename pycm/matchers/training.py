@@ -41,6 +41,8 @@ class Training:
         batch_size: pairs a step; the other pairs of a batch are the negatives.
         patience: epochs without a better validation after which it stops; None never stops early.
         max_norm: gradients are scaled down to this norm.
+        label_smoothing: with head="labels" alone, the share of each truth that is spread evenly over all labels
+            (Szegedy et al. 2016).
         precision: "float32", or "bfloat16" under autocast.
         encoder_lr: the largest learning rate of encoders that are fine-tuned; warm-up and decay are the network's.
         kept_bytes: how much of the decoded images and frames is held in memory while encoders are fine-tuned; the rest
@@ -57,6 +59,7 @@ class Training:
     batch_size: int = 128
     patience: int | None = 20
     max_norm: float = 1.0
+    label_smoothing: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     encoder_lr: float = 1e-5
     kept_bytes: int = 2 << 30
@@ -74,6 +77,7 @@ class Training:
             ("weight_decay", math.inf, True),
             ("warmup", 1.0, True),
             ("max_norm", math.inf, False),
+            ("label_smoothing", 1.0, True),
         ):
             value = getattr(self, name)
             if value is None and name == "lr":
@@ -93,13 +97,17 @@ class Training:
         return {name: value for name, value in asdict(self).items() if name not in without}
 
     @classmethod
-    def of(cls, function: str, given: dict[str, Any]) -> Training:
-        """From arguments by name. Raises TypeError for one that does not exist."""
+    def of(cls, function: str, given: dict[str, Any], *, labels: bool = False) -> Training:
+        """From arguments by name. Raises TypeError for one that does not exist, ValueError for one that would do
+        nothing where no labels are learned."""
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
                 raise TypeError(f"{function}: unknown argument {name!r}; of the training there are: {', '.join(known)}")
-        return cls(**given)
+        training = cls(**given)
+        if training.label_smoothing and not labels:
+            raise ValueError(f"{function}: label_smoothing is for head='labels', got {training.label_smoothing!r}")
+        return training
 
 
 class Validation(NamedTuple):

@@ -61,6 +61,7 @@ class VideoTextMatcher(TrainedMatcher):
         space_streams: the streams that the linear start reads; None is the first.
         bidirectional: clips are read backwards as well.
         dropout: of the projections and the MLPs.
+        input_dropout: of the streams' features. Worth trying where people, places or styles in training are few.
         candidates: with head="pairs", how many embeddings each item proposes to the classifier; None: all pairs.
         cache: a folder (made if missing) or a `FeatureCache`. None and False: features are not kept.
         workers: threads that decode; None is the number of processors, at most 8.
@@ -108,6 +109,7 @@ class VideoTextMatcher(TrainedMatcher):
         space_streams: Sequence[str] | None = None,
         bidirectional: bool = False,
         dropout: float = 0.2,
+        input_dropout: float = 0.0,
         candidates: int | None = None,
         cache: CacheOption = None,
         workers: int | None = None,
@@ -118,9 +120,9 @@ class VideoTextMatcher(TrainedMatcher):
     ) -> None:
         name = type(self).__name__
         self._set_options(
-            cell=cell, pool=pool, hidden=hidden, dim=dim, bidirectional=bidirectional, dropout=dropout, head=head,
-            metric=metric, loss=loss, space=space, candidates=candidates, cache=cache, workers=workers,
-            batch_size=batch_size, seed=seed, device=device, progress=progress,
+            cell=cell, pool=pool, hidden=hidden, dim=dim, bidirectional=bidirectional, dropout=dropout,
+            input_dropout=input_dropout, head=head, metric=metric, loss=loss, space=space, candidates=candidates,
+            cache=cache, workers=workers, batch_size=batch_size, seed=seed, device=device, progress=progress,
         )  # fmt: skip
         self.streams, self.text_encoder = tuple(streams), text_encoder
         self.sampling, self.space_streams = sampling, space_streams
@@ -183,7 +185,7 @@ class VideoTextMatcher(TrainedMatcher):
             log: a .csv file, or a folder for TensorBoard.
             on_error: "skip" leaves unreadable clips out together with their texts.
             **training: the fields of `Training` by name: epochs, lr, weight_decay, warmup, batch_size, patience,
-                max_norm, precision, encoder_lr, kept_bytes.
+                max_norm, label_smoothing, precision, encoder_lr, kept_bytes.
 
         Raises:
             ValueError: lengths that differ, a clip without a text or given twice, NaN in the features, a loss that is
@@ -194,7 +196,7 @@ class VideoTextMatcher(TrainedMatcher):
         Memory: the features of all training clips on the device.
         """
         function = f"{type(self).__name__}.fit"
-        options = Training.of(function, training)
+        options = Training.of(function, training, labels=self.head == "labels")
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
         check_unlabelled(function, unlabelled, threshold)
