@@ -161,6 +161,94 @@ def test_images_and_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "the matcher is for images and clips, not for texts" in error(capsys)
 
 
+def given_to_fit(
+    monkeypatch: pytest.MonkeyPatch, kind: type, arguments: list[object]
+) -> tuple[dict[str, object], dict[str, object]]:
+    """What a matcher was made with, and what its `fit` was called with."""
+    seen: list[dict[str, object]] = []
+
+    def fit(self: object, *_: object, **options: object) -> None:
+        seen.extend((self.get_params(), options))  # type: ignore[attr-defined]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "fit", fit)
+        assert call("train", *arguments) == 130
+    return seen[0], seen[1]
+
+
+def test_what_is_seldom_changed_reaches_the_matcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pycm.cli.train.check_spec", lambda *_: None)
+    pairs, out = clips_with_texts(tmp_path), ["--out", tmp_path / "m"]
+    (tmp_path / "labels.csv").write_text("clip,label\nclips/0.mp4,a\nclips/1.mp4,b\n")
+    (tmp_path / "stills.csv").write_text("image,clip\n0.png,clips/0.mp4\n1.png,clips/1.mp4\n")
+    for i in range(2):
+        Image.new("RGB", (8, 8), (20 * i, 9 * i, 99)).save(tmp_path / f"{i}.png")
+    both = ["--bidirectional", "--dropout", "0.3", "--input-dropout", "0.1"]
+    learn = ["--precision", "bfloat16", "--warmup", "0.25", "--weight-decay", "0.5"]
+    made, fitted = given_to_fit(
+        monkeypatch, matchers.ImageVideoMatcher,
+        [tmp_path / "stills.csv", *out, *both, *learn, "--fusion", "steps", "--candidates", "7", "--streams",
+         "motion,flow", "--space", "identity", "--space-streams", "flow, motion"],
+    )  # fmt: skip
+    want = {"bidirectional": True, "dropout": 0.3, "input_dropout": 0.1, "fusion": "steps", "candidates": 7}
+    assert want.items() <= made.items()
+    assert made["space_streams"] == ("flow", "motion")
+    assert made["space"].toward == "identity"  # type: ignore[attr-defined]
+    assert {"precision": "bfloat16", "warmup": 0.25, "weight_decay": 0.5}.items() <= fitted.items()
+    made, _ = given_to_fit(
+        monkeypatch, matchers.ImageVideoMatcher,
+        [tmp_path / "stills.csv", *out, "--fusion", "both", "--candidates", "all"],
+    )  # fmt: skip
+    assert (made["fusion"], made["candidates"], made["bidirectional"]) == (("h0", "steps"), None, False)
+    made, fitted = given_to_fit(
+        monkeypatch, matchers.VideoTextMatcher, [tmp_path / "labels.csv", *out, *both, "--label-smoothing", "0.1"]
+    )
+    assert made["head"] == "labels"
+    assert fitted["label_smoothing"] == 0.1
+    capsys.readouterr()
+    for more, told in (
+        (["--label-smoothing", "0.1"], "--label-smoothing: not for the system video-text"),
+        (["--fusion", "h0"], "--fusion: not for the system video-text"),
+        (["--candidates", "3"], "--candidates: nothing classifies pairs without --head pairs"),
+        (["--head", "pairs", "--candidates", "few"], "--candidates must be a number or all, got 'few'"),
+        (["--space-streams", "motion"], "--space-streams: no space reads them without --space"),
+        (["--cell", "none", "--bidirectional"], "--bidirectional: --cell none reads in no direction"),
+        (["--space", "identity"], "--space must be one of ridge, rbf for video-text, got 'identity'"),
+        (["--warmup", "2"], "warmup must be in [0.0, 1.0], got 2.0"),
+    ):
+        assert call("train", pairs, *out, *more, "--text-encoder", "words", "--streams", "motion") == 2
+        assert told in error(capsys)
+
+
+def test_search_leaves_out_queries_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = clips_with_texts(tmp_path)
+    assert call("train", pairs, *TRAIN, "--out", tmp_path / "m", "--gallery", tmp_path / "g") == 0
+    bad = tmp_path / "cut.mp4"
+    bad.write_bytes((tmp_path / "clips/1.mp4").read_bytes()[:200])
+    query = ["search", tmp_path / "g", "--clip", bad]
+    capsys.readouterr()
+    assert call(*query) == 2
+    assert "--skip-unreadable leaves them out" in error(capsys)
+    assert call(*query, "--skip-unreadable") == 2  # nothing is left to ask
+    line = error(capsys)
+    assert "cut.mp4" in line
+    assert "--skip-unreadable" not in line
+    for more, asked in (
+        (["--clip", tmp_path / "clips/3.mp4"], ["clips/3.mp4"]),
+        (["--text", "moves left"], ["moves left"]),
+    ):
+        assert call(*query, *more, "--skip-unreadable", "--k", "1", "--out", tmp_path / "s.jsonl") == 0
+        rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+        assert [row["query"].removeprefix(f"{tmp_path}/") for row in rows] == asked
+        assert "left out:" in capsys.readouterr().out
+    assert rows[0]["query"] == "moves left"
+    assert call(*query, "--text", "moves left", "--skip-unreadable", "--out", tmp_path / "s.html") == 0
+    assert "Left out:" in (tmp_path / "s.html").read_text()
+
+
 INTERRUPTED = """
 import sys
 from pycm.matchers import training
