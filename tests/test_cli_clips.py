@@ -19,9 +19,9 @@ for _package in ("typer", "rich", "jinja2", "PIL.Image", "torch", "safetensors",
 from cli_stubs import Pixels, cache_home_fixture, error  # noqa: E402, F401
 from PIL import Image  # noqa: E402
 
-from pycm import matchers  # noqa: E402
+from pycm import matchers, reference  # noqa: E402
 from pycm.cli.main import run  # noqa: E402
-from pycm.video import write_clip  # noqa: E402
+from pycm.video import read_clip, write_clip  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("cache_home")
 
@@ -128,7 +128,7 @@ def test_match_takes_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ([], "--videos needs --space with a matcher that pycm train made"),
         (["--space", tmp_path / "m", "--encoder", "efficientnet-lite0"], "not with --videos"),
         (["--space", tmp_path / "clips"], "no saved matcher there"),
-        (["--images", tmp_path], "give one of --images and --videos"),
+        (["--images", tmp_path], "give two of --images, --videos and --texts"),
     ):
         assert call(*given, *more) == 2
         assert told in error(capsys)
@@ -159,6 +159,77 @@ def test_images_and_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     capsys.readouterr()
     assert call("search", tmp_path / "g", "--text", "x") == 2
     assert "the matcher is for images and clips, not for texts" in error(capsys)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_match_takes_images_and_clips_that_nobody_paired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: bool
+) -> None:
+    monkeypatch.setattr("pycm.matchers.sides.get_encoder", lambda *_, **__: Pixels())
+    monkeypatch.setattr("pycm.cli.train.check_spec", lambda *_: None)
+    clips_with_texts(tmp_path, 6)
+    (tmp_path / "stills").mkdir()
+    (tmp_path / "pairs.csv").write_text("image,clip\n" + "".join(f"stills/{i}.png,clips/{i}.mp4\n" for i in range(4)))
+    for i in range(4):
+        Image.new("RGB", (8, 8), (60 * i, 9 * i, 99)).save(tmp_path / f"stills/{i}.png")
+    stills, clips = (
+        [tmp_path / f"{a}{i}.{b}" for i in range(n)] for a, b, n in (("stills/", "png", 4), ("clips/", "mp4", 6))
+    )
+    given = ["match", "--images", tmp_path / "stills", "--videos", tmp_path / "clips", "--k", "3,2"]
+    if trained:
+        arguments = [part for part in TRAIN if part not in ("--text-encoder", "words")]
+        assert call("train", tmp_path / "pairs.csv", *arguments, "--out", tmp_path / "m") == 0
+        given += ["--space", tmp_path / "m"]
+        found = matchers.ImageVideoMatcher.load(tmp_path / "m").match(stills, clips, (3, 2))
+        wanted = [found.image_to_video, found.video_to_image]
+    else:
+        encoder = Pixels()
+        means = [encoder.encode(list(read_clip(clip, size=256).frames)).astype(float).mean(0) for clip in clips]
+        rows = encoder.encode(stills), np.array(means, np.float32)
+        wanted = [reference.topk(*rows, 3, "cosine"), reference.topk(*rows[::-1], 2, "cosine")]
+    assert call(*given, "--out", tmp_path / "o.jsonl") == 0
+    rows_out = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    for direction, want in zip(("image_to_video", "video_to_image"), wanted, strict=True):
+        some = [row for row in rows_out if row["direction"] == direction]
+        assert [row["match_index"] for row in some] == np.ravel(want.indices).tolist()
+        np.testing.assert_allclose([row["score"] for row in some], np.ravel(want.scores), rtol=1e-6)
+        assert "correct" not in some[0]
+    assert [row["match"] for row in rows_out[:3]] == [f"{j}.mp4" for j in np.ravel(wanted[0].indices)[:3]]
+    (tmp_path / "clips/bad.mp4").write_bytes(b"no clip")
+    assert call(*given, "--skip-unreadable", "--out", tmp_path / "o.html") == 0
+    html = (tmp_path / "o.html").read_text()
+    assert html.count("<video") == 6 + 4 * 3
+    assert html.count("<img") == 4 + 6 * 2
+    assert "4 images of" in html
+    for text in ("Images to clips", "Clips to images", "6 clips of", "Left out:"):
+        assert text in html
+    (tmp_path / "clips/bad.mp4").unlink()
+    (tmp_path / "t.txt").write_text("x\n")
+    capsys.readouterr()
+    for more, told in (
+        (["--texts", tmp_path / "t.txt"], "give two of --images, --videos and --texts"),
+        (["--text-encoder", "minilm"], "--text-encoder: there are no texts"),
+        (["--encoder", "nothing"], "not with --videos" if trained else "--encoder: unknown encoder 'nothing'"),
+        (["--k", "9"], "k must be in [1, 4] for 4 images and 6 clips"),
+    ):
+        assert call(*given, *more) == 2
+        assert told in error(capsys)
+
+
+def test_the_untrained_matcher_checks_its_options(tmp_path: Path) -> None:
+    for options, told in (
+        ({"metric": "taxi"}, "metric must be one of"),
+        ({"sampling": "some"}, 'sampling must be "uni'),
+    ):
+        with pytest.raises(ValueError, match=told):
+            matchers.MeanFrameMatcher(Pixels(), **options)
+    with pytest.raises(ValueError, match="images is empty"):
+        matchers.MeanFrameMatcher(Pixels()).match([], [tmp_path])
+    clip = clips_with_texts(tmp_path, 1).parent / "clips/0.mp4"
+    two = [np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 200, np.uint8)]
+    matcher = matchers.MeanFrameMatcher(Pixels(), metric="euclidean", cache=tmp_path / "cache")
+    want = np.linalg.norm(Pixels().encode(two).mean(0) - matcher.embed_clips([clip])[0])
+    assert matcher.scores([two], [clip])[0, 0] == pytest.approx(want)  # several images of one thing: their mean
 
 
 def given_to_fit(

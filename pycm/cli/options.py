@@ -251,7 +251,7 @@ Space = Annotated[
         "--space",
         rich_help_panel=MATCHER_PANEL,
         metavar="NAME",
-        help="ridge, rbf or cca; for clips ridge or rbf, a start; for images with clips also identity: ridge toward it.",
+        help="ridge, rbf or cca; for clips ridge or rbf, a start; for images with clips also identity (ridge to it).",
     ),
 ]
 Bits = Annotated[

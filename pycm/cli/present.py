@@ -230,7 +230,8 @@ def _parts(matcher: Any, system: System) -> list[tuple[str, str]]:
         named = {name: getattr(options[name], "name", options[name]) for name in sides if name in options}
         made = [(name.replace("_", " ").capitalize(), str(value)) for name, value in named.items()]
         made.append(("Streams", ", ".join(str(getattr(stream, "name", stream)) for stream in matcher.streams)))
-        made += [(name.capitalize(), str(options[name])) for name in ("cell", "pool", "head", "sampling")]
+        shown = ("cell", "pool", "head", "sampling")
+        made += [(name.capitalize(), str(options[name])) for name in shown if name in options]
     if system is VIDEO_LABELS:
         return made
     return [*made, ("Metric", matcher.metric + (" (smaller is better)" if matcher.metric in DISTANCES else ""))]
