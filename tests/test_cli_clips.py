@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -68,6 +69,13 @@ def test_clips_from_files_to_a_report_that_plays(tmp_path: Path, capsys: pytest.
     assert html.count("<video") >= 10 + 5 * 10
     for text in ("What each stream contributes", "pixel-differences", "Clips to texts", "decode"):
         assert text in html
+    # pycm train kept the features
+    assert "<dt>Decode</dt><dd>from the cache</dd>" in html
+    assert "<dt>encode</dt><dd>from the cache</dd>" in html
+    assert "decode from the cache" in " ".join(capsys.readouterr().out.split())
+    assert "controls" not in re.search("<video[^>]*>", html)[0]  # type: ignore[index]
+    assert call("evaluate", tmp_path / "m", pairs, "--no-cache", "--out", tmp_path / "n.html") == 0
+    assert not re.search("<d[td]>from the cache", (tmp_path / "n.html").read_text())
     assert call("search", tmp_path / "g", "--text", "moves left", "--clip", tmp_path / "clips/3.mp4", "--k", "3",
                 "--out", tmp_path / "s.jsonl") == 0  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
@@ -75,6 +83,37 @@ def test_clips_from_files_to_a_report_that_plays(tmp_path: Path, capsys: pytest.
     assert rows[3]["match"] == "3.mp4"  # a clip is nearest to itself
     assert call("search", tmp_path / "g", "--text", "moves left", "--out", tmp_path / "s.html") == 0
     assert (tmp_path / "s.html").read_text().count("<video") == 5
+
+
+def test_a_report_of_what_is_heard_keeps_the_sound(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    lines = ["clip,label"]
+    for i in range(6):
+        tone = np.sin(np.arange(8000) * (0.1 if i % 2 else 0.4)).astype(np.float32) / 2
+        sound = None if i == 5 else tone
+        write_clip(tmp_path / f"clips/{i}.mp4", np.full((5, 32, 32, 3), 20 * i, np.uint8), fps=10, sound=sound)
+        lines.append(f"clips/{i}.mp4,{'low' if i % 2 else 'high'}")
+    (tmp_path / "clips.csv").write_text("\n".join(lines))
+    options = ["--head", "labels", "--streams", "sound", "--hidden", "8", "--dim", "8", "--epochs", "1"]
+    given = "--out", tmp_path / "m", "--gallery", tmp_path / "g"
+    assert call("train", tmp_path / "clips.csv", *options, *given) == 0
+    query = "search", tmp_path / "g", "--clip", tmp_path / "clips/2.mp4"
+    for command in (
+        ["evaluate", tmp_path / "m", tmp_path / "clips.csv"],
+        ["match", "--videos", tmp_path / "clips", "--space", tmp_path / "m", "--k", "2,6"],
+        [*query, "--k", "6"],
+    ):
+        assert call(*command, "--out", tmp_path / "o.html") == 0
+        html = (tmp_path / "o.html").read_text()
+        table = json.loads(re.search(r'id="clips">(.*?)</script>', html)[1])  # type: ignore[index]
+        heard = {}
+        for tag in re.findall("<video[^>]*>", html):
+            heard[re.search('data-clip="(.*?)"', tag)[1]] = " controls" in tag  # type: ignore[index]
+            assert " muted" in tag
+        assert sorted(heard.values()) == [False] + [True] * 5
+        for key, uri in table.items():
+            sound = read_clip(base64.b64decode(uri.partition(",")[2]), sound=True).sound
+            assert (sound is not None and np.abs(sound).max() > 0.3) == heard[key]
 
 
 def test_unreadable_clips_are_named_then_left_out_if_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

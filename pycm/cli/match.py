@@ -27,7 +27,7 @@ from .errors import CommandError
 from .inputs import CLIP_COLUMNS, IMAGE_COLUMNS, TextLine, common_folder, read_clips, read_images, read_texts
 from .labels import told_labels
 from .output import an, brief, check_output, print_table, shown, write_rows
-from .present import SHOWN, Items, facts, groups, score_name, stats
+from .present import SHOWN, Items, facts, groups, hears, score_name, stats
 from .results import Results, groupby_query
 from .systems import CLIP, IMAGE, IMAGE_TEXT, IMAGE_VIDEO, MATCHERS, VIDEO_LABELS, VIDEO_TEXT, Found, System
 
@@ -318,14 +318,14 @@ def _report(
     if max(counts) > SHOWN:
         notes.append("CSV and JSONL output has the matches that are not shown here.")
     many = system.left.many
+    left = Items(system.left, results.left, paths, sound=hears(matcher))
+    right = Items(system.right, results.right, others, sound=hears(matcher))
     return Report(
         title=f"{many.capitalize()} and {system.right.many}, matched",
         lede=f"{counts[0]:,} {many} of {brief(_given(options)[0])} and {counts[1]:,} {system.right.many} of "
         f"{brief((options.videos if others else options.texts) or options.space or '')}, compared by {found.metric}"
         + (" (a distance: smaller is better)." if found.metric in DISTANCES else "."),
-        groups=groups(
-            results, Items(system.left, results.left, paths), Items(system.right, results.right, others), keep=5
-        ),
+        groups=groups(results, left, right, keep=5),
         stats=stats(results),
         notes=notes,
         facts=facts(matcher, system, counts, found.seconds, loading, backend_info()),

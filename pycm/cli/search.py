@@ -23,7 +23,7 @@ from .caching import check_cache_options
 from .embedding import Index, check_device, code_bits, embed, load_matcher, read_index, run_cache
 from .errors import CommandError
 from .output import Ranked, brief, check_output, print_table, shown, write_rows
-from .present import Items, machine_pairs, score_name
+from .present import Items, hears, machine_pairs, score_name
 from .systems import CLIP, IMAGE, TEXT, Kind
 
 _ENDINGS = (".html", ".csv", ".jsonl")
@@ -96,7 +96,7 @@ def run_search(options: SearchOptions) -> None:
             distance = gallery.metric in DISTANCES
             title = f"{kind.many.capitalize()} to {index.kind.many}"
             print_table(console, title, *heads, some, bar_widths([row.score for row in some], distance))
-            entries.append((kind, _entries(kind, queries, index, some)))
+            entries.append((kind, _entries(kind, queries, index, some, hears(matcher))))
         if not entries:
             raise UnreadableInputError(unreadable, len(unreadable), "queries")
         scores = score_name(gallery.metric, code_bits(matcher))
@@ -125,10 +125,11 @@ def _rows(kind: Kind, queries: Sequence[Any], of: Kind, found: Any) -> list[Rank
     ]
 
 
-def _entries(kind: Kind, queries: Sequence[Any], index: Index, rows: Sequence[Ranked]) -> list[Entry]:
-    asked = Items(kind, queries) if kind is TEXT else Items(kind, [brief(query) for query in queries], queries)
+def _entries(kind: Kind, queries: Sequence[Any], index: Index, rows: Sequence[Ranked], sound: bool) -> list[Entry]:
+    shown_as = queries if kind is TEXT else [brief(query) for query in queries]
+    asked = Items(kind, shown_as, None if kind is TEXT else queries, sound=sound)
     names = list(dict.fromkeys(row.match for row in rows))
-    items = Items(index.kind, names, None if index.kind is TEXT else [index.base / name for name in names])
+    items = Items(index.kind, names, None if index.kind is TEXT else [index.base / name for name in names], sound=sound)
     return [
         Entry(asked[i], [Candidate(items[names.index(row.match)], row.score) for row in rows if row.query_index == i])
         for i in range(len(queries))
