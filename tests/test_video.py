@@ -388,7 +388,7 @@ def test_frames_of_several_clips_are_one_ragged_array() -> None:
     for part, start, end in zip(parts, cu_seqlens[:-1], cu_seqlens[1:], strict=True):
         np.testing.assert_array_equal(frames[start:end], part)
     other = Clip.from_frames(np.zeros((2, 4, 8, 3), np.uint8), name="wide.mp4")
-    with pytest.raises(ValueError, match="one size, wide.mp4 has 8 x 4, the first 6 x 4"):
+    with pytest.raises(ValueError, match=r"one size, wide\.mp4 has 8 x 4, the first 6 x 4"):
         stack_clips([Clip.from_frames(parts[0]), other])
     with pytest.raises(ValueError, match="clips is empty"):
         stack_clips([])
