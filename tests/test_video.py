@@ -20,7 +20,7 @@ from video_cases import encoded, levels, numbers, with_sound  # noqa: E402
 
 from pycm import _decode  # noqa: E402
 from pycm.audio import read_sound  # noqa: E402
-from pycm.video import Clip, ClipReadError, Sampling, read_clip, read_clips, write_clip  # noqa: E402
+from pycm.video import Clip, ClipReadError, Sampling, read_clip, read_clips, stack_clips, write_clip  # noqa: E402
 
 COUNT = 31
 FILES = {
@@ -363,3 +363,17 @@ def test_samplings_read_as_they_are_written() -> None:
     for spec in ("uniform:16", "segments:8", "fps:2.5", "all"):
         assert str(Sampling.parse(spec)) == spec
         assert Sampling.parse(Sampling.parse(spec)) == Sampling.parse(spec)
+
+
+def test_frames_of_several_clips_are_one_ragged_array() -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 256, (n, 4, 6, 3), dtype=np.uint8) for n in (3, 1, 5)]
+    frames, cu_seqlens = stack_clips(Clip.from_frames(part) for part in parts)
+    assert (frames.dtype, frames.shape, cu_seqlens.dtype) == (np.uint8, (9, 4, 6, 3), np.int64)
+    for part, start, end in zip(parts, cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+        np.testing.assert_array_equal(frames[start:end], part)
+    other = Clip.from_frames(np.zeros((2, 4, 8, 3), np.uint8), name="wide.mp4")
+    with pytest.raises(ValueError, match=r"one size, wide\.mp4 has 8 x 4, the first 6 x 4"):
+        stack_clips([Clip.from_frames(parts[0]), other])
+    with pytest.raises(ValueError, match="clips is empty"):
+        stack_clips([])

@@ -62,7 +62,7 @@ def match(
         typer.Option(
             "--k",
             metavar="K[,K]",
-            help="Matches per image and per text, or TEXTS,IMAGES. Default: 5, or all.",
+            help="Matches of each item, or of each of both kinds: TEXTS,IMAGES. Default: 5, or all.",
         ),
     ] = None,
     metric: opt.Metric = None,
@@ -79,11 +79,12 @@ def match(
     out: opt.MatchesOut = None,
     debug: opt.Debug = False,
 ) -> None:
-    """Match your images, or clips, with your texts, both ways.
+    """Match two kinds of your files, both ways: images, or clips, with texts; images with clips.
 
     Where the texts' file names the image or clip of each text (columns image and
-    text, or clip and text), right and wrong are told apart. Clips need --space with
-    a trained matcher; one that tells labels needs no texts.
+    text, or clip and text), right and wrong are told apart. Clips and texts need
+    --space with a trained matcher; one that tells labels needs no texts. Images
+    with clips need none: without one, an image is compared with the clip's frames.
     """
     from .match import MatchOptions, run_match
 

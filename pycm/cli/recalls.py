@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..evaluate import Interval, RetrievalMetrics, retrieval_metrics
-from ..report import Recall, recall
+from ..report import RANK_ENDS, Recall, recall
 from .errors import CommandError
 from .inputs import common_folder
 from .labels import commonest, told_labels
@@ -34,7 +34,7 @@ class Measured:
     Attributes:
         pairs: those that could be read.
         results: the best matches both ways, with the truth.
-        metrics: forward and backward.
+        metrics: forward and backward, with recalls at the ends of a rank histogram's bins too.
         recalls: the same with intervals; of a text's direction the texts of one item are drawn together.
         owner: for each right item the row of the left one; None with labels.
         probabilities: [left, right] of a classifier of labels.
@@ -48,6 +48,12 @@ class Measured:
     owner: npt.NDArray[np.int64] | None
     probabilities: npt.NDArray[np.float32] | None = None
     note: str = ""
+
+    @property
+    def tied(self) -> bool:
+        """Whether a recall hangs on the order of equal scores: then it is the mean over all orders."""
+        shares = [v for m in self.metrics for name, v in m.per_query.items() if name.startswith("recall@")]
+        return any(((v > 0) & (v < 1)).any() for v in shares)
 
     def columns(self, count: int) -> npt.NDArray[np.int64]:
         """The right items that the first `count` left ones are shown with: their own, or all labels."""
@@ -80,14 +86,14 @@ def measure(matcher: Any, pairs: Pairs, *, ks: Sequence[int], skip: bool) -> Mea
     owner = np.arange(len(pairs))
     if system.right is TEXT:
         owner = np.repeat(owner, [len(group) for group in pairs.texts])
-    evaluated = matcher.evaluate(pairs.left, pairs.right, ks)
+    evaluated = matcher.evaluate(pairs.left, pairs.right, _with_ends(ks))
     metrics = getattr(evaluated, system.forward), getattr(evaluated, system.backward)
     others = _shown(pairs.clips) if system.right is CLIP else [str(text) for text in given]
     results = Results(system, found, _shown(pairs.left), others, [int(row) for row in owner])
     single = len(owner) == len(pairs)
     recalls = (
-        recall(_title(system.left, system.right), metrics[0], len(owner), one_positive=single),
-        recall(_title(system.right, system.left), metrics[1], len(pairs), groups=None if single else owner),
+        recall(_title(system.left, system.right), metrics[0], len(owner), ks=ks, one_positive=single),
+        recall(_title(system.right, system.left), metrics[1], len(pairs), ks=ks, groups=None if single else owner),
     )
     return Measured(pairs, results, metrics, recalls, owner)
 
@@ -104,16 +110,21 @@ def _measure_labels(matcher: Any, pairs: Pairs, ks: Sequence[int], skip: bool) -
     of = [np.flatnonzero(np.array(own) == j) for j in range(len(labels))]
     there = [j for j, rows in enumerate(of) if len(rows)]  # a label of no clip here is no query
     metrics = (
-        retrieval_metrics(probabilities, own, ks),
-        retrieval_metrics(np.ascontiguousarray(probabilities.T[there]), [of[j] for j in there], ks),
+        retrieval_metrics(probabilities, own, _with_ends(ks)),
+        retrieval_metrics(np.ascontiguousarray(probabilities.T[there]), [of[j] for j in there], _with_ends(ks)),
     )
     system = VIDEO_LABELS
     recalls = (
-        recall(_title(system.left, system.right), metrics[0], len(labels)),
-        recall(_title(system.right, system.left), metrics[1], len(pairs), one_positive=False),
+        recall(_title(system.left, system.right), metrics[0], len(labels), ks=ks),
+        recall(_title(system.right, system.left), metrics[1], len(pairs), ks=ks, one_positive=False),
     )
     results = Results(system, found, _shown(pairs.left), labels, own=own)
     return Measured(pairs, results, metrics, recalls, None, probabilities, commonest(own, labels))
+
+
+def _with_ends(ks: Sequence[int]) -> list[int]:
+    """Cutoffs at which recalls are wanted, and those that a rank histogram is made of."""
+    return sorted({*ks, *RANK_ENDS})
 
 
 def _title(queries: Kind, gallery: Kind) -> str:
