@@ -58,7 +58,7 @@ class Group {
     if (projects()) allocate(m_, n * units_);
     chunk_rows_ = std::max(kChunkRows, n);
     packed_x_.reserve(chunk_rows_ * words_x());
-    input_.reserve(chunk_rows_ * units_ * C::kGates);
+    reserve_large(input_, chunk_rows_ * units_ * C::kGates);
     for (Scratch<T>& s : scratch_) {
       s.packed_h.reserve(n * words_h());
       s.packed_m.reserve(projects() ? n * words_m() : 0);
