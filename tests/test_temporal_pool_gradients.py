@@ -108,18 +108,22 @@ def test_memory_beyond_the_steps_is_never_used(pool: str, head: dict[str, Any]) 
     if head and pool in ("last", "first", "lastmean"):
         head = {"combine": "average"}
     module = pycm.nn.TemporalPool(6, 6, "gru", pool, num_layers=2, bidirectional=True, dropout=0.0, **head)
-    x = torch.nan_to_num(frames()).requires_grad_()
+    x = frames().requires_grad_()  # beyond each length NaN too
     ragged = torch.cat([row[:length] for row, length in zip(x, LENGTHS, strict=True)])
-    want = torch.autograd.grad(module(ragged, LENGTHS).square().sum(), [x, *module.parameters()])
+    tensors = [x, *module.parameters()]
+    want = torch.autograd.grad(module(ragged, LENGTHS).square().sum(), tensors)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # which fills what is not written with NaN
     try:
         assert torch.empty(3).isnan().all()
-        found = torch.autograd.grad(module(x, LENGTHS).square().sum(), [x, *module.parameters()])
+        found = torch.autograd.grad(module(x, LENGTHS).square().sum(), tensors)
+        first = torch.autograd.grad(module(x, LENGTHS).square().sum(), tensors, create_graph=True)
+        second = torch.autograd.grad(sum(grad.square().sum() for grad in first), tensors)
     finally:
         torch.use_deterministic_algorithms(before)
     for ours, theirs in zip(found, want, strict=True):
         close(ours, theirs, TEMPORAL_GRADIENT)
+    assert all(grad.isfinite().all() for grad in (*first, *second))
 
 
 @CELL
