@@ -84,6 +84,23 @@ def test_second_derivatives(cell: str, pool: str) -> None:
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True, **GRADCHECK)
 
 
+@pytest.mark.parametrize("pool", ["max", "gpo", "lastmean"])
+@pytest.mark.parametrize("kinds", [{"combine": "sum"}, {"legacy_padding": True}, {"residual": True}])
+@CELL
+def test_gradients_of_padded_x(cell: str, kinds: dict[str, Any], pool: str) -> None:
+    if "residual" in kinds:
+        pool = "meanmax" if pool == "lastmean" else pool
+        kinds = {"combine": "sum", "residual": True, "normalize_states": True, "normalize": True}
+    module = pycm.nn.TemporalPool(4, 4, cell, pool, bidirectional=True, dtype=torch.float64, **kinds)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    x = torch.nan_to_num(frames((3, 0, 4), 4, dtype=torch.float64)).requires_grad_()
+
+    def function(x: torch.Tensor, *given: torch.Tensor) -> Any:
+        return torch.func.functional_call(module, dict(zip(names, given, strict=True)), (x, (3, 0, 4)))
+
+    assert torch.autograd.gradcheck(function, (x, *parameters), fast_mode=True, **GRADCHECK)
+
+
 @pytest.mark.parametrize("pool", pycm.temporal.STATE_POOLS)
 def test_gradients_of_pools_alone(pool: str) -> None:
     generator = torch.Generator().manual_seed(8)
