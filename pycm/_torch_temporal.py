@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -63,24 +63,23 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
 _SAMPLES = 512
 
 
-class _Packed:
-    """A direction's weights in the kernels' layout, for as long as the tensors are what they were."""
+class _Kept:
+    """What was made of tensors and a choice, for as long as the tensors are what they were."""
 
-    def __init__(self, cell: str, weights: Sequence[Optional]) -> None:
-        self.cell = cell
+    def __init__(self, choice: Any, tensors: Sequence[Optional], value: Any) -> None:
+        self.choice, self.value = choice, value
         self.known = []
-        for w in weights:
+        for w in tensors:
             if w is not None:
                 sample = _sample(w)
                 # A view of the parameter is read again as it is; of what is not contiguous the sample is a copy.
                 view = sample if w.is_contiguous() else None
                 self.known.append((weakref.ref(w), w._version, w.data_ptr(), view, sample.clone()))
-        self.value = _cell(cell, weights)
 
-    def holds(self, cell: str, weights: Sequence[Optional]) -> bool:
-        given = [w for w in weights if w is not None]
+    def holds(self, choice: Any, tensors: Sequence[Optional]) -> bool:
+        given = [w for w in tensors if w is not None]
         return (
-            self.cell == cell
+            self.choice == choice
             and len(given) == len(self.known)
             and all(
                 ref() is w
@@ -96,7 +95,8 @@ def _cell(cell: str, weights: Sequence[Optional]) -> Any:
     return _C.TemporalCell(cell, *[_dense(w) for w in weights], num_threads=torch.get_num_threads())  # type: ignore[arg-type, misc]
 
 
-_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the first of the weights
+_lowered: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 atexit.register(_packed.clear)  # before the module's types go
 
 
@@ -106,8 +106,8 @@ def _pack(cell: str, weights: Sequence[Optional]) -> Any:
         return _cell(cell, weights)
     kept = packed(cell, weights)
     if kept is None:
-        _packed[first] = fresh = _Packed(cell, weights)
-        return fresh.value
+        kept = _cell(cell, weights)
+        _packed[first] = _Kept(cell, weights, kept)
     return kept
 
 
@@ -115,6 +115,24 @@ def packed(cell: str, weights: Sequence[Optional]) -> Any:
     """What `_pack` has kept of these, None where it has to pack."""
     kept = _packed.get(cast(Tensor, weights[0]))  # type: ignore[no-untyped-call]
     return kept.value if kept is not None and kept.holds(cell, weights) else None
+
+
+def lowered(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast for autocast, to the same tensor as before, so that its packed form is found again. Without a gradient."""
+    if weight.is_inference() or weight.element_size() == 1:  # without a version, without a sample
+        return weight.to(dtype)
+    kept = _lowered.get(weight)  # type: ignore[no-untyped-call]
+    if kept is None or not kept.holds(dtype, (weight,)):
+        with torch.inference_mode(False), torch.no_grad():
+            kept = _lowered[weight] = _Kept(dtype, (weight,), weight.to(dtype))
+    return cast(Tensor, kept.value)
+
+
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drop what is kept of them: `torch.utils.swap_tensors` refuses tensors with weak references."""
+    for weight in weights:
+        for kept in (_packed, _lowered):
+            kept.pop(weight, None)  # type: ignore[no-untyped-call]
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from ..bench.cases import Op
 from . import options as opt
 from .app_systems import evaluate, index, search, train
 
@@ -127,7 +128,7 @@ def bench(
     ] = None,
     op: Annotated[
         list[str] | None,
-        typer.Option("--op", metavar="OP", help="Only topk, rank, join, pairs, similarity or call; repeatable."),
+        typer.Option("--op", metavar="OP", help=f"Only {', '.join(get_args(Op))}; repeatable."),
     ] = None,
     case: Annotated[
         list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case, or 'topk-*'; repeatable.")
