@@ -16,7 +16,7 @@ from rich.text import Text
 from ..matchers.default import DEFAULT_SPECS
 from ..report.render import duration
 from .caching import check_cache_options
-from .embedding import check_device, run_cache, write_index
+from .embedding import check_device, run_cache, tell_of_the_classifier, write_index
 from .errors import CommandError, StoppedError
 from .inputs import read_clips, read_images, read_texts
 from .match import check_spec, default_text_spec
@@ -122,6 +122,7 @@ def run_train(options: TrainOptions) -> None:
                 options.gallery, matcher, options.out, system.left, every.left, options.skip_unreadable
             )
             console.print(Text(f"Gallery: {options.gallery}, {count:,} {system.left.many}"), soft_wrap=True)
+            tell_of_the_classifier(console, matcher)
         _tell(console, options, every, held_out, matcher)
 
 

@@ -53,11 +53,16 @@ class ImageVideoMatcher(TrainedMatcher):
         head: "ranking": the embeddings alone; "pairs": with the fused classifier.
         candidates: how many embeddings each item proposes to the classifier; None: all pairs.
 
+    Attributes:
+        space_, history_, pseudo_pairs_: as in `VideoTextMatcher`.
+        errors_: (name, reason) of each image and clip that the last `fit` left out.
+
     An image is a path, a PIL image or an array; or a list of several images of the same thing, which the LSTM reads in
     their order. Wherever clips are taken, an encoded `ClipFeatures` is too.
 
     Cost of head="pairs": one run of the GRU a pair, O(T hidden²) for T steps: N M of them with candidates=None,
-    (N + M) · candidates otherwise.
+    (N + M) · candidates otherwise. `embed_images` and `embed_clips`, and so a `Gallery` of them, know nothing of the
+    classifier: the best there may be another than that of `match`.
 
     Example:
         >>> matcher = ImageVideoMatcher(space=Ridge(toward="identity"))       # doctest: +SKIP
