@@ -207,7 +207,7 @@ def tell_of_the_classifier(console: Any, matcher: Any) -> None:
     """Print that a gallery does not rank as `match` does, where that is so."""
     if getattr(matcher, "head", "") == "pairs":
         console.print(
-            "A gallery ranks by embeddings alone: the matcher's classifier of pairs re-ranks in pycm match and evaluate.",
+            "A gallery ranks by embeddings alone: the classifier of pairs re-ranks in pycm match and pycm evaluate.",
             soft_wrap=True,
         )
 

@@ -144,6 +144,8 @@ def _check_given(given: Mapping[str, Any], system: System, gallery: Path | None)
         raise CommandError(f"--bits: codes are ranked by Hamming distance, not by --metric {given['metric']}")
     if ("unlabelled" in given) != ("threshold" in given):
         raise CommandError("--unlabelled and --threshold go together")
+    if regions and isinstance(given.get("validation"), int):
+        raise CommandError(f"--validation {given['validation']}: regions take a share or none, not folds")
     if regions and gallery is not None:
         raise CommandError("--gallery: not with --granularity region, where an item is many vectors")
 

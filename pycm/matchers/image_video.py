@@ -20,7 +20,7 @@ from .encoded import Encoded
 from .features import CacheOption, OnError, check_k, check_on_error
 from .results import ImageVideoMatches, ImageVideoMetrics
 from .sides import ClipSide, ImageSide
-from .trained import TrainedMatcher, check_folder, check_once, check_unlabelled
+from .trained import TrainedMatcher, check_folder, check_unlabelled, check_validation
 from .training import Training
 from .tuning import FineTune
 
@@ -168,6 +168,7 @@ class ImageVideoMatcher(TrainedMatcher):
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
         check_unlabelled(function, unlabelled, threshold)
+        check_validation(function, validation)
         with self._fitting(function, fine_tune, options, target_clips=target_clips, unlabelled=unlabelled):
             first, second = self._pairs(function, images, clips, on_error)
             self.errors_ = [*first.errors, *second.errors]
@@ -195,8 +196,8 @@ class ImageVideoMatcher(TrainedMatcher):
         if len(images) != len(clips):
             raise ValueError(f"{function}: there must be a clip for each of {len(images)} images, got {len(clips)}")
         first, second = self._encode_both(function, images, clips, on_error)
-        check_once(function, "images", first)
-        check_once(function, "clips", second)
+        first.check_once(function, "images")
+        second.check_once(function, "clips")
         both = np.intersect1d(first.kept, second.kept)
         if not len(both):
             raise ValueError(f"{function}: of no pair can both be read")

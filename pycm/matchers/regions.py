@@ -50,6 +50,8 @@ def encode_regions(
     check_items(function, items)
     if not len(items):
         raise ValueError(f"{function}: images is empty")
+    for i, item in enumerate(items):
+        check_image(function, item.image if isinstance(item, Boxes) else item, i, "images")
     boxed = [isinstance(item, Boxes) for item in items]
     if any(boxed):
         if not all(boxed):
@@ -91,7 +93,6 @@ def _encode_boxes(function: str, encoder: Any, items: Sequence[Boxes], options: 
     kept: list[int] = []
     errors: list[tuple[str, str]] = []
     for i, item in enumerate(items):
-        check_image(function, item.image, i)
         name = item_name(item.image, i)
         try:
             image = pixels(item.image)
@@ -153,7 +154,7 @@ def _with_places(before: Steps) -> Any:
 
 def encode_words(function: str, encoder: Any, texts: Sequence[str], options: Options) -> Encoded:
     """Texts as their word pieces' vectors, by the encoder's `encode_tokens`."""
-    check_texts(function, texts)
+    check_texts(function, texts, "texts")
     if not len(texts):
         raise ValueError(f"{function}: texts is empty")
     if not hasattr(encoder, "encode_tokens"):
