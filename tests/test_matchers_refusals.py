@@ -52,11 +52,11 @@ def pictures(n: int) -> list[Any]:
     [
         ("", ValueError, r"texts\[1\], of {}, must not be blank, got ''"),
         ("  \n", ValueError, r"texts\[1\], of {}, must not be blank"),
-        (["a", " "], ValueError, r"texts\[1\], of {}, must not be blank, got \['a', ' '\]"),
+        (["a", " "], ValueError, r"texts\[1\], of {}, must not be blank, got ' '"),
         (None, TypeError, r"texts\[1\], of {}, must be a str or a list of them, got None"),
         (float("nan"), TypeError, r"texts\[1\], of {}, must be a str or a list of them, got nan"),
         (3, TypeError, r"texts\[1\], of {}, must be a str or a list of them, got 3"),
-        (["a", None], TypeError, r"texts\[1\], of {}, must be a str or a list of them, got \['a', None\]"),
+        (["a", None], TypeError, r"texts\[1\], of {}, must be a str or a list of them, got None"),
         ({"en": "a"}, TypeError, r"texts\[1\], of {}, must be a str or a list of them, got \{{'en': 'a'\}}"),
     ],
 )
@@ -75,7 +75,7 @@ def test_what_is_no_text_is_named_with_its_item(text: Any, error: Any, told: str
 def test_what_is_no_image_and_no_clip_is_named(images: list[Path]) -> None:
     with pytest.raises(TypeError, match=r"ImageTextMatcher.fit: images\[2\] must be a path, .* got NoneType"):
         image_text().fit([*images[:2], None, *images[3:]], TEXTS[:5])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match=r"ImageTextMatcher.match: texts\[1\] must be a str, got 3"):
+    with pytest.raises(TypeError, match=r"ImageTextMatcher.match: texts\[1\] must be a str, got int"):
         ImageTextMatcher(PixelEncoder(), WordEncoder()).match(images, ["a", 3])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"RegionTextMatcher.fit: images\[1\] must be a path, .* got NoneType"):
         regions().fit([*pictures(1), None], ["red", "blue"], **RUN)

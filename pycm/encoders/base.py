@@ -135,7 +135,7 @@ def check_texts(function: str, items: Sequence[Any], what: str = "items") -> Non
     check_items(function, items)
     for i, item in enumerate(items):
         if not isinstance(item, str):
-            raise TypeError(f"{function}: {what}[{i}] must be a str, got {item!r}")
+            raise TypeError(f"{function}: {what}[{i}] must be a str, got {type(item).__name__}")
 
 
 def progress_bar(

@@ -208,8 +208,8 @@ def flatten_texts(
         if wrong:
             about = f"{function}: texts[{i}], of {kind} {name(items[i], i)!r}, must"
             if isinstance(wrong[0], str):
-                raise ValueError(f"{about} not be blank, got {entry!r}")
-            raise TypeError(f"{about} be a str or a list of them, got {entry!r}")
+                raise ValueError(f"{about} not be blank, got {wrong[0]!r}")
+            raise TypeError(f"{about} be a str or a list of them, got {wrong[0]!r}")
         flat += group
         owner += [i] * len(group)
     return flat, np.array(owner, np.int64)
