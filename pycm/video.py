@@ -151,7 +151,7 @@ class Sampling:
         try:
             if kind == "all" and not colon:
                 return cls("all")
-            if kind in ("uniform", "segments", "fps"):
+            if kind in ("uniform", "segments", "fps") and _is_number(amount):
                 return cls(kind, float(amount))  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(f"sampling {spec!r}: {error}") from error
@@ -169,6 +169,14 @@ class Sampling:
         return evenly(len(times), int(self.amount), ends=self.kind == "uniform")
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def clip_name(item: ClipItem, index: int | None = None) -> str:
     """What to call a clip in a message: its path or name, or its place in the list."""
     if isinstance(item, (str, os.PathLike)):
@@ -176,6 +184,20 @@ def clip_name(item: ClipItem, index: int | None = None) -> str:
     if isinstance(item, Clip) and item.name:
         return item.name
     return "clip" if index is None else f"clips[{index}]"
+
+
+def check_clips(function: str, clips: Sequence[Any], what: str = "clips") -> None:
+    """Raise TypeError naming the first item that is no clip; `what` is the argument's name."""
+    check_items(function, clips)
+    for i, clip in enumerate(clips):
+        if not isinstance(clip, (str, os.PathLike, bytes, Clip)):
+            raise TypeError(f"{function}: {what}[{i}] must be a path, bytes or a Clip, got {type(clip).__name__}")
+
+
+def check_workers(function: str, workers: Any) -> None:
+    """Raise ValueError unless `workers` is None or a count of threads."""
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+        raise ValueError(f"{function}: workers must be None or an int of at least 0, got {workers!r}")
 
 
 def read_clip(
@@ -302,11 +324,10 @@ def read_clips(
     """
     function = "read_clips"
     options = _Options(function, sampling, size, sound, sample_rate, max_bytes)
-    check_items(function, sources)
+    check_clips(function, sources, "sources")
     if on_error not in ("raise", "skip"):
         raise ValueError(f'{function}: on_error must be "raise" or "skip", got {on_error!r}')
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
-        raise ValueError(f"{function}: workers must be None or an int of at least 0, got {workers!r}")
+    check_workers(function, workers)
     count = min(8, available_cpus()) if workers is None else workers
     options.threads = 1 if count else 0  # the pool is what uses the other processors
 

@@ -190,8 +190,14 @@ def test_images_and_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert html.count('<article class="row"') == 20
     for text in ("Images to clips", "Clips to images", "Where time went"):
         assert text in html
-    assert call("index", tmp_path / "m", "--videos", tmp_path / "clips", "--out", tmp_path / "g") == 0
-    assert call("search", tmp_path / "g", "--image", tmp_path / "3.png", "--k", "2", "--out", tmp_path / "s.csv") == 0
+    capsys.readouterr()
+    for command in (
+        ("index", tmp_path / "m", "--videos", tmp_path / "clips", "--out", tmp_path / "g"),
+        ("search", tmp_path / "g", "--image", tmp_path / "3.png", "--k", "2", "--out", tmp_path / "s.csv"),
+        ("evaluate", tmp_path / "m", tmp_path / "pairs.jsonl", "--gallery", tmp_path / "g2"),
+    ):
+        assert call(*command) == 0
+        assert "A gallery ranks by embeddings alone" in capsys.readouterr().out
     found = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
     matcher = matchers.ImageVideoMatcher.load(tmp_path / "m")
     clips = [tmp_path / f"clips/{i}.mp4" for i in range(10)]

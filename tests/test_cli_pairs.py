@@ -104,6 +104,10 @@ def test_the_split_is_by_the_hash_of_the_id(tmp_path: Path) -> None:
             "line 2: image a.png is that of line 1 already",
         ),
         (
+            [{"id": "p", "clip": "a.mp4", "text": "x"}, {"id": "q", "clip": "./a.mp4", "text": "y"}],
+            r"line 2: clip ./a.mp4 is that of line 1, whose id is 'p', and here 'q': give it one id",
+        ),
+        (
             [{"image": "a.png", "clip": "a.mp4"}, {"image": "b.png", "clip": "a.mp4"}],
             "line 2: clip a.mp4 is that of line 1",
         ),

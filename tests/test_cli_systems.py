@@ -245,6 +245,10 @@ def test_a_gallery_of_another_matcher_is_refused_and_a_moved_one_found(
             ["train", "pairs.jsonl", "--out", "m", "--validation", "x"],
             "--validation must be a share as 0.1, folds as 5, or",
         ),
+        (
+            ["train", "pairs.jsonl", "--out", "m", "--granularity", "region", "--validation", "5"],
+            "--validation 5: regions take a share or none, not folds",
+        ),
         (["train", "pairs.jsonl", "--out", "m", "--checkpoint", "c"], "--checkpoint: not for the system image-text"),
         (
             ["train", "pairs.jsonl", "--out", "m", "--space", "pca"],

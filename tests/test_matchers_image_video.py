@@ -101,6 +101,26 @@ def test_candidates_are_re_ranked_and_the_rest_stay_below(fitted: ImageVideoMatc
     np.testing.assert_array_equal(fitted.evaluate(TEST_IMAGES, TEST_CLIPS).image_to_video.ranks, ranks)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_what_comes_first_does_not_depend_on_k(metric: Any) -> None:
+    """Nor do candidates: `evaluate` ranks all as `match` does, be k below them or above."""
+    matcher = make(metric=metric, candidates=3).fit(IMAGES, CLIPS, **SHORT)
+    torch.nn.init.normal_(matcher.network.head[-1].weight, std=3.0)  # another order than that of the embeddings
+    whole = matcher.match(TEST_IMAGES, TEST_CLIPS, k=40)
+    for k in (1, 2, 3, 4, 10):
+        found = matcher.match(TEST_IMAGES, TEST_CLIPS, k=k)
+        for one, other in ((found.image_to_video, whole.image_to_video), (found.video_to_image, whole.video_to_image)):
+            np.testing.assert_array_equal(one.indices, other.indices[:, :k])
+            np.testing.assert_array_equal(one.scores, other.scores[:, :k])
+    assert (np.diff(whole.image_to_video.scores, axis=1) <= 0).all()
+    measured = matcher.evaluate(TEST_IMAGES, TEST_CLIPS)
+    for ranks, way in (
+        (measured.image_to_video.ranks, whole.image_to_video),
+        (measured.video_to_image.ranks, whole.video_to_image),
+    ):
+        np.testing.assert_array_equal(ranks, np.argmax(way.indices == np.arange(40)[:, None], axis=1))
+
+
 def test_pairs_are_scored_in_blocks_that_long_clips_make_small(
     fitted: ImageVideoMatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_training_or_none_is_refused(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"training\.pt is of a training on other data or with other options"):
         Task().train(checkpoint=tmp_path, identity="another")
     (tmp_path / "training.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"training\.pt is not a checkpoint"):
+    with pytest.raises(ValueError, match=r"training\.pt is not a checkpoint, or a damaged one; remove it"):
         Task().train(checkpoint=tmp_path)
 
 

@@ -203,6 +203,15 @@ def code_bits(matcher: Any) -> int | None:
     return matcher.space.bits if isinstance(matcher.space, ITQ) else None
 
 
+def tell_of_the_classifier(console: Any, matcher: Any) -> None:
+    """Print that a gallery does not rank as `match` does, where that is so."""
+    if getattr(matcher, "head", "") == "pairs":
+        console.print(
+            "A gallery ranks by embeddings alone: the classifier of pairs re-ranks in pycm match and pycm evaluate.",
+            soft_wrap=True,
+        )
+
+
 def kinds_of(matcher: Any) -> tuple[Kind, Kind]:
     """The two kinds of items that a matcher embeds."""
     system = system_of(matcher)

@@ -30,7 +30,15 @@ from ..report import (
 )
 from ..report.render import duration
 from .caching import check_cache_options
-from .embedding import check_device, code_bits, load_matcher, run_cache, saved_system, write_index
+from .embedding import (
+    check_device,
+    code_bits,
+    load_matcher,
+    run_cache,
+    saved_system,
+    tell_of_the_classifier,
+    write_index,
+)
 from .errors import CommandError
 from .labels import confusion
 from .output import brief, check_folder, check_output, shown
@@ -101,6 +109,7 @@ def run_evaluate(options: EvaluateOptions) -> None:
         if options.gallery is not None:
             count, _ = write_index(options.gallery, matcher, options.matcher, system.left, measured.pairs.left, False)
             console.print(Text(f"Gallery: {options.gallery}, {count:,} {system.left.many}"), soft_wrap=True)
+            tell_of_the_classifier(console, matcher)
         if options.out is None:
             return
         streams = _contributions(matcher, measured)

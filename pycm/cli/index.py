@@ -13,7 +13,15 @@ from rich.text import Text
 
 from ..report.render import duration
 from .caching import check_cache_options
-from .embedding import check_device, check_embeds, load_matcher, run_cache, saved_matcher, write_index
+from .embedding import (
+    check_device,
+    check_embeds,
+    load_matcher,
+    run_cache,
+    saved_matcher,
+    tell_of_the_classifier,
+    write_index,
+)
 from .errors import CommandError
 from .inputs import read_clips, read_images, read_texts
 from .output import check_folder, shown
@@ -53,6 +61,7 @@ def run_index(options: IndexOptions) -> None:
         console.print(Text(f"left out: {shown(name)}: {reason}", style="yellow"), soft_wrap=True)
     console.print(f"{count:,} {kind.many} embedded in {duration(time.perf_counter() - start)}.")
     console.print(Text(f"Written: {options.out}"), soft_wrap=True)
+    tell_of_the_classifier(console, matcher)
 
 
 def _items(options: IndexOptions) -> tuple[Kind, list[Any]]:

@@ -309,7 +309,7 @@ HeldOut = Annotated[
         "--validation",
         rich_help_panel=TRAINING_PANEL,
         metavar="X",
-        help="A share held out for early stopping, folds to choose the epochs by, or none. Default: 0.1.",
+        help="A share held out for early stopping, folds (not for regions) to choose epochs by, or none. Default: 0.1.",
     ),
 ]
 Checkpoint = Annotated[

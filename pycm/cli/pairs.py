@@ -157,6 +157,9 @@ class _Reader:
         same = self.row_of_id.get(key)
         if same is not None and same != row:
             raise self._error(number, f"id {key!r} is that of line {self.lines[same]} already, with another file")
+        if row is not None and given not in (None, "") and key != pairs.ids[row]:
+            was = f"line {self.lines[row]}, whose id is {pairs.ids[row]!r}"
+            raise self._error(number, f"{system.left.one} {name} is that of {was}, and here {key!r}: give it one id")
         texts = texts_of(self.path, number, record, self.options.captions) if system.right is TEXT else []
         if row is None:
             self.row_of[left] = self.row_of_id[key] = len(pairs)

@@ -20,7 +20,16 @@ from ..functional import DISTANCES
 from ..report import Candidate, Entry, Facts, Group, Report, write_report
 from ..report.render import bar_widths, duration
 from .caching import check_cache_options
-from .embedding import Index, check_device, code_bits, embed, load_matcher, read_index, run_cache
+from .embedding import (
+    Index,
+    check_device,
+    code_bits,
+    embed,
+    load_matcher,
+    read_index,
+    run_cache,
+    tell_of_the_classifier,
+)
 from .errors import CommandError
 from .output import Ranked, brief, check_output, print_table, shown, write_rows
 from .present import Items, hears, machine_pairs, score_name
@@ -105,6 +114,7 @@ def run_search(options: SearchOptions) -> None:
         console.print(Text(f"left out: {shown(name)}: {reason}", style="yellow"), soft_wrap=True)
     times = ", ".join(f"{name} {duration(spent)}" for name, spent in seconds.items())
     console.print(f"{count:,} {index.kind.many}: {times}.")
+    tell_of_the_classifier(console, matcher)
     if options.out is None:
         return
     if options.out.suffix.lower() == ".html":

@@ -16,7 +16,7 @@ from rich.text import Text
 from ..matchers.default import DEFAULT_SPECS
 from ..report.render import duration
 from .caching import check_cache_options
-from .embedding import check_device, run_cache, write_index
+from .embedding import check_device, run_cache, tell_of_the_classifier, write_index
 from .errors import CommandError, StoppedError
 from .inputs import read_clips, read_images, read_texts
 from .match import check_spec, default_text_spec
@@ -127,6 +127,7 @@ def run_train(options: TrainOptions) -> None:
                 options.gallery, matcher, options.out, system.left, every.left, options.skip_unreadable
             )
             console.print(Text(f"Gallery: {options.gallery}, {count:,} {system.left.many}"), soft_wrap=True)
+            tell_of_the_classifier(console, matcher)
         _tell(console, options, every, held_out, matcher)
 
 
@@ -156,6 +157,8 @@ def _check_given(given: Mapping[str, Any], system: System, gallery: Path | None)
         raise CommandError(f"--bits: codes are ranked by Hamming distance, not by --metric {given['metric']}")
     if ("unlabelled" in given) != ("threshold" in given):
         raise CommandError("--unlabelled and --threshold go together")
+    if regions and isinstance(given.get("validation"), int):
+        raise CommandError(f"--validation {given['validation']}: regions take a share or none, not folds")
     if regions and gallery is not None:
         raise CommandError("--gallery: not with --granularity region, where an item is many vectors")
 

@@ -102,18 +102,40 @@ def check_batch_size(function: str, batch_size: int) -> None:
         raise ValueError(f"{function}: batch_size must be a positive int, got {batch_size!r}")
 
 
+def check_device(function: str, device: Any) -> None:
+    """Raise ValueError for a device that torch does not know or find; None is always there."""
+    if device is None:
+        return
+    import torch
+
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{function}: device must be cpu, cuda or cuda:N, got {device!r}") from error
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= count:
+        there = f"torch finds {count or 'no'} CUDA device{'s' if count > 1 else ''}"
+        raise ValueError(f"{function}: device must be there, got {device!r}, and {there}")
+
+
+def check_seed(function: str, seed: Any) -> None:
+    """Raise ValueError unless `seed` is one that NumPy and torch take."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ValueError(f"{function}: seed must be an int in [0, 2**63), got {seed!r}")
+
+
 def check_items(function: str, items: Sequence[Any]) -> None:
     """Raise TypeError for a lone string, path or image where a sequence of items belongs."""
     if isinstance(items, (str, bytes, os.PathLike)) or not hasattr(items, "__len__"):
         raise TypeError(f"{function}: items must be a sequence of items, got a single {type(items).__name__}")
 
 
-def check_texts(function: str, items: Sequence[Any]) -> None:
-    """Raise TypeError naming the first item that is not a str."""
+def check_texts(function: str, items: Sequence[Any], what: str = "items") -> None:
+    """Raise TypeError naming the first item that is not a str; `what` is the argument's name."""
     check_items(function, items)
     for i, item in enumerate(items):
         if not isinstance(item, str):
-            raise TypeError(f"{function}: items[{i}] must be a str, got {type(item).__name__}")
+            raise TypeError(f"{function}: {what}[{i}] must be a str, got {type(item).__name__}")
 
 
 def progress_bar(

@@ -61,7 +61,7 @@ def item_name(item: ImageItem, index: int) -> str:
     return str(filename) if filename else f"items[{index}]"
 
 
-def check_image(function: str, item: object, index: int) -> None:
+def check_image(function: str, item: object, index: int, what: str = "items") -> None:
     """Raise TypeError for what is no image item at all, which is a mistake in the caller's code."""
     if is_path(item):
         return
@@ -74,7 +74,7 @@ def check_image(function: str, item: object, index: int) -> None:
     else:
         got = type(item).__name__
     raise TypeError(
-        f"{function}: items[{index}] must be a path, a PIL image or uint8 pixels "
+        f"{function}: {what}[{index}] must be a path, a PIL image or uint8 pixels "
         f"[H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {got}"
     )
 

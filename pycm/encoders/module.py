@@ -15,6 +15,7 @@ from .base import (
     Features,
     Modality,
     check_batch_size,
+    check_device,
     check_items,
     check_texts,
     progress_bar,
@@ -60,6 +61,7 @@ class TorchEncoder(ABC):
             raise ValueError(f'{kind}: modality must be "image" or "text", got {modality!r}')
         if modality == "image":
             require("PIL.Image", "image", kind)
+        check_device(type(self).__name__, device)
         self.module = module if device is None else module.to(device)
         self.name = name
         self.modality: Modality = modality

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .backbones import TimmBackbone, TorchvisionBackbone
-from .base import Encoder, Modality
+from .base import Encoder, Modality, check_device
 from .dual import DualEncoder, OpenCLIP, TransformersCLIP, TransformersSigLIP
 from .efficientnet import EfficientNetLite0
 from .sentence import MiniLM, SentenceTransformerEncoder
@@ -53,6 +53,7 @@ def get_encoder(spec: str, modality: Modality | None = None, *, device: Any = No
     """
     if modality not in (None, "image", "text"):
         raise ValueError(f'get_encoder: modality must be "image" or "text", got {modality!r}')
+    check_device("get_encoder", device)
     family, colon, name = spec.partition(":")
     if colon and not name and family in ("words", *_NAMED, *_DUAL):
         raise ValueError(f"get_encoder: {spec!r} lacks a model name, expected {family}:NAME")
@@ -83,6 +84,7 @@ def get_encoders(image_spec: str, text_spec: str, *, device: Any = None) -> tupl
     Where both specs name one model with two sides ("clip:NAME" twice), it is loaded once, and both encoders
     share its weights. Otherwise `(get_encoder(image_spec, "image"), get_encoder(text_spec, "text"))`; errors as there.
     """
+    check_device("get_encoders", device)
     family, _, name = image_spec.partition(":")
     if image_spec == text_spec and family in _DUAL and name:
         both = _DUAL[family](name, device=device)

@@ -12,6 +12,7 @@ ImageVideoMatcher  image, frames   image: LSTM,          learned, + Ridge    lab
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from abc import ABC, abstractmethod
@@ -27,7 +28,33 @@ if TYPE_CHECKING:
 Head: TypeAlias = Literal["ranking", "pairs", "labels"]
 
 
-class Matcher(ABC):
+class Parameters:
+    """The constructor's arguments as scikit-learn's `clone` takes them."""
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments by name, as they were given; `deep` adds nothing."""
+        names = inspect.signature(type(self).__init__).parameters
+        return {name: self._given_as(name) for name in names if name != "self"}
+
+    def _given_as(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def set_params(self, **params: Any) -> Self:
+        """Change constructor arguments, and forget what was fitted.
+
+        Raises ValueError for unknown names, and as the constructor.
+        """
+        given = self.get_params()
+        unknown = sorted(params.keys() - given.keys())
+        if unknown:
+            raise ValueError(f"{type(self).__name__}.set_params: unknown {unknown[0]!r}; there are: {', '.join(given)}")
+        fresh = type(self)(**{**given, **params})
+        vars(self).clear()
+        vars(self).update(vars(fresh))
+        return self
+
+
+class Matcher(Parameters, ABC):
     """What every matcher has.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import signal
 import threading
 from pathlib import Path
@@ -37,8 +36,13 @@ class Checkpoint:
         try:
             found = torch.load(self.path, map_location=device, weights_only=True)
             version, identity, state = found["format"], found["identity"], found["state"]
-        except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"fit: {self.path} is not a checkpoint: {error}") from error
+        except OSError:
+            raise
+        except Exception as error:  # what is no pickle, or half of one, makes the unpickler raise anything
+            raise ValueError(
+                f"fit: {self.path} is not a checkpoint, or a damaged one; remove it, or pass another folder as "
+                "checkpoint"
+            ) from error
         if version != _FORMAT:
             raise ValueError(f"fit: {self.path} has format {version!r}, this version reads {_FORMAT}")
         if identity != self.identity:

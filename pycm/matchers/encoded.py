@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..encoders import FeatureCache
-from .inputs import Features, Inputs, Live, Rows, Steps
+from .features import check_once, warn_of_copies
+from .inputs import Features, Inputs, Live, Rows, Steps, Streams
 from .tuning import Source, Tuning
 
 
@@ -23,6 +24,22 @@ class Encoded(NamedTuple):
     kept: npt.NDArray[np.int64]
     errors: list[tuple[str, str]]
     seconds: Mapping[str, float]
+
+    def check_once(self, function: str, what: str) -> None:
+        """Raise ValueError for an item that is given twice, warn of one that is there under two names."""
+        check_once(function, what, self.names, self.kept)
+        warn_of_copies(function, what, self.names, self._rows())
+
+    def _rows(self) -> Iterator[npt.NDArray[Any]]:
+        """All that is known of each item, before any training."""
+        parts = self.features.parts.values() if isinstance(self.features, Streams) else [self.features]
+        split = []
+        for part in parts:
+            found = part.before if isinstance(part, Live) else part
+            values = found.values.cpu().numpy()
+            ends = np.arange(len(found)) + 1 if isinstance(found, Rows) else found.cu_seqlens[1:].cpu().numpy()
+            split.append(np.split(values, ends[:-1]))
+        yield from (np.concatenate([rows.ravel() for rows in item]) for item in zip(*split, strict=True))
 
     def take(self, rows: npt.NDArray[np.int64]) -> Encoded:
         """The items of these rows."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ..encoders import Encoder, EncodeResult, FeatureCache, UnreadableInputError, get_encoder, get_encoders
-from ..encoders.base import Features, Modality, check_items, progress_bar
-from ..encoders.images import item_name, load_images
+from ..encoders.base import Features, Modality, check_items, check_texts, progress_bar
+from ..encoders.images import check_image, item_name, load_images
 from ..spaces import ConSE, HubnessCorrection, Space
 
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -114,6 +116,11 @@ def encode_named(
     check_items(function, items)
     if not len(items):
         raise ValueError(f"{function}: {encoder.modality}s is empty")
+    if encoder.modality == "text":
+        check_texts(function, items, "texts")
+    else:
+        for i, item in enumerate(items):
+            check_image(function, item, i, "images")
     result = encode_items(function, encoder, items, **options)
     if encoder.modality == "text":
         names = [str(items[i]) for i in result.kept]
@@ -180,7 +187,12 @@ def check_k(
 def flatten_texts(
     function: str, items: Sequence[Any], texts: Texts, kind: str = "image", name: Callable[[Any, int], str] = item_name
 ) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """(all texts, the item that each belongs to)."""
+    """(all texts, the item that each belongs to).
+
+    Raises:
+        ValueError: lengths that differ, an item without a text, a blank text.
+        TypeError: what is no text.
+    """
     check_items(function, items)
     check_items(function, texts)
     if len(items) != len(texts):
@@ -188,15 +200,54 @@ def flatten_texts(
     flat: list[str] = []
     owner: list[int] = []
     for i, entry in enumerate(texts):
-        group = [entry] if isinstance(entry, str) else list(entry)
+        lists = hasattr(entry, "__len__") and not isinstance(entry, (bytes, Mapping))
+        group: list[Any] = list(entry) if lists and not isinstance(entry, str) else [entry]
         if not group:
             raise ValueError(f"{function}: texts[{i}] is empty: {kind} {name(items[i], i)!r} has no text")
-        for text in group:
-            if not isinstance(text, str):
-                raise TypeError(f"{function}: texts[{i}] must be a str or hold str, got {type(text).__name__}")
+        wrong = [text for text in group if not isinstance(text, str) or not text.strip()]
+        if wrong:
+            about = f"{function}: texts[{i}], of {kind} {name(items[i], i)!r}, must"
+            if isinstance(wrong[0], str):
+                raise ValueError(f"{about} not be blank, got {wrong[0]!r}")
+            raise TypeError(f"{about} be a str or a list of them, got {wrong[0]!r}")
         flat += group
         owner += [i] * len(group)
     return flat, np.array(owner, np.int64)
+
+
+def check_once(function: str, what: str, names: Sequence[str], rows: npt.NDArray[np.int64]) -> None:
+    """Raise ValueError for an item that is given twice: its second row would be a wrong answer to its own match.
+
+    Args:
+        what: the argument that the items are of.
+        names: of the items; two spellings of one path are one name.
+        rows: where in the argument they stood.
+    """
+    seen: dict[str, int] = {}
+    for row, name in zip(rows, names, strict=True):
+        first = seen.setdefault(os.path.realpath(name), int(row))
+        if first != row:
+            raise ValueError(
+                f"{function}: {what}[{first}] and {what}[{row}] are both {name!r}; give each once, with all that "
+                "belongs to it"
+            )
+
+
+def warn_of_copies(function: str, what: str, names: Sequence[str], features: Iterable[npt.NDArray[Any]]) -> None:
+    """Warn once of items of different names whose features are the same to the bit."""
+    seen: dict[bytes, str] = {}
+    pairs: list[tuple[str, str]] = []
+    for name, rows in zip(names, features, strict=True):
+        first = seen.setdefault(hashlib.sha256(np.ascontiguousarray(rows).data).digest(), name)
+        if first != name:
+            pairs.append((first, name))
+    if pairs:
+        more = f", and so have {len(pairs) - 1} other pairs" if len(pairs) > 1 else ""
+        warnings.warn(
+            f"{function}: the {what} {pairs[0][0]!r} and {pairs[0][1]!r} have the same features{more}: if they are "
+            "copies, each is a wrong answer to what belongs to the other",
+            stacklevel=2,
+        )
 
 
 def keep_pairs(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..encoders import Encoder, EncodeResult
-from ..encoders.base import Features, ImageItem, Modality, check_batch_size
+from ..encoders.base import Features, ImageItem, Modality, check_batch_size, check_device
 from ..encoders.descriptor import TextDescriptor
 from ..encoders.images import item_name
 from ..evaluate import retrieval_metrics
@@ -26,11 +26,13 @@ from .features import (
     as_cache,
     check_k,
     check_on_error,
+    check_once,
     encode_named,
     flatten_texts,
     image_method,
     keep_pairs,
     make_encoders,
+    warn_of_copies,
 )
 from .pseudo_pairs import fit_pseudo_pairs
 from .results import ImageTextMatches, ImageTextMetrics
@@ -49,7 +51,9 @@ class ImageTextMatcher(Matcher):
         batch_size: items per forward pass.
         device: of encoders given as specs; None is the CPU.
         progress: None shows bars on a terminal only, True always, False never.
-        granularity: "region" makes a `RegionTextMatcher` of the encoders and its own options: regions against words.
+        granularity: "region" makes a `RegionTextMatcher`: regions against words. It takes the encoders, cache,
+            batch_size, device and progress, and score, dim, loss and seed of its own; it has no space, metric,
+            target_images, unlabelled or gallery.
 
     Attributes:
         pseudo_pairs_: how many pairs the last `fit` found among what nobody paired.
@@ -101,6 +105,7 @@ class ImageTextMatcher(Matcher):
                 "ImageTextMatcher: metric 'pearson' does not keep the order of HubnessCorrection, use 'dot'"
             )
         check_batch_size("ImageTextMatcher", batch_size)
+        check_device("ImageTextMatcher", device)
         self.cache = as_cache(cache)
         self.image_encoder, self.text_encoder = make_encoders(image_encoder, text_encoder, device)
         self.image_spec = image_encoder if isinstance(image_encoder, str) else None
@@ -113,8 +118,8 @@ class ImageTextMatcher(Matcher):
         )
         self.pseudo_pairs_ = 0
         self.errors_: list[tuple[str, str]] = []
-        self.batch_size = batch_size
-        self.progress = progress
+        self.batch_size, self.device, self.progress = batch_size, device, progress
+        self.granularity = granularity
         if image_method(space) == "classify" and not hasattr(self.image_encoder, "classify"):
             raise TypeError(
                 "ImageTextMatcher: ConSE takes class probabilities, but image_encoder "
@@ -156,6 +161,10 @@ class ImageTextMatcher(Matcher):
             f"ImageTextMatcher({self.image_encoder.name!r}, {self.text_encoder.name!r}, "
             f"space={self.space!r}, metric={self.metric!r})"
         )
+
+    def _given_as(self, name: str) -> Any:
+        specs = {"image_encoder": self.image_spec, "text_encoder": self.text_spec}
+        return specs.get(name) or super()._given_as(name)
 
     @property
     def encoders(self) -> dict[str, Encoder]:
@@ -201,6 +210,9 @@ class ImageTextMatcher(Matcher):
         flat, owner = flatten_texts(function, images, texts)
         image_result = self._features(function, "image", images, on_error)
         self.errors_ = image_result.errors
+        names = [item_name(images[i], int(i)) for i in image_result.kept]
+        check_once(function, "images", names, image_result.kept)
+        warn_of_copies(function, "images", names, image_result.features)
         used, image_of = keep_pairs(owner, image_result.kept)
         flat = [flat[i] for i in used]
         if self._fits_text and isinstance(self.text_encoder, TextDescriptor):

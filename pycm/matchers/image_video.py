@@ -20,7 +20,7 @@ from .encoded import Encoded
 from .features import CacheOption, OnError, check_k, check_on_error
 from .results import ImageVideoMatches, ImageVideoMetrics
 from .sides import ClipSide, ImageSide
-from .trained import TrainedMatcher, check_folder, check_once, check_unlabelled
+from .trained import TrainedMatcher, check_folder, check_unlabelled, check_validation
 from .training import Training
 from .tuning import FineTune
 
@@ -53,11 +53,16 @@ class ImageVideoMatcher(TrainedMatcher):
         head: "ranking": the embeddings alone; "pairs": with the fused classifier.
         candidates: how many embeddings each item proposes to the classifier; None: all pairs.
 
+    Attributes:
+        space_, history_, pseudo_pairs_: as in `VideoTextMatcher`.
+        errors_: (name, reason) of each image and clip that the last `fit` left out.
+
     An image is a path, a PIL image or an array; or a list of several images of the same thing, which the LSTM reads in
     their order. Wherever clips are taken, an encoded `ClipFeatures` is too.
 
     Cost of head="pairs": one run of the GRU a pair, O(T hidden²) for T steps: N M of them with candidates=None,
-    (N + M) · candidates otherwise.
+    (N + M) · candidates otherwise. `embed_images` and `embed_clips`, and so a `Gallery` of them, know nothing of the
+    classifier: the best there may be another than that of `match`.
 
     Example:
         >>> matcher = ImageVideoMatcher(space=Ridge(toward="identity"))       # doctest: +SKIP
@@ -163,6 +168,7 @@ class ImageVideoMatcher(TrainedMatcher):
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
         check_unlabelled(function, unlabelled, threshold)
+        check_validation(function, validation)
         with self._fitting(function, fine_tune, options, target_clips=target_clips):
             first, second = self._pairs(function, images, clips, on_error)
             self.errors_ = [*first.errors, *second.errors]
@@ -191,8 +197,8 @@ class ImageVideoMatcher(TrainedMatcher):
         if len(images) != len(clips):
             raise ValueError(f"{function}: there must be a clip for each of {len(images)} images, got {len(clips)}")
         first, second = self._encode_both(function, images, clips, on_error)
-        check_once(function, "images", first)
-        check_once(function, "clips", second)
+        first.check_once(function, "images")
+        second.check_once(function, "clips")
         both = np.intersect1d(first.kept, second.kept)
         if not len(both):
             raise ValueError(f"{function}: of no pair can both be read")

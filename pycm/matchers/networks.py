@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._optional import require
 from .fusion import FusedClassifier
 from .heads import LabelClassifier, PairClassifier, Ranking
 from .towers import RowTower, SequenceTower, WordTower
@@ -62,11 +64,34 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """The reverse. RuntimeError of torch where they do not fit."""
-    missing, unexpected = network.load_state_dict(dict(weights), strict=False)
+    """The reverse. ValueError where they do not fit."""
+    try:
+        missing, unexpected = network.load_state_dict(dict(weights), strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not fit the configuration: {error}") from error
     missing = [name for name in missing if not name.startswith("criterion.")]
     if missing or unexpected:
         raise ValueError(f"the weights do not fit the configuration: missing {missing}, unexpected {list(unexpected)}")
+
+
+def read_weights(function: str, path: Path) -> dict[str, Tensor]:
+    """The tensors in a .safetensors file of a saved matcher.
+
+    Raises:
+        OSError: untouched.
+        ValueError: damaged, or with NaN or infinity among the weights: such a matcher would match nothing.
+    """
+    safetensors = require("safetensors", "text", function)
+    data = path.read_bytes()
+    advice = "save the matcher again, or copy it anew from where it is whole"
+    try:
+        weights: dict[str, Tensor] = require("safetensors.torch", "text", function).load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{function}: {path} is damaged or cut off ({error}): {advice}") from error
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{function}: {path} holds NaN or infinity in {name!r}: {advice}")
+    return weights
 
 
 def device_of(device: Any) -> torch.device:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +17,13 @@ from torch import nn
 
 from .._files import atomic_write
 from .._optional import require
-from ..encoders.base import check_batch_size
+from ..encoders.base import check_batch_size, check_device, check_seed
 from ..encoders.module import TorchEncoder
+from .base import Parameters
 from .encoded import Encoded, Options
 from .features import CacheOption, OnError, as_cache, make_encoders
 from .inputs import Inputs, width
-from .networks import device_of, load_weights, weights_of
+from .networks import device_of, load_weights, read_weights, weights_of
 from .regions import encode_regions, encode_words
 from .storage import CONFIG, check_options, is_parts, write_folder
 from .storage_tuned import pack, unpack
@@ -39,7 +39,14 @@ _NETWORK = "network.safetensors"
 _MACHINE = {"cache", "batch_size", "device", "progress", "image_encoder", "text_encoder"}
 
 
-class RegionModel:
+def check_share(function: str, validation: Any) -> None:
+    """Raise ValueError for a validation that is neither a share nor None."""
+    if validation is not None and not (isinstance(validation, float) and 0 < validation < 1):
+        got = repr(validation) if isinstance(validation, (int, float, str)) else f"a {type(validation).__name__}"
+        raise ValueError(f"{function}: validation must be a share in (0, 1) or None, got {got}")
+
+
+class RegionModel(Parameters):
     """Base of the classes that read images as regions and texts as words."""
 
     def _set_options(
@@ -48,6 +55,8 @@ class RegionModel:
     ) -> None:  # fmt: skip
         name = type(self).__name__
         check_batch_size(name, batch_size)
+        check_seed(name, seed)
+        check_device(name, device)
         if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
             raise ValueError(f"{name}: dim must be a positive int, got {dim!r}")
         if not 0 <= dropout < 1:
@@ -71,6 +80,10 @@ class RegionModel:
 
     def _given(self) -> dict[str, Any]:
         return {"image": self.image_encoder, "text": self.text_encoder}
+
+    def _given_as(self, name: str) -> Any:
+        specs = dict(zip(("image_encoder", "text_encoder"), self._specs, strict=True))
+        return specs.get(name) or super()._given_as(name)
 
     @property
     def fitted(self) -> bool:
@@ -154,8 +167,7 @@ class RegionModel:
     # -- storage --
 
     def _params(self) -> dict[str, Any]:
-        names = inspect.signature(type(self).__init__).parameters
-        return {name: getattr(self, name) for name in names if name != "self" and name not in _MACHINE}
+        return {name: value for name, value in self.get_params().items() if name not in _MACHINE}
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write to `folder`, made if missing: config.json, and parts-*/network.safetensors.
@@ -206,7 +218,6 @@ class RegionModel:
             TypeError: an option that is none of these.
         """
         function = f"{cls.__name__}.load"
-        read = require("safetensors.torch", "text", function).load
         check_options(function, cls, options)
         path = Path(folder) / CONFIG
         try:
@@ -236,7 +247,7 @@ class RegionModel:
                     "fingerprint differs); strict=False uses it nevertheless"
                 )
         network = model._make_network(*sizes)
-        load_weights(network, read((path.parent / parts / _NETWORK).read_bytes()))
+        load_weights(network, read_weights(function, path.parent / parts / _NETWORK))
         model._network, model._sizes = network.to(device_of(model.device)).eval(), tuple(sizes)
         model._use(unpack(function, path.parent / parts, fine_tuned, model._given()))
         return model

@@ -17,7 +17,7 @@ from .features import CacheOption
 from .inputs import Inputs, Steps
 from .learning import split
 from .networks import device_of
-from .region_base import RegionModel
+from .region_base import RegionModel, check_share
 from .region_networks import RegionPairClassifier
 from .regions import distinct, distinct_regions
 from .trained import check_folder
@@ -96,6 +96,7 @@ class RegionTextClassifier(RegionModel):
         function = "RegionTextClassifier.fit"
         options = Training.of(function, training)
         check_folder(function, checkpoint=checkpoint, log=log)
+        check_share(function, validation)
         truth = np.asarray(labels)
         if truth.dtype != np.bool_:
             raise TypeError(f"{function}: labels must be booleans, got {truth.dtype}")

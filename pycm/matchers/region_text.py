@@ -18,12 +18,13 @@ from ..evaluate import retrieval_metrics
 from ..functional import Matches
 from ..late_interaction import maxsim_topk
 from .base import Matcher
+from .encoded import Encoded
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
 from .heads import LOSSES
 from .inputs import Inputs
 from .learning import groups_of, members, split
 from .networks import device_of
-from .region_base import RegionModel
+from .region_base import RegionModel, check_share
 from .region_networks import RegionRanking, Score
 from .regions import Boxes
 from .results import ImageTextMatches, ImageTextMetrics
@@ -129,6 +130,7 @@ class RegionTextMatcher(RegionModel, Matcher):
         options = Training.of(function, training)
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
+        check_share(function, validation)
         with self._fitting(function, fine_tune, options):
             self._fit(function, images, texts, validation, on_error, options, checkpoint=checkpoint, log=log)
         return self
@@ -140,6 +142,7 @@ class RegionTextMatcher(RegionModel, Matcher):
         flat, owner = flatten_texts(function, [_image_of(item) for item in images], texts)
         found = self._regions(function, images, on_error)
         self.errors_ = found.errors
+        _check_once(function, images, found)
         used, owner = keep_pairs(owner, found.kept)
         flat = [flat[i] for i in used]
         place = {text: i for i, text in enumerate(dict.fromkeys(flat))}
@@ -255,6 +258,14 @@ class RegionTextMatcher(RegionModel, Matcher):
 
 def _image_of(item: Any) -> Any:
     return item.image if isinstance(item, Boxes) else item
+
+
+def _check_once(function: str, images: Sequence[Any], found: Encoded) -> None:
+    """As `Encoded.check_once`; an image may come again with other boxes."""
+    boxes = [np.asarray(images[i].boxes).tolist() if isinstance(images[i], Boxes) else "" for i in found.kept]
+    found._replace(names=[f"{name} {own}".rstrip() for name, own in zip(found.names, boxes, strict=True)]).check_once(
+        function, "images"
+    )
 
 
 def _take(features: Any, rows: Any) -> Any:

@@ -82,6 +82,8 @@ def encode_regions(
     if not len(items):
         raise ValueError(f"{function}: images is empty")
     numbers = range(len(items)) if numbers is None else numbers
+    for i, item in enumerate(items):
+        check_image(function, item.image if isinstance(item, Boxes) else item, numbers[i], "images")
     boxed = [isinstance(item, Boxes) for item in items]
     if any(boxed):
         if not all(boxed):
@@ -130,7 +132,6 @@ def _encode_boxes(
     kept: list[int] = []
     errors: list[tuple[str, str]] = []
     for i, item in enumerate(items):
-        check_image(function, item.image, numbers[i])
         name = item_name(item.image, numbers[i])
         try:
             image = pixels(item.image)
@@ -192,7 +193,7 @@ def _with_places(before: Steps) -> Any:
 
 def encode_words(function: str, encoder: Any, texts: Sequence[str], options: Options) -> Encoded:
     """Texts as their word pieces' vectors, by the encoder's `encode_tokens`."""
-    check_texts(function, texts)
+    check_texts(function, texts, "texts")
     if not len(texts):
         raise ValueError(f"{function}: texts is empty")
     if not hasattr(encoder, "encode_tokens"):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from ..evaluate import RetrievalMetrics, retrieval_metrics
-from ..functional import DISTANCES, Matches, Metric, similarity, topk
+from ..functional import Matches, Metric, topk
 from .heads import PairClassifier
 from .inputs import Inputs
 
@@ -75,45 +75,49 @@ def pair_matches(
     network: Any, first: Inputs, second: Inputs, a: Float32, b: Float32, ks: tuple[int, int], metric: Metric,
     candidates: int | None,
 ) -> tuple[Matches, Matches]:  # fmt: skip
-    """The best by the classifier, both ways: of all pairs, or of the `candidates` nearest embeddings of each item."""
-    score = PairScorer(network, first, second, a, b)
+    """The best both ways by the classifier, of all pairs, or with `candidates` as `_re_ranked` has them."""
     if candidates is None:
-        n, m = score.counts
-        matrix = score(*np.divmod(np.arange(n * m), m)).reshape(n, m)
-        everything = (np.broadcast_to(np.arange(size), (rows, size)) for rows, size in ((n, m), (m, n)))
-        left, right = everything
+        matrix = pair_matrix(network, first, second, a, b)
+        n, m = matrix.shape
+        left, right = (np.broadcast_to(np.arange(size), (rows, size)) for rows, size in ((n, m), (m, n)))
         return _best(matrix, left, ks[0]), _best(matrix.T, right, ks[1])
-    near = [nearest(a, b, max(candidates, ks[0]), metric), nearest(b, a, max(candidates, ks[1]), metric)]
-    scores = [_proposed(score, indices, back) for indices, back in zip(near, (False, True), strict=True)]
-    return _best(scores[0], near[0], ks[0]), _best(scores[1], near[1], ks[1])
+    score = PairScorer(network, first, second, a, b)
+    there = _re_ranked(score, a, b, ks[0], metric, candidates, back=False)
+    return there, _re_ranked(score, b, a, ks[1], metric, candidates, back=True)
 
 
 def ranked_matrices(
     network: Any, first: Inputs, second: Inputs, a: Float32, b: Float32, metric: Metric, candidates: int | None
 ) -> tuple[Float32, Float32]:
-    """Matrices [N, M] and [M, N] whose rows have the order of `pair_matches`.
-
-    Candidates have their logits; the others lie below, in the order of their embeddings.
-    """
+    """Matrices [N, M] and [M, N] of the scores that `pair_matches` gives for all pairs."""
     if candidates is None:
         matrix = pair_matrix(network, first, second, a, b)
         return matrix, np.ascontiguousarray(matrix.T)
-    score = PairScorer(network, first, second, a, b)
     out = []
-    for queries, gallery, back in ((a, b, False), (b, a, True)):
-        near = nearest(queries, gallery, candidates, metric)
-        logits = _proposed(score, near, back)
-        sign = -1 if metric in DISTANCES else 1
-        rest = sign * np.asarray(similarity(queries, gallery, metric), np.float32)
-        rest += logits.min(axis=1, keepdims=True) - rest.max(axis=1, keepdims=True) - 1
-        np.put_along_axis(rest, near, logits, 1)
-        out.append(rest)
+    for found in pair_matches(network, first, second, a, b, (len(b), len(a)), metric, candidates):
+        scores = np.full_like(found.scores, np.nan)
+        np.put_along_axis(scores, found.indices, found.scores, 1)
+        out.append(scores)
     return out[0], out[1]
 
 
-def nearest(queries: Float32, gallery: Float32, candidates: int, metric: Metric) -> npt.NDArray[np.int64]:
-    """The gallery rows that each query proposes, [N, C]."""
-    return topk(queries, gallery, min(candidates, len(gallery)), metric).indices  # type: ignore[no-any-return]
+def _re_ranked(
+    score: PairScorer, queries: Float32, gallery: Float32, k: int, metric: Metric, candidates: int, *, back: bool
+) -> Matches:
+    """The k best of each query: its nearest `candidates` by their log-odds, then the others by their embeddings.
+
+    The others' scores are whole numbers below the candidates' log-odds, lower by one for each different score of the
+    embeddings: what comes first does not depend on k, and what ties there ties here. `back`: queries are the second
+    side.
+    """
+    count = min(candidates, len(gallery))
+    near = topk(queries, gallery, max(count, k), metric)
+    proposed = near.indices[:, :count]
+    best = _best(_proposed(score, proposed, back), proposed, count)
+    changes = np.cumsum(np.diff(near.scores, axis=1) != 0, axis=1)[:, count - 1 :]
+    below = np.floor(best.scores[:, -1:]) - 1 - (changes - changes[:, :1])
+    scores = np.concatenate([best.scores, below.astype(np.float32)], 1)
+    return Matches(scores[:, :k], np.concatenate([best.indices, near.indices[:, count:]], 1)[:, :k])
 
 
 def _proposed(score: PairScorer, near: npt.NDArray[np.int64], back: bool) -> Float32:

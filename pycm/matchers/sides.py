@@ -17,10 +17,11 @@ from ..encoders import Encoder, get_encoder
 from ..encoders.base import Modality, check_items, check_texts
 from ..encoders.cache import image_key, text_key
 from ..encoders.descriptor import TextDescriptor
-from ..encoders.images import UnreadableInputError
+from ..encoders.images import UnreadableInputError, check_image
 from ..streams import ClipFeatures, FeatureDifferences, encode_clips, get_streams
 from ..streams.encode import clip_key
-from ..video import read_clip
+from ..streams.registry import stream_name
+from ..video import Sampling, check_clips, read_clip
 from .encoded import Encoded, Options
 from .features import OnError, encode_named
 from .inputs import Features, Live, Rows, Steps, Streams, width
@@ -39,6 +40,13 @@ class ClipSide:
     def __init__(self, function: str, streams: Sequence[Any], sampling: Any, start: Sequence[str] | None) -> None:
         if isinstance(streams, str) or not len(streams):
             raise ValueError(f"{function}: streams must be a sequence of at least one stream, got {streams!r}")
+        try:
+            Sampling.parse(sampling)
+        except ValueError as error:
+            raise ValueError(f"{function}: {error}") from error
+        for i, stream in enumerate(streams):
+            if not isinstance(stream, str) and not callable(getattr(stream, "extract", None)):
+                raise TypeError(f"{function}: streams[{i}] must be a stream or the spec of one, got {stream!r}")
         self.given = tuple(streams)
         self.names = tuple(s if isinstance(s, str) else str(s.name) for s in self.given)  # a spec is its stream's name
         twice = [name for name, count in Counter(self.names).items() if count > 1]
@@ -48,7 +56,7 @@ class ClipSide:
         unknown = [name for name in self.start if name not in self.names]
         if unknown or not self.start:
             raise ValueError(f"{function}: space_streams must be among {', '.join(self.names)}, got {start!r}")
-        self.sampling = sampling
+        self.sampling, self._function = sampling, function
         self._made: tuple[Any, ...] | None = None
         self._tuned: tuple[Any, ...] | None = None
         self._expected: tuple[Mapping[str, str | None], str] = {}, ""
@@ -67,6 +75,11 @@ class ClipSide:
     def made(self, device: torch.device) -> tuple[Any, ...]:
         """The streams; those given as specs are made when first needed."""
         if self._made is None:
+            for stream in self.given:
+                try:
+                    stream_name(stream)
+                except ValueError as error:
+                    raise ValueError(f"{self._function}: {error}; of other names there must be ClipFeatures") from error
             made = tuple(get_streams(self.given, device=device))
             self._check(made)
             self._made = made
@@ -101,7 +114,7 @@ class ClipSide:
     def encode(self, function: str, clips: Any, options: Options, on_error: OnError = "raise") -> Encoded:
         """Raises ValueError for no clips, a ClipFeatures without one of the streams, NaN (the clip is named)."""
         if not isinstance(clips, ClipFeatures):
-            check_items(function, clips)
+            check_clips(function, clips)
         if not len(clips):
             raise ValueError(f"{function}: clips is empty")
         if isinstance(clips, ClipFeatures):
@@ -274,6 +287,9 @@ class ImageSide(RowSide):
         empty = next((i for i, group in enumerate(groups) if not group), None)
         if empty is not None:
             raise ValueError(f"{function}: images[{empty}] is an empty list")
+        for i, group in enumerate(groups):
+            for image in group:
+                check_image(function, image, i, "images")
         flat = super().encode(function, [image for group in groups for image in group], options, on_error)
         lengths = np.array([len(group) for group in groups])
         owner = np.repeat(np.arange(len(groups)), lengths)
@@ -340,7 +356,7 @@ class WordSide:
 
     def encode(self, function: str, items: Sequence[Any], options: Options, on_error: OnError = "raise") -> Encoded:
         """A text without a word counts as one unknown word."""
-        check_texts(function, items)
+        check_texts(function, items, "texts")
         if not len(items):
             raise ValueError(f"{function}: texts is empty")
         ids = [[self._ids.get(word, 0) for word in _TOKEN.findall(text.lower())] or [0] for text in items]

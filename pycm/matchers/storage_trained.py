@@ -16,7 +16,7 @@ from .._optional import require
 from ..encoders.descriptor import TextDescriptor
 from ..spaces import Ridge
 from ..text import load_text_encoder  # from there, so that every descriptor is known
-from .networks import load_weights, make_network, weights_of
+from .networks import load_weights, make_network, read_weights, weights_of
 from .sides import ClipSide, RowSide, WordSide
 from .storage import CONFIG, SPACE, TEXT_ENCODER, check_options, is_parts, write_folder
 from .storage_tuned import names_in, pack, unpack
@@ -90,7 +90,6 @@ def load(
 ) -> TrainedMatcher:
     """See `TrainedMatcher.load`."""
     function = f"{kind.__name__}.load"
-    read = require("safetensors.torch", "text", function).load
     path = Path(folder) / CONFIG
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -142,7 +141,7 @@ def load(
                 {s["name"]: s["fingerprint"] for s in streams} if strict else {}, _differs(function, "{}", path)
             )
     network = make_network(about, nn.Identity())  # the loss is not needed any more
-    load_weights(network, read((path.parent / parts / _NETWORK).read_bytes()))
+    load_weights(network, read_weights(function, path.parent / parts / _NETWORK))
     matcher._network, matcher._about, matcher.labels_ = network.to(device).eval(), about, labels
     if asked:
         made = {name: part for side in matcher._sides for name, part in side.parts(device, asked).items()}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._optional import require
 from ..encoders.module import TorchEncoder
+from .networks import read_weights
 from .tuning import copies, encoder_of, stamp
 
 
@@ -49,11 +50,10 @@ def unpack(
 ) -> dict[int, TorchEncoder]:
     """The trained copies, by the ids of the encoders in `parts`. Raises OSError; ValueError for weights that do not
     fit."""
-    read = require("safetensors.torch", "text", function).load
     given = {id(encoder_of(parts[name])): encoder_of(parts[name]) for name in names_in(entries)}
     tuned = dict(zip(given, copies(list(given.values())), strict=True))
     for entry in entries:
-        weights = read((folder / Path(entry["file"]).name).read_bytes())
+        weights = read_weights(function, folder / Path(entry["file"]).name)
         for name in entry["names"]:
             module = getattr(tuned[id(encoder_of(parts[name]))], "module", torch.nn.Module())
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .._temporal_layers import CELLS, POOLS, STATE_POOLS
-from ..encoders.base import check_batch_size
+from ..encoders.base import check_batch_size, check_device, check_seed
 from ..encoders.module import TorchEncoder
 from ..evaluate import RetrievalMetrics
 from ..functional import DISTANCES, METRICS, Matches, similarity, topk
 from ..spaces import Ridge
+from ..video import check_workers
 from . import storage_trained
 from .adaptation import extended, pseudo_pairs
 from .base import Head, Matcher
@@ -75,6 +75,9 @@ class TrainedMatcher(Matcher):
         if space is not None and head == "labels":
             raise ValueError(f"{name}: space must be None for head='labels', got {space!r}")
         check_batch_size(name, batch_size)
+        check_seed(name, seed)
+        check_workers(name, workers)
+        check_device(name, device)
         self.cell, self.pool, self.hidden, self.dim = cell, pool, int(hidden), int(dim)
         self.bidirectional, self.dropout, self.input_dropout = bool(bidirectional), float(dropout), float(input_dropout)
         self.head, self.metric, self.loss, self.space, self.candidates = head, metric, loss, space, candidates
@@ -89,12 +92,6 @@ class TrainedMatcher(Matcher):
         self.history_: list[Record] = []
         self.pseudo_pairs_ = 0
         self.errors_: list[tuple[str, str]] = []
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments by name, as scikit-learn's `clone` takes them."""
-        return {
-            name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
-        }
 
     @property
     def fitted(self) -> bool:
@@ -370,19 +367,20 @@ def check_folder(function: str, **paths: str | os.PathLike[str] | None) -> None:
             raise TypeError(f"{function}: {name} must be a path or None, got {type(path).__name__}")
 
 
+def check_validation(function: str, validation: Any) -> None:
+    """Raise ValueError for what is no form of a validation, before any long work; the folds are counted later."""
+    pair = isinstance(validation, tuple) and len(validation) == 2
+    share = isinstance(validation, float) and 0 < validation < 1
+    folds = isinstance(validation, (int, np.integer)) and not isinstance(validation, bool)
+    if validation is not None and not (pair or share or folds):
+        got = repr(validation) if isinstance(validation, (int, float, str)) else f"a {type(validation).__name__}"
+        got += f" of {len(validation)}" if isinstance(validation, tuple) else ""
+        raise ValueError(
+            f"{function}: validation must be a share in (0, 1), a number of folds, (items, others) or None, got {got}"
+        )
+
+
 def check_unlabelled(function: str, unlabelled: Any, threshold: float | None) -> None:
     """Raise ValueError where one of the two is given without the other."""
     if (unlabelled is None) != (threshold is None):
         raise ValueError(f"{function}: unlabelled and threshold go together")
-
-
-def check_once(function: str, what: str, items: Encoded) -> None:
-    """Raise ValueError for an item that is given twice: its second row would be a wrong answer to its own match."""
-    seen: dict[str, int] = {}
-    for row, name in zip(items.kept, items.names, strict=True):
-        if name in seen:
-            advice = ", with a list of its texts" if what == "clips" else ""
-            raise ValueError(
-                f"{function}: {what}[{seen[name]}] and {what}[{row}] are both {name!r}; give each once{advice}"
-            )
-        seen[name] = int(row)

@@ -23,7 +23,7 @@ from .encoded import Encoded
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
 from .results import VideoTextMatches, VideoTextMetrics
 from .sides import WORDS, ClipSide, RowSide, WordSide
-from .trained import TrainedMatcher, check_folder, check_once, check_unlabelled
+from .trained import TrainedMatcher, check_folder, check_unlabelled, check_validation
 from .training import Training
 from .tuning import FineTune
 
@@ -43,7 +43,8 @@ class VideoTextMatcher(TrainedMatcher):
     pooled; the pooled streams are joined and mapped by an MLP into a space where the texts are too.
 
     Args:
-        streams: specs for `pycm.streams.get_stream`, or streams.
+        streams: specs for `pycm.streams.get_stream`, or streams. Names of other streams are for `ClipFeatures` that
+            have them: clips themselves are then refused.
         text_encoder: an encoder, the spec of one, or "words": sequences of the training texts' own words, through a
             bidirectional GRU. One that has to be fitted (TF-IDF) is fitted to the training texts.
         cell: "lstm" or "gru"; None pools steps in any order, as a baseline that does not know time.
@@ -201,6 +202,7 @@ class VideoTextMatcher(TrainedMatcher):
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
         check_unlabelled(function, unlabelled, threshold)
+        check_validation(function, validation)
         if unlabelled is not None and self.head == "labels":
             raise ValueError(f"{function}: unlabelled must be None with head='labels'")
         files: dict[str, Any] = {"checkpoint": checkpoint, "log": log}
@@ -250,7 +252,7 @@ class VideoTextMatcher(TrainedMatcher):
         named = clips.names if isinstance(clips, ClipFeatures) else clips
         flat, owner = flatten_texts(function, named, texts, "clip", clip_name)
         first = self._clips.encode(function, clips, self._options(), on_error)
-        check_once(function, "clips", first)
+        first.check_once(function, "clips")
         used, row = keep_pairs(owner, first.kept)
         return first, [flat[i] for i in used], row
 
@@ -275,6 +277,7 @@ class VideoTextMatcher(TrainedMatcher):
         if len(clips) != len(labels):
             raise ValueError(f"{function}: there must be a label for each of {len(clips)} clips, got {len(labels)}")
         first = self._clips.encode(function, clips, self._options(), on_error)
+        first.check_once(function, "clips")
         plain = [label.item() if isinstance(label, np.generic) else label for label in labels]
         kind = str if plain and isinstance(plain[0], str) else int
         for i, label in enumerate(plain):

@@ -12,11 +12,21 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..encoders.base import check_batch_size, check_items, progress_bar
+from ..encoders.base import check_batch_size, progress_bar
 from ..encoders.cache import FeatureCache, cannot_write, content_key
 from ..encoders.images import UnreadableInputError
 from ..encoders.store import Steps, StepStore
-from ..video import CLIPS_VERSION, MAX_BYTES, Clip, ClipItem, Sampling, clip_name, read_clips
+from ..video import (
+    CLIPS_VERSION,
+    MAX_BYTES,
+    Clip,
+    ClipItem,
+    Sampling,
+    check_clips,
+    check_workers,
+    clip_name,
+    read_clips,
+)
 from .base import DerivedStream, Stream
 from .registry import get_streams
 from .sequences import Sequences
@@ -125,7 +135,8 @@ def encode_clips(
     """
     function = "encode_clips"
     check_batch_size(function, batch_size)
-    check_items(function, clips)
+    check_clips(function, clips)
+    check_workers(function, workers)
     if on_error not in ("raise", "skip"):
         raise ValueError(f'{function}: on_error must be "raise" or "skip", got {on_error!r}')
     plan = Sampling.parse(sampling)
