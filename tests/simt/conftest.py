@@ -109,7 +109,7 @@ def temporal(functions: Any) -> Any:
 
 @pytest.fixture
 def dispatched(arch: str, temporal: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The operators of CPU tensors are those of CUDA tensors, on the executor. The chip's: tests/test_cuda_temporal.py."""
+    """Operators of CPU tensors are those of CUDA tensors, on the executor. The chip's: tests/test_cuda_temporal.py."""
     library = torch.library.Library("pycm", "IMPL", "CPU")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch tells of every kernel that is overridden
