@@ -31,6 +31,7 @@ const int64_t* integers(const char* function, const char* name, const std::optio
   int64_t stride = 1;
   for (int d = array.ndim - 1; d >= 0; stride *= array.shape[d--])
     dense &= array.shape[d] <= 1 || array.strides[d] == stride;
+  dense |= stride == 0;  // of nothing, strides may be any
   check(dense, function, ": ", name, " must be contiguous");
   return static_cast<const int64_t*>(array.data);
 }
