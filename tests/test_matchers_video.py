@@ -185,12 +185,15 @@ class TestUse:
 
     def test_a_text_of_all_clips_leaves_their_others_to_learn_from(self) -> None:
         draw = np.random.default_rng(0)
-        clips = clip_features({"ramp": sequences([draw.normal(size=(4, 6)) for _ in range(40)])})
-        own = [f"it is number{i}" for i in range(40)]
+        clips = clip_features({"ramp": sequences([draw.normal(size=(4, 16)) for _ in range(40)])})
+        own = [f"number{i}" for i in range(40)]
+        options: dict[str, Any] = {"epochs": 40, "lr": 5e-3, "batch_size": 40}
         right = []
         for texts in ([[text] for text in own], [[text, "it is shown"] for text in own]):
-            matcher = make().fit(clips, texts, validation=(clips, texts), **FIT)
-            assert all(record["loss"] > 0 for record in matcher.history_[1:])
+            matcher = make(cell=None, pool="mean", dropout=0.0)
+            matcher.fit(clips, texts, validation=(clips, texts), **options)
+            assert matcher.history_[1]["loss"] > 1
+            assert matcher.history_[0]["recall@1"] < 0.6
             right.append((matcher.scores(clips, own).argmax(1) == np.arange(40)).mean())
             best = max(matcher.history_, key=lambda record: record["mrr"])
             there, back = matcher.evaluate(clips, texts, (1, 5))
