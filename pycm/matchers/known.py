@@ -24,8 +24,10 @@ def unique_texts(texts: Sequence[str], owner: Int64) -> tuple[list[str], Int64]:
 
 
 def belonging(pairs: Int64, count: int, side: int) -> list[Int64]:
-    """For each of `count` rows of one side (0 or 1) the rows of the other side that belong to it, ascending; `pairs` hold
-    none twice."""
+    """For each of `count` rows of one side (0 or 1) the rows of the other side that belong to it, ascending.
+
+    `pairs` hold none twice.
+    """
     order = np.lexsort((pairs[:, 1 - side], pairs[:, side]))
     borders = np.searchsorted(pairs[order, side], np.arange(1, count))
     return np.split(pairs[order, 1 - side], borders)

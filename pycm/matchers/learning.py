@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,7 +29,7 @@ from .tuning import FineTuned, Tuning, before, read_ahead
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Files: TypeAlias = Mapping[str, "str | os.PathLike[str] | None"]
+Files: TypeAlias = Mapping[str, Any]  # the checkpoint's folder and the log, or None
 
 
 class Problem(Protocol):
@@ -299,7 +298,8 @@ def _by_folds(
 ) -> Learned:
     """As many epochs as are best on average over `folds` held out in turn, on all of the data.
 
-    The history is the folds' mean. Cost: folds + 1 trainings, the folds' without early stopping.
+    The history is the folds' mean. The log has each fold's records as they come, then the means, without "fold".
+    Cost: folds + 1 trainings, the folds' without early stopping.
     """
     with open_log(files["log"], ()) as write:  # what is wrong with it is told before any training
         fold_of = np.random.default_rng([recipe.seed, 1]).permutation(problem.items) % folds
@@ -308,16 +308,20 @@ def _by_folds(
         for fold in range(folds):
             mine = problem.learned(np.flatnonzero(fold_of != fold))
             theirs = problem.take(np.flatnonzero(fold_of == fold))
-            own = {"checkpoint": None if folder is None else Path(folder, f"fold-{fold}"), "log": None}
-            found.append(_train(recipe, about, mine, theirs, whole, own).history)
+
+            def write_fold(record: Mapping[str, float], fold: int = fold) -> None:
+                write({"fold": fold, **record})
+
+            own: dict[str, Any] = {"checkpoint": None if folder is None else Path(folder, f"fold-{fold}")}
+            found.append(_train(recipe, about, mine, theirs, whole, {**own, "log": write_fold}).history)
         mean = [
             {name: float(np.mean([record[name] for record in records])) for name in records[0]}
             for records in zip(*found, strict=True)
         ]
         best = int(np.argmax([record["mrr" if "mrr" in record else "accuracy"] for record in mean]))
-        learned = _train(recipe, about, problem, None, whole, {**files, "log": None}, stop=best)
         for record in mean:
             write(record)
+        learned = _train(recipe, about, problem, None, whole, {**files, "log": None}, stop=best)
         return learned._replace(history=mean)
 
 

@@ -184,7 +184,7 @@ class VideoTextMatcher(TrainedMatcher):
                 for a distance). Those are never validated on. Not with head="labels".
             checkpoint: a folder for the state of the training, written every half minute and on Ctrl-C. The same call
                 then goes on from it, to the bits of a run that was never cut off.
-            log: a .csv file, or a folder for TensorBoard.
+            log: a .csv file, or a folder for TensorBoard; with folds their records, by "fold", then the means.
             on_error: "skip" leaves unreadable clips out together with their texts.
             **training: the fields of `Training` by name: epochs, lr, weight_decay, warmup, batch_size, patience,
                 max_norm, label_smoothing, precision, encoder_lr, kept_bytes.
