@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 from pathlib import Path
@@ -213,6 +214,14 @@ class TestUse:
         for metrics, s, own in ((found.video_to_text, scores, right), (found.text_to_video, scores.T, right.T)):
             best = np.where(own, s, -np.inf).max(1, keepdims=True)
             np.testing.assert_array_equal(metrics.ranks, (s > best).sum(1))
+
+    def test_the_log_has_each_fold_and_then_the_means(self, tmp_path: Path) -> None:
+        matcher = make().fit(TRAIN.take(range(12)), TEXTS[:12], validation=2, log=tmp_path / "log.csv", **SHORT)
+        rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+        assert [(row["fold"], row["epoch"]) for row in rows] == [(f, e) for f in ("0", "1", "") for e in "012"]
+        for i, record in enumerate(matcher.history_):
+            mrr = [float(row["mrr"]) for row in rows[i::3]]
+            np.testing.assert_allclose([mrr[2], np.mean(mrr[:2])], record["mrr"], rtol=1e-7)
 
     def test_an_encoder_that_has_to_be_fitted_is(self, tmp_path: Path) -> None:
         pytest.importorskip("sklearn")
