@@ -25,6 +25,7 @@ STREAMS = ("appearance", "differences", "motion")
 #: What is chosen from, beside the number of epochs, by folds of the clips that are learned from.
 LOSSES, RATES = ("info_nce", "max_hinge"), (1e-4, 3e-4)
 QUIET: dict[str, Any] = {"progress": False}
+POOLS = ("max", "last", "first", "lastmean", "meanmax", "attention", "gpo")  # beside the mean
 INNER: dict[str, Any] = {"validation": 3, "epochs": 20}
 
 
@@ -64,20 +65,22 @@ class Emoji:
         )
         return clips, pictures
 
-    def best(self, make: Callable[[str, Ridge], Any], starts: Sequence[Ridge], items: Any, others: Any) -> Any:
-        """A fitted matcher: of best mean reciprocal rank by inner folds is first the linear start, then, from there,
-        the loss, learning rate and number of epochs."""
+    def best(
+        self, make: Callable[[str, Ridge], Any], starts: Sequence[Ridge], items: Any, others: Any
+    ) -> tuple[Any, Any]:
+        """A linear start alone, and a fitted matcher: of best mean reciprocal rank by inner folds is first that start,
+        then, from there, the loss, learning rate and number of epochs."""
         begun = [make(LOSSES[0], start).fit(items, others, **{**INNER, "epochs": 0}) for start in starts]
-        start = max(begun, key=lambda matcher: matcher.history_[0]["mrr"]).space
+        start = max(begun, key=lambda matcher: matcher.history_[0]["mrr"])
         found = []
         for loss, rate in product(LOSSES, RATES):
-            matcher = make(loss, start).fit(items, others, lr=rate, **INNER)
+            matcher = make(loss, start.space).fit(items, others, lr=rate, **INNER)
             ranks = [record["mrr"] for record in matcher.history_]
             epochs = int(np.argmax(ranks))
             found.append((ranks[epochs], f"{loss} {rate:g} {epochs} epochs", matcher))
         _, choice, matcher = max(found, key=lambda one: one[0])
         self.chosen.append(choice)
-        return matcher
+        return start, matcher
 
     def clips(self, streams: Any = STREAMS) -> ClipFeatures:
         return encode_clips(streams, self.paths, cache=self.cache)
@@ -99,6 +102,7 @@ def _names(item: dict[str, Any]) -> list[str]:
 # Retrieval
 
 Both = tuple[Scores, Scores]
+START = "the linear start of the next row"
 
 
 def crossed(emoji: Emoji, scores_of: Callable[[Rows, Rows], Scores]) -> Both:
@@ -113,15 +117,35 @@ def crossed(emoji: Emoji, scores_of: Callable[[Rows, Rows], Scores]) -> Both:
     return there, back
 
 
+def per_fold(emoji: Emoji) -> Callable[[Callable[[Rows, Rows], Any]], Callable[[Rows, Rows], Any]]:
+    """Of a system: its answer is computed once for each fold."""
+
+    def decorate(system: Callable[[Rows, Rows], Any]) -> Callable[[Rows, Rows], Any]:
+        found: dict[int, Any] = {}
+
+        def kept(learn: Rows, held: Rows) -> Any:
+            fold = int(emoji.fold[held[0]])
+            if fold not in found:
+                found[fold] = system(learn, held)
+            return found[fold]
+
+        return kept
+
+    return decorate
+
+
 def compare(
-    emoji: Emoji, directions: tuple[str, str], systems: dict[str, Callable[[Rows, Rows], Scores]], baselines: int = 1
+    emoji: Emoji,
+    directions: tuple[str, str],
+    systems: dict[str, Callable[[Rows, Rows], Scores]],
+    baselines: Sequence[str],
 ) -> Any:
-    """The figures of all systems, and what each gains over the first `baselines` of them."""
+    """The figures of all systems, and what each gains over the baselines before it."""
     hidden = np.where(emoji.fold[:, None] == emoji.fold, 0, -np.inf).astype(np.float32)
     galleries = {"unseen": hidden, "all": np.zeros_like(hidden)}
     own = np.arange(len(emoji))
     found: dict[str, Any] = {}
-    bases: list[tuple[str, dict[str, RetrievalMetrics]]] = []
+    bases: list[dict[str, RetrievalMetrics]] = []
     for name, system in systems.items():
         scores = crossed(emoji, system)
         row: dict[str, Any] = {way: {} for way in directions}
@@ -132,13 +156,13 @@ def compare(
             stacked = np.concatenate([matrix + mask for matrix in scores])
             both[gallery] = retrieval_metrics(stacked, np.tile(own, 2))
         row["gain"] = {
-            gallery: [gain(both[gallery], base[gallery], np.tile(own, 2)) for _, base in bases] for gallery in galleries
+            gallery: [gain(both[gallery], base[gallery], np.tile(own, 2)) for base in bases] for gallery in galleries
         }
-        if len(bases) < baselines:
-            bases.append((name, both))
+        if name in baselines:
+            bases.append(both)
         found[name] = row
         print(name, {way: row[way]["unseen"] for way in directions}, row["gain"], flush=True)
-    return {"directions": list(directions), "baselines": [name for name, _ in bases], "systems": found}
+    return {"directions": list(directions), "baselines": list(baselines), "systems": found}
 
 
 def gain(system: RetrievalMetrics, base: RetrievalMetrics, groups: Rows) -> list[float]:
@@ -183,49 +207,37 @@ def text(data: Path, cache: str) -> Any:
 
         return scores
 
-    def network(learn: Rows, held: Rows) -> Scores:
+    @per_fold(emoji)
+    def network(learn: Rows, held: Rows) -> Both:
         names = emoji.names_without(held)[0]
 
         def make(loss: str, space: Ridge) -> VideoTextMatcher:
             return VideoTextMatcher(STREAMS, encoder, space=space, loss=loss, hidden=128, cache=emoji.cache, **QUIET)
 
-        matcher = emoji.best(make, (Ridge(), Ridge(kernel="rbf")), every.take(learn), [names[i] for i in learn])
-        return np.asarray(matcher.scores(every.take(own), emoji.captions))
+        start, matcher = emoji.best(make, (Ridge(), Ridge(kernel="rbf")), every.take(learn), [names[i] for i in learn])
+        clips = every.take(own)
+        return start.scores(clips, emoji.captions), matcher.scores(clips, emoji.captions)
 
-    kept = {name: Kept(emoji, system) for name, system in (("network", network), ("pictures", ridge("rbf", True)))}
+    pictures = per_fold(emoji)(ridge("rbf", pictures=True))
     found = compare(
         emoji,
         ("text to clip", "clip to text"),
         {
             "mean of frames + ridge": ridge("linear"),
             "mean of frames + kernel ridge": ridge("rbf"),
-            "VideoTextMatcher": kept["network"],
-            "kernel ridge, the other pictures as well": kept["pictures"],
-            "VideoTextMatcher + that ridge": lambda learn, held: (
-                kept["network"](learn, held) + kept["pictures"](learn, held)
-            ),
+            START: lambda learn, held: network(learn, held)[0],
+            "VideoTextMatcher": lambda learn, held: network(learn, held)[1],
+            "kernel ridge, the other pictures as well": pictures,
+            "VideoTextMatcher + that ridge": lambda learn, held: network(learn, held)[1] + pictures(learn, held),
         },
+        ("mean of frames + ridge", START),
     )
     return {**found, "chosen": emoji.chosen}
 
 
-class Kept:
-    """A system whose scores are computed once for each fold."""
-
-    def __init__(self, emoji: Emoji, system: Callable[[Rows, Rows], Scores]) -> None:
-        self.emoji, self.system = emoji, system
-        self.scores: dict[int, Scores] = {}
-
-    def __call__(self, learn: Rows, held: Rows) -> Scores:
-        fold = int(self.emoji.fold[held[0]])
-        if fold not in self.scores:
-            self.scores[fold] = self.system(learn, held)
-        return self.scores[fold]
-
-
 def streams(data: Path, cache: str) -> Any:
     emoji = Emoji(data, cache)
-    every = emoji.clips((*STREAMS, "pixel-differences"))
+    every = emoji.clips((*STREAMS, "pixel-differences", "flow"))
     encoder = MiniLM()
 
     def network(**options: Any) -> Callable[[Rows, Rows], Scores]:
@@ -239,13 +251,18 @@ def streams(data: Path, cache: str) -> Any:
 
         return scores
 
-    systems = {"appearance + differences + motion, GRU, mean": network()}
-    systems |= {name: network(streams=(name,)) for name in (*STREAMS, "pixel-differences")}
+    whole = "appearance + differences + motion, GRU, mean"
+    systems = {whole: network()}
+    systems |= {name: network(streams=(name,)) for name in (*STREAMS, "pixel-differences", "flow")}
     for left_out in STREAMS:
         systems[f"without {left_out}"] = network(streams=[name for name in STREAMS if name != left_out])
-    systems |= {f"pool {pool}": network(pool=pool) for pool in ("max", "last", "meanmax", "attention", "gpo")}
-    systems |= {"cell lstm": network(cell="lstm"), "no cell: steps in any order": network(cell=None)}
-    return compare(emoji, ("text to clip", "clip to text"), systems)
+    systems |= {f"pool {pool}": network(pool=pool) for pool in POOLS}
+    systems |= {
+        "cell lstm": network(cell="lstm"),
+        "both directions": network(bidirectional=True),
+        "no cell: steps in any order": network(cell=None),
+    }
+    return compare(emoji, ("text to clip", "clip to text"), systems, (whole,))
 
 
 def image(data: Path, cache: str) -> Any:
@@ -275,13 +292,15 @@ def image(data: Path, cache: str) -> Any:
             (stills - seen.mean(0)) / (seen.std(0) + 0.02),
         )
 
-    def network(learn: Rows, held: Rows) -> Scores:
+    @per_fold(emoji)
+    def network(learn: Rows, held: Rows) -> Both:
         def make(loss: str, space: Ridge) -> ImageVideoMatcher:
             options: dict[str, Any] = {"head": "ranking", "space": space, "hidden": 128}
             return ImageVideoMatcher(streams=STREAMS, loss=loss, cache=emoji.cache, **options, **QUIET)  # type: ignore[arg-type]
 
-        matcher = emoji.best(make, (Ridge(), Ridge(toward="identity")), [paths[i] for i in learn], features.take(learn))
-        return np.asarray(matcher.scores(paths, features)).T
+        starts = Ridge(), Ridge(toward="identity")
+        start, matcher = emoji.best(make, starts, [paths[i] for i in learn], features.take(learn))
+        return start.scores(paths, features).T, matcher.scores(paths, features).T
 
     linear = ridge("zero")
     found = compare(
@@ -293,8 +312,9 @@ def image(data: Path, cache: str) -> Any:
             "styles aligned, cosine": aligned,
             "ridge + aligned cosine": lambda learn, held: linear(learn, held) + aligned(learn, held),
             "mean of frames + ridge toward the identity": ridge("identity"),
-            "ImageVideoMatcher": network,
+            START: lambda learn, held: network(learn, held)[0],
+            "ImageVideoMatcher": lambda learn, held: network(learn, held)[1],
         },
-        baselines=2,
+        ("mean of frames + cosine", "mean of frames + ridge", START),
     )
     return {**found, "chosen": emoji.chosen}

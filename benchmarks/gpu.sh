@@ -2,7 +2,7 @@
 # Everything that needs a GPU, offline: `bash benchmarks/gpu.sh all`, or the parts one by one where a run may be cut off.
 #
 #   build        the module and the conformance program
-#   test         what runs on the chip, with PYCM_REQUIRE_GPU=1: tests/test_cuda.py, and tests/simt with the chip's kernels
+#   test         what runs on the chip, with PYCM_REQUIRE_GPU=1: tests/test_cuda*.py, and tests/simt with the chip's kernels
 #   test-all     the other tests
 #   conformance  each hardware primitive against the PTX ISA's figures
 #   sanitize     compute-sanitizer over every kernel: memcheck, racecheck, synccheck, initcheck
@@ -32,12 +32,12 @@ part_build() {
 }
 
 part_test() {
-  PYCM_REQUIRE_GPU=1 "$python" -m pytest -q tests/test_cuda.py
+  PYCM_REQUIRE_GPU=1 "$python" -m pytest -q tests/test_cuda*.py
   PYCM_REQUIRE_GPU=1 PYCM_SIMT_ARCH=chip "$python" -m pytest -q tests/simt
 }
 
 part_test-all() {
-  "$python" -m pytest -q tests --ignore=tests/simt --ignore=tests/test_cuda.py
+  "$python" -m pytest -q tests --ignore=tests/simt --ignore-glob='tests/test_cuda*.py'
 }
 
 part_conformance() {

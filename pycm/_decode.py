@@ -224,8 +224,11 @@ def _size(pixels: Pixels) -> str:
     return f"{pixels.shape[1]} x {pixels.shape[0]}"
 
 
-def decode_sound(source: str | bytes, sample_rate: int, max_bytes: int, start: float | None = None) -> Sound | None:
-    """The first sound track as mono float32 [S] from the time `start` of the file on (None: from its own beginning).
+def decode_sound(
+    source: str | bytes, sample_rate: int, max_bytes: int, start: float | None = None, seconds: float = math.inf
+) -> Sound | None:
+    """The first sound track as mono float32 [S] from the time `start` of the file on (None: from its own beginning),
+    at most so many seconds of it.
 
     None where there is no sound track.
     """
@@ -249,8 +252,12 @@ def decode_sound(source: str | bytes, sample_rate: int, max_bytes: int, start: f
                 total += parts[-1].nbytes
             if total + 4 * max(shift, 0) > max_bytes:
                 raise DecodeError(f"its sound takes more than max_bytes = {max_bytes / 2**20:.3g} MiB")
+            if total / 4 + shift >= seconds * sample_rate:
+                break
     sound = np.concatenate([np.zeros(max(shift, 0), dtype=np.float32), *parts])
     sound = sound[max(-shift, 0) :]
+    if seconds < math.inf:
+        sound = sound[: round(seconds * sample_rate)]
     if not np.isfinite(sound).all():
         raise DecodeError("its sound holds NaN or infinity")
     return sound

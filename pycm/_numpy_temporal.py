@@ -16,6 +16,7 @@ from pycm._temporal_arguments import (
     check_sequences,
     evaluate,
     evaluate_pool,
+    is_scalar,
     starts_of,
 )
 from pycm._temporal_layers import Direction, Options, Sequences, padded, width
@@ -79,8 +80,9 @@ class _NumPy:
         rows = np.searchsorted(cu_seqlens[1:], np.arange(count), side="right")
         return rows.clip(0, max(len(cu_seqlens) - 2, 0))
 
-    def distinct(self, lengths: Any) -> tuple[Any, Any]:
-        return np.unique(lengths, return_inverse=True)
+    def distinct(self, lengths: Any, count: int) -> tuple[Any, Any, int]:
+        unique, which = np.unique(lengths, return_inverse=True)
+        return unique, which, max(int(unique.sum()), min(count, 1))
 
 
 _BACKEND = _NumPy()
@@ -170,9 +172,7 @@ def _cu_seqlens(function: str, x: npt.NDArray[Any], lengths: Any, cu_seqlens: An
         return starts
     if lengths is None:
         return np.array([0, len(x)], np.int64)
-    if isinstance(lengths, bool):
-        raise TypeError(f"{function}: lengths must be integers, got bool")
-    counts = _int64(function, "lengths", np.full(len(x), lengths) if np.ndim(lengths) == 0 else lengths)
+    counts = _int64(function, "lengths", np.full(len(x), lengths) if is_scalar(lengths) else lengths)
     if counts.ndim != 1 or (x.ndim == 3 and len(counts) != len(x)):
         rows = f"[{len(x)}]" if x.ndim == 3 else "[B]"
         raise ValueError(f"{function}: lengths must have shape {rows}, got {list(counts.shape)}")

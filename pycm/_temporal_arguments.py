@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ def evaluate(function: str, backend: Backend, sequences: Sequences, weights: Any
         h0, c0 = (state if state is None else state[..., None, :] for state in (h0, c0))
     options = options._replace(h0=h0, c0=c0)
     features = check_extras(function, layers, options, x, starts.shape[0] - 1)
-    check_pool_parameters(function, features, options.attention, options.gpo)
+    check_pool_parameters(function, x, features, options.attention, options.gpo)
     h0, c0 = (None if state is None else backend.work(state) for state in (h0, c0))
     every = x.shape[1] * backend.arange(x.shape[0] + 1, x) if options.legacy_padding else None
     pooled, hidden, memory = run(backend, Problem(x, starts, steps, layers, options._replace(h0=h0, c0=c0), every))
@@ -62,7 +63,7 @@ def evaluate(function: str, backend: Backend, sequences: Sequences, weights: Any
 
 def evaluate_pool(function: str, backend: Backend, sequences: Sequences, pool: str, attention: Any, gpo: Any) -> Any:
     """What `pycm.pool_states` returns; the pool's name is checked."""
-    check_pool_parameters(function, sequences.x.shape[-1], attention, gpo)
+    check_pool_parameters(function, sequences.x, sequences.x.shape[-1], attention, gpo)
     pooled = backend.cast(pool_only(backend, sequences, pool, attention, gpo), sequences.x)
     return pooled[0] if sequences.single else pooled
 
@@ -77,8 +78,11 @@ def check_choices(function: str, options: Options) -> None:
         raise ValueError(
             f"{function}: residual and normalize_states need a pool over the steps, such as mean, got pool={pool!r}"
         )
-    if not 0 <= options.dropout <= 1:
-        raise ValueError(f"{function}: dropout must be in [0, 1], got {options.dropout}")
+    dropout: Any = options.dropout
+    if not isinstance(dropout, (int, float, np.floating)):
+        raise TypeError(f"{function}: dropout must be a number, got {type(dropout).__name__}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"{function}: dropout must be in [0, 1], got {dropout}")
 
 
 def _check_word(function: str, name: str, value: str, known: tuple[str, ...]) -> None:
@@ -111,10 +115,15 @@ def check_sequences(function: str, x: Any, lengths: Any, cu_seqlens: Any, legacy
             f"{function}: lengths must be given with padded x {list(x.shape)}; "
             f"lengths={x.shape[1]} says that every row is full"
         )
-    if x.ndim == 2 and isinstance(lengths, int):
+    if x.ndim == 2 and is_scalar(lengths):
         raise ValueError(f"{function}: lengths must be given row by row with ragged x [S, I], got {lengths}")
     if legacy_padding and x.ndim != 3:
         raise ValueError(f"{function}: legacy_padding needs padded x [B, T, I], got shape {list(x.shape)}")
+
+
+def is_scalar(lengths: Any) -> bool:
+    """Whether it is one number for all rows, be it of Python or an array without dimensions."""
+    return isinstance(lengths, numbers.Number) or getattr(lengths, "ndim", None) == 0
 
 
 def check_lengths(function: str, lengths: npt.NDArray[np.int64], most: int) -> None:
@@ -228,6 +237,7 @@ def check_extras(function: str, layers: list[list[Weights]], options: Options, x
         raise ValueError(f"{function}: c0 must be None for cell={cell!r}")
     for name, array, size in (("h0", h0, state), ("c0", c0, hidden)):
         if array is not None:
+            check_dtype(function, name, array, x)
             check_shape(function, name, array, (len(layers) * directions, batch, size))
     if options.residual:
         require(
@@ -237,23 +247,35 @@ def check_extras(function: str, layers: list[list[Weights]], options: Options, x
     return features
 
 
-def check_pool_parameters(function: str, features: Any, attention: Any, gpo: Any) -> None:
+def check_dtype(function: str, name: str, array: Any, x: Any) -> None:
+    """What is not a weight of the cell may have another precision than x: it is computed with in fp32, or in fp64."""
+    expected = ("float64",) if dtype_name(x) == "float64" else FLOATS[:3]
+    if array.dtype.name not in expected if isinstance(array, np.ndarray) else dtype_name(array) not in expected:
+        raise TypeError(
+            f"{function}: {name} must be {' or '.join(expected)} with {dtype_name(x)} x, got {dtype_name(array)}"
+        )
+
+
+def check_pool_parameters(function: str, x: Any, features: Any, attention: Any, gpo: Any) -> None:
     if attention is not None:
+        check_dtype(function, "attention", attention, x)
         require(
             attention.shape in ((features,), (1, features)),
             lambda: f"{function}: attention must have shape {[features]}, got {list(attention.shape)}",
         )
     if gpo is not None:
-        check_gpo(function, gpo)
+        check_gpo(function, gpo, x)
 
 
-def check_gpo(function: str, gpo: Any) -> None:
+def check_gpo(function: str, gpo: Any, x: Any) -> None:
     """The parameters of generalised pooling: a two-directional GRU and a linear map to one score."""
     kinds = Weights._fields[:4]
     names = [f"gru.{kind}_l0{end}" for end in ("", "_reverse") for kind in kinds] + ["linear.weight"]
     if not isinstance(gpo, Mapping) or set(gpo) != set(names):
         got = ", ".join(gpo) if isinstance(gpo, Mapping) else type(gpo).__name__
         raise ValueError(f"{function}: gpo must be a mapping with {', '.join(names)}, got {got}")
+    for name, array in gpo.items():
+        check_dtype(function, f"gpo's {name}", array, x)
     if any(gpo[f"gru.{kind}_l0"].ndim != 2 for kind in ("weight_ih", "weight_hh")):
         raise ValueError(f"{function}: gpo's gru.weight_ih_l0 and gru.weight_hh_l0 must be matrices")
     sines, width = gpo["gru.weight_ih_l0"].shape[1], gpo["gru.weight_hh_l0"].shape[1]

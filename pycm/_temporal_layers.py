@@ -121,8 +121,9 @@ class Backend(Protocol):
     def rows_of(self, cu_seqlens: Any, count: int) -> Any:
         """Which sequence each of `count` ragged steps belongs to; the last one's for what lies beyond."""
 
-    def distinct(self, lengths: Any) -> tuple[Any, Any]:
-        """Lengths without repetition, and where each of `lengths` stands among them."""
+    def distinct(self, lengths: Any, count: int) -> tuple[Any, Any, int]:
+        """Lengths without repetition (0 may repeat), where each of `lengths` stands among them, and a bound of their
+        sum: at most `count`, that of the sum of all, and 0 only if `count` is."""
 
 
 def run(backend: Backend, problem: Problem) -> tuple[Any, list[Any], list[Any]]:
@@ -207,9 +208,9 @@ def _join(xp: Any, parts: Sequence[Any], combine: str, pool: str) -> Any:
 def _pool_states(backend: Backend, p: Problem, states: Any, final: Any, run_seqlens: Any, pool_weights: Any) -> Any:
     """What the kernels of the directions cannot pool by themselves."""
     o, xp, count = p.options, backend.xp, states.shape[0]
-    states = _known(backend, states, run_seqlens)
     if o.residual:
         states = states + backend.work(_ragged(backend, p.x, run_seqlens, count))
+    states = _known(backend, states, run_seqlens)
     if o.normalize_states:
         states = unit(xp, states)
     if o.pool == "none":
@@ -252,26 +253,28 @@ def unit(xp: Any, x: Any) -> Any:
 def gpo_coefficients(backend: Backend, gpo: Mapping[str, Any], cu_seqlens: Any, count: int, steps: int) -> Any:
     """For each of `count` ragged steps the coefficient of its rank: the softmax of a GRU over sines of the ranks.
 
-    They depend on the sequence's length alone, and are computed once for each length.
+    They depend on the sequence's length alone, and are computed once for each length, as ragged sequences of their own.
     """
     xp = backend.xp
     w = {name.removeprefix("gru."): backend.work(value) for name, value in gpo.items()}
-    lengths, which = backend.distinct(cu_seqlens[1:] - cu_seqlens[:-1])
+    lengths, which, total = backend.distinct(cu_seqlens[1:] - cu_seqlens[:-1], count)
+    starts = xp.concatenate([backend.arange(1, cu_seqlens), lengths.cumsum(0)])
+    row = backend.rows_of(starts, total)
     rank, dim = backend.arange(steps, cu_seqlens), w["weight_ih_l0"].shape[1]
     angles = backend.double(rank)[:, None] * 10000.0 ** (-2.0 / dim * backend.double(backend.arange(dim // 2, rank)))
     sines = xp.stack([xp.sin(angles), xp.cos(angles)], -1).reshape(steps, dim)
-    x = xp.broadcast_to(backend.cast(sines, w["linear.weight"]), (lengths.shape[0], steps, dim))
-    starts = xp.concatenate([backend.arange(1, cu_seqlens), lengths.cumsum(0)])
-    total: Any = 0
+    x = backend.cast(sines, w["linear.weight"])[(backend.arange(total, starts) - starts[row]).clip(0, steps - 1)]
+    states: Any = 0
     for end in ("", "_reverse"):
         direction = Weights(*(w[f"{kind}_l0{end}"] for kind in Weights._fields[:4]))
-        total = total + backend.cell(Direction(x, starts, direction, "gru", end != ""))[1]
-    total = _known(backend, total, starts)
+        states = states + backend.cell(Direction(x, starts, direction, "gru", end != ""))[1]
+    states = _known(backend, states, starts)
     # Added up in turn: a sum or a product would round by the number of rows and by the longest of them.
-    scores = (total * w["linear.weight"][0]).cumsum(-1)[..., -1] / (2 * GPO_TEMPERATURE)
-    valid = rank < lengths[:, None]
-    scores = xp.where(valid, scores[starts[:-1, None] + xp.where(valid, rank, 0)], NO_SCORE)
-    weights = xp.where(valid, xp.exp(scores - xp.amax(scores, -1)[:, None]), 0.0)
-    weights = weights / xp.where(lengths == 0, 1.0, weights.cumsum(-1)[:, -1])[:, None]
+    scores = (states * w["linear.weight"][0]).cumsum(-1)[:, -1:] / (2 * GPO_TEMPERATURE)
+    scores = _known(backend, scores - backend.pool(scores, starts, "max", None)[row], starts)
+    weights = xp.exp(scores)
+    sums = backend.pool(weights, starts, "mean", None) * backend.work(lengths)[:, None]
+    weights = weights / xp.where(lengths == 0, 1.0, sums[:, 0])[row, None]
     row = backend.rows_of(cu_seqlens, count)
-    return weights[which[row], (backend.arange(count, cu_seqlens) - cu_seqlens[row]).clip(0, steps - 1)]
+    place = backend.arange(count, cu_seqlens) - cu_seqlens[row] + starts[:-1][which[row]]
+    return weights[place.clip(0, total - 1), 0]

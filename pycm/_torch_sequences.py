@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -18,13 +17,14 @@ from pycm._temporal_arguments import (
     check_sequences,
     evaluate,
     evaluate_pool,
+    is_scalar,
     require,
     starts_of,
 )
 from pycm._temporal_layers import Direction, Options, Sequences, padded
 from pycm._torch_arguments import _check_devices, _check_tangents, _eager, _integers
 from pycm._torch_gradients import full_precision
-from pycm._torch_temporal import temporal_pool_cpu, work_dtype
+from pycm._torch_temporal import lowered, temporal_pool_cpu, work_dtype
 from pycm._torch_temporal_direct import OWN, direct
 from pycm._torch_temporal_words import Words, has_kernel, temporal_pool_words
 
@@ -42,7 +42,7 @@ class _Torch:
             )
         x, cu_seqlens, weights, cell, reverse, pool, *others = direction
         given = [t for t in (x, *weights, *others) if t is not None]
-        trained = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+        trained = torch.is_grad_enabled() and any(map(_requires_grad, given))
         # The dispatcher alone would cost a tenth of a short sequence.
         direct = _eager() and not trained and all(type(t) in OWN and t.is_cpu for t in (cu_seqlens, *given))
         operator: Any = temporal_pool_cpu if direct else torch.ops.pycm.temporal_pool
@@ -72,11 +72,13 @@ class _Torch:
         rows = torch.searchsorted(cu_seqlens[1:].contiguous(), steps, right=True)
         return rows.clip(0, max(cu_seqlens.shape[0] - 2, 0))
 
-    def distinct(self, lengths: Any) -> tuple[Any, Any]:
-        if not _has_values(lengths):  # a trace does not know how many there are
-            return lengths, torch.arange(lengths.shape[0], device=lengths.device)
-        unique: tuple[Tensor, Tensor] = torch.unique(lengths, return_inverse=True)
-        return unique
+    def distinct(self, lengths: Any, count: int) -> tuple[Any, Any, int]:
+        # As many as `lengths`, zeros in the place of what is there already: a trace does not know how many differ.
+        ordered = lengths.sort().values
+        first = torch.nn.functional.pad(ordered, (1, 0), value=-1).diff() != 0
+        unique = torch.where(first, ordered, 0)
+        total = max(int(unique.sum()), min(count, 1)) if _has_values(lengths) else count
+        return unique, torch.searchsorted(ordered, lengths), total
 
 
 _BACKEND = _Torch()
@@ -91,8 +93,8 @@ def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: 
     states = {"h0": options.h0, "c0": options.c0, "attention": options.attention, "embedding": options.embedding}
     _check_tensors(_POOL, values, weights, options.gpo, **states)
     dtype = _autocast_dtype(values if options.embedding is None else options.embedding)
-    if dtype is not None:
-        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    if dtype is not None and isinstance(weights, Mapping):
+        weights = {name: _lowered(tensor, dtype) for name, tensor in weights.items()}
     if options.embedding is not None:
         sequences = _words(x, lengths, cu_seqlens, weights, options, dtype)
     else:
@@ -122,9 +124,18 @@ def _check_tensors(function: str, x: Tensor, weights: Any, gpo: Any, **others: A
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{function}: {name} must be a torch tensor, as x is, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided and not tensor.is_nested:
+            raise TypeError(f"{function}: {name} must be dense, got {tensor.layout}")
     _check_devices(function, **named)
-    if not torch.compiler.is_compiling():
-        _check_tangents(function, **named)
+    if torch.compiler.is_compiling():
+        return
+    _check_tangents(function, **named)
+    for name, tensor in named.items():
+        if torch._C._functorch.is_gradtrackingtensor(tensor):
+            raise NotImplementedError(
+                f"{function}: {name} is differentiated by torch.func (grad, vjp, jacrev), which is not implemented; "
+                "torch.autograd is"
+            )
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -132,6 +143,11 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _lowered(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    kept = _eager() and type(weight) in OWN and weight.is_cpu and not (torch.is_grad_enabled() and weight.requires_grad)
+    return lowered(weight, dtype) if kept else weight.to(dtype)
 
 
 def _has_values(tensor: Tensor) -> bool:
@@ -144,6 +160,14 @@ def _has_values(tensor: Tensor) -> bool:
     )
 
 
+def _requires_grad(tensor: Tensor) -> bool:
+    """Also of a batch of `torch.vmap`, which says no where it holds what does."""
+    if not torch.compiler.is_compiling():
+        while torch._C._functorch.is_batchedtensor(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
+
+
 def _steps(x: Tensor, cu_seqlens: Tensor) -> int:
     """Of the longest ragged sequence, or a bound of it; at least 1."""
     if not _has_values(cu_seqlens) or cu_seqlens.shape[0] < 2:
@@ -151,14 +175,27 @@ def _steps(x: Tensor, cu_seqlens: Tensor) -> int:
     return max(1, int(np.diff(cu_seqlens.numpy()).max()))
 
 
-def _lengths(function: str, lengths: Any, like: Tensor) -> Tensor:
-    if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths)
-        lengths = lengths.long() if not lengths.numel() else lengths  # an empty list has no dtype
-    found = _integers(function, "lengths", lengths).to(like.device)
-    if found.ndim != 1:
-        raise ValueError(f"{function}: lengths must have shape [B], got {list(found.shape)}")
-    return found
+def _counts(function: str, name: str, values: Any, shape: str, like: Tensor) -> Tensor:
+    """Integers on the device of `like`, without waiting for it."""
+    if not isinstance(values, Tensor):
+        try:
+            found = torch.as_tensor(values, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:  # of torch, which names no argument
+            raise TypeError(
+                f"{function}: {name} must be integers of shape {shape}, got {type(values).__name__}"
+            ) from error
+        values = found if found.numel() else found.long()  # an empty list has no dtype
+    values = _moved(_integers(function, name, values), like.device)
+    if values.ndim != 1:
+        raise ValueError(f"{function}: {name} must have shape {shape}, got {list(values.shape)}")
+    return cast(Tensor, values)
+
+
+def _moved(counts: Tensor, device: torch.device) -> Tensor:
+    """From the CPU without a wait. Of memory that is not pinned, as that of a copy, CUDA has read all on return."""
+    if counts.device == device:
+        return counts
+    return counts.clone().to(device, non_blocking=True) if counts.is_cpu else counts.to(device)
 
 
 def _starts(lengths: Tensor) -> Tensor:
@@ -166,6 +203,32 @@ def _starts(lengths: Tensor) -> Tensor:
         return torch.from_numpy(starts_of(lengths.numpy()))
     starts: Tensor = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     return starts
+
+
+def _check_end(cu_seqlens: Tensor, steps: int, expected: str) -> None:
+    if int(cu_seqlens[-1]) != steps:
+        raise ValueError(f"{expected} the {steps} steps of x, got {int(cu_seqlens[-1])}")
+
+
+# The same where the number is known when it runs: cu_seqlens again, so that no trace leaves the check out.
+torch.library.define("pycm::checked_end", "(Tensor cu_seqlens, SymInt steps, str expected) -> Tensor")
+
+
+@torch.library.impl("pycm::checked_end", "CPU")
+def _checked_end_cpu(cu_seqlens: Tensor, steps: int, expected: str) -> Tensor:
+    _check_end(cu_seqlens, steps, expected)
+    return cu_seqlens.clone()
+
+
+@torch.library.impl("pycm::checked_end", "CUDA")
+def _checked_end_cuda(cu_seqlens: Tensor, steps: int, expected: str) -> Tensor:
+    torch._assert_async(cu_seqlens[-1] == steps, f"{expected} the {steps} steps of x")
+    return cu_seqlens.clone()
+
+
+@torch.library.register_fake("pycm::checked_end")  # type: ignore[untyped-decorator]
+def _checked_end_fake(cu_seqlens: Tensor, steps: int, expected: str) -> Tensor:
+    return torch.empty_like(cu_seqlens)
 
 
 def _sequences(
@@ -180,14 +243,16 @@ def _sequences(
         starts = torch.arange(2, device=x.device) * x.shape[0]
         return Sequences(x, starts, _steps(x, starts), lambda states: states, single=True)
     if cu_seqlens is None:
-        starts = _starts(_lengths(function, lengths, x))
+        starts = _starts(_counts(function, "lengths", lengths, "[B]", x))
     else:
-        starts = _integers(function, "cu_seqlens", torch.as_tensor(cu_seqlens)).to(x.device)
-        if starts.ndim != 1 or starts.shape[0] < 1:
-            raise ValueError(f"{function}: cu_seqlens must have shape [B + 1], got {list(starts.shape)}")
-    if _has_values(starts) and int(starts[-1]) != x.shape[0]:
-        name = "lengths must sum to" if cu_seqlens is None else "cu_seqlens must end at"
-        raise ValueError(f"{function}: {name} the {x.shape[0]} steps of x, got {int(starts[-1])}")
+        starts = _counts(function, "cu_seqlens", cu_seqlens, "[B + 1]", x)
+        if starts.shape[0] < 1:
+            raise ValueError(f"{function}: cu_seqlens must have shape [B + 1], got [0]")
+    expected = f"{function}: {'lengths must sum to' if cu_seqlens is None else 'cu_seqlens must end at'}"
+    if _has_values(starts):
+        _check_end(starts, x.shape[0], expected)
+    else:
+        starts = torch.ops.pycm.checked_end(starts, x.shape[0], expected)
     return Sequences(x, starts, _steps(x, starts), lambda states: states)
 
 
@@ -221,7 +286,7 @@ def _words(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: Options
     if _has_values(known.ids) and known.ids.numel():
         check_ids(_POOL, known.ids.numpy(), embedding.shape[0])
     given = (embedding, options.h0, options.c0, options.attention, *_tensors(weights), *_tensors(options.gpo))
-    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    trained = torch.is_grad_enabled() and any(t is not None and _requires_grad(t) for t in given)
     # A table would be cast whole, be it for few ids.
     few = dtype is not None and known.ids.numel() <= embedding.shape[0]
     if trained or few or options.residual or options.legacy_padding or not has_kernel(known):
@@ -237,11 +302,11 @@ def _tensors(mapping: Any) -> Any:
 def _padded(function: str, x: Tensor, lengths: Any, batch_first: bool, legacy_padding: bool) -> Sequences:
     if isinstance(lengths, bool):
         raise TypeError(f"{function}: lengths must be integers, got bool")
-    if isinstance(lengths, (numbers.Integral, torch.SymInt)):
+    if isinstance(lengths, (int, torch.SymInt)):
         lengths = torch.full((x.shape[0],), cast(int, lengths), dtype=torch.int64, device=x.device)
-    elif isinstance(lengths, Tensor) and lengths.ndim == 0:
-        lengths = lengths.expand(x.shape[0])
-    lengths = _lengths(function, lengths, x)
+    elif is_scalar(lengths):
+        lengths = torch.as_tensor(lengths).expand(x.shape[0])
+    lengths = _counts(function, "lengths", lengths, "[B]", x)
     require(
         lengths.shape[0] == x.shape[0],
         lambda: f"{function}: lengths must have shape [{x.shape[0]}], got {list(lengths.shape)}",
@@ -263,7 +328,7 @@ def _padded(function: str, x: Tensor, lengths: Any, batch_first: bool, legacy_pa
 def _packed(x: PackedSequence) -> Sequences:
     sizes, device = x.batch_sizes, x.data.device
     count = int(sizes[0])
-    lengths = (sizes > torch.arange(count)[:, None]).sum(1).to(device)
+    lengths = _moved((sizes > torch.arange(count, device="cpu")[:, None]).sum(1), device)
     place = torch.arange(count, device=device)  # of each sequence in the packed order
     if x.unsorted_indices is not None:
         place = x.unsorted_indices
@@ -271,7 +336,7 @@ def _packed(x: PackedSequence) -> Sequences:
     starts = _starts(lengths)
     row = _BACKEND.rows_of(starts, x.data.shape[0])
     step = torch.arange(x.data.shape[0], device=device) - starts[row]
-    packed_step = (sizes.cumsum(0) - sizes).to(device)[step] + place[row]
+    packed_step = _moved(sizes.cumsum(0) - sizes, device)[step] + place[row]
     ragged_step = torch.empty_like(packed_step)
     ragged_step[packed_step] = torch.arange(x.data.shape[0], device=device)
 
@@ -287,6 +352,8 @@ def _nested(function: str, x: Any, words: bool) -> Sequences:
     if x.dim() != dims:
         raise ValueError(f"{function}: x must be nested {shape}, got {x.dim()} dimensions")
     if x.layout == torch.jagged:
+        if x._ragged_idx != 1:
+            raise ValueError(f"{function}: x must be nested {shape}, got its dimension {x._ragged_idx} ragged")
         x = x if x.lengths() is None else x.contiguous()
         values, starts = x.values(), x.offsets().long()
 
@@ -296,7 +363,7 @@ def _nested(function: str, x: Any, words: bool) -> Sequences:
         return Sequences(values, starts, _steps(values, starts), restore)
     parts = x.unbind()
     counts = [part.shape[0] for part in parts]
-    starts = _starts(torch.tensor(counts, device=x.device))
+    starts = _starts(_moved(torch.tensor(counts, device="cpu"), x.device))
     steps = max([1, *counts])
     return Sequences(
         torch.cat(parts), starts, steps, lambda states: torch.nested.as_nested_tensor(list(states.split(counts)))

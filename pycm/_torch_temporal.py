@@ -10,14 +10,14 @@ from __future__ import annotations
 import atexit
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pycm import _C, _torch_temporal_cuda
+from pycm import _C, _torch_temporal_cuda, _torch_temporal_runs
 from pycm import _torch_temporal_plain as plain
 from pycm._temporal_layers import GATES, RESERVE, width
 from pycm._torch_arguments import _check_tangents
@@ -29,12 +29,14 @@ _CELL = (
 )
 _CHOICES = "str cell, str pool, bool reverse"
 # Pooled [B, W·P] (empty for the pool "none"), states [≥ S, P] (empty unless kept), h_n [B, P], c_n [B, H] (empty for a
-# GRU), reserve [≥ S, R, H] (empty unless kept, and on CUDA), in the working dtype. A gradient needs states and reserve.
+# GRU), reserve [≥ S, R, H] (empty unless kept), in the working dtype. A gradient needs states and reserve. On CUDA the
+# states are rounded to the weights' dtype, and the reserve is [runs - 1, B, H], as `_torch_temporal_runs` has it.
 torch.library.define(
     "pycm::temporal_pool",
     f"({_CELL}{_CHOICES}, bool keep_states, bool keep_reserve) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-# The gradients of the tensors before, but of cu_seqlens, in the working dtype; empty where not needed.
+# The gradients of the tensors before, but of cu_seqlens, in the working dtype, on CUDA that of x in its own; empty
+# where not needed.
 torch.library.define(
     "pycm::temporal_pool_backward",
     f"({_CELL}Tensor states, Tensor reserve, Tensor? grad_pooled, Tensor? grad_states, Tensor? grad_h_n, "
@@ -61,24 +63,23 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
 _SAMPLES = 512
 
 
-class _Packed:
-    """A direction's weights in the kernels' layout, for as long as the tensors are what they were."""
+class _Kept:
+    """What was made of tensors and a choice, for as long as the tensors are what they were."""
 
-    def __init__(self, cell: str, weights: Sequence[Optional]) -> None:
-        self.cell = cell
+    def __init__(self, choice: Any, tensors: Sequence[Optional], value: Any) -> None:
+        self.choice, self.value = choice, value
         self.known = []
-        for w in weights:
+        for w in tensors:
             if w is not None:
                 sample = _sample(w)
                 # A view of the parameter is read again as it is; of what is not contiguous the sample is a copy.
                 view = sample if w.is_contiguous() else None
                 self.known.append((weakref.ref(w), w._version, w.data_ptr(), view, sample.clone()))
-        self.value = _cell(cell, weights)
 
-    def holds(self, cell: str, weights: Sequence[Optional]) -> bool:
-        given = [w for w in weights if w is not None]
+    def holds(self, choice: Any, tensors: Sequence[Optional]) -> bool:
+        given = [w for w in tensors if w is not None]
         return (
-            self.cell == cell
+            self.choice == choice
             and len(given) == len(self.known)
             and all(
                 ref() is w
@@ -94,7 +95,8 @@ def _cell(cell: str, weights: Sequence[Optional]) -> Any:
     return _C.TemporalCell(cell, *[_dense(w) for w in weights], num_threads=torch.get_num_threads())  # type: ignore[arg-type, misc]
 
 
-_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the first of the weights
+_lowered: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 atexit.register(_packed.clear)  # before the module's types go
 
 
@@ -104,8 +106,8 @@ def _pack(cell: str, weights: Sequence[Optional]) -> Any:
         return _cell(cell, weights)
     kept = packed(cell, weights)
     if kept is None:
-        _packed[first] = fresh = _Packed(cell, weights)
-        return fresh.value
+        kept = _cell(cell, weights)
+        _packed[first] = _Kept(cell, weights, kept)
     return kept
 
 
@@ -113,6 +115,24 @@ def packed(cell: str, weights: Sequence[Optional]) -> Any:
     """What `_pack` has kept of these, None where it has to pack."""
     kept = _packed.get(cast(Tensor, weights[0]))  # type: ignore[no-untyped-call]
     return kept.value if kept is not None and kept.holds(cell, weights) else None
+
+
+def lowered(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast for autocast, to the same tensor as before, so that its packed form is found again. Without a gradient."""
+    if weight.is_inference() or weight.element_size() == 1:  # without a version, without a sample
+        return weight.to(dtype)
+    kept = _lowered.get(weight)  # type: ignore[no-untyped-call]
+    if kept is None or not kept.holds(dtype, (weight,)):
+        with torch.inference_mode(False), torch.no_grad():
+            kept = _lowered[weight] = _Kept(dtype, (weight,), weight.to(dtype))
+    return cast(Tensor, kept.value)
+
+
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drop what is kept of them: `torch.utils.swap_tensors` refuses tensors with weak references."""
+    for weight in weights:
+        for kept in (_packed, _lowered):
+            kept.pop(weight, None)  # type: ignore[no-untyped-call]
 
 
 def _sample(tensor: Tensor) -> Tensor:
@@ -266,15 +286,22 @@ for _op in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_stat
 @torch.library.register_fake("pycm::temporal_pool")  # type: ignore[untyped-decorator]
 def _temporal_pool_fake(*args: Any) -> tuple[Tensor, ...]:
     x, cu_seqlens, _, weight_hh, *_, cell, pool, _, keep_states, keep_reserve = args
-    keep_reserve = keep_reserve and x.device.type != "cuda"  # there the backward pass computes the gates again
-    return _results(x, cu_seqlens, weight_hh, cell, pool, keep_states, keep_reserve)
+    results = _results(x, cu_seqlens, weight_hh, cell, pool, keep_states, keep_reserve)
+    if x.device.type != "cuda":
+        return results
+    pooled, states, h_n, c_n, _ = results
+    batch = cu_seqlens.shape[0] - 1
+    states = states.to(_torch_temporal_runs.states_dtype(pool, weight_hh.dtype))
+    memory = _torch_temporal_runs.memory_shape(x, batch, cell, weight_hh, keep_reserve)
+    return pooled, states, h_n, c_n, h_n.new_empty(memory)
 
 
 @torch.library.register_fake("pycm::temporal_pool_backward")  # type: ignore[untyped-decorator]
 def _temporal_pool_backward_fake(*args: Any) -> tuple[Tensor, ...]:
     x, _, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, pool_weights, h0, c0, *_, needs = args
     inputs = (x, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, h0, c0, pool_weights)
-    return tuple(_grad_like(tensor, x.dtype, need) for tensor, need in zip(inputs, needs, strict=True))
+    first, *others = (_grad_like(tensor, x.dtype, need) for tensor, need in zip(inputs, needs, strict=True))
+    return first.to(x.dtype) if x.device.type == "cuda" and needs[0] else first, *others
 
 
 @torch.library.register_fake("pycm::pool_states")  # type: ignore[untyped-decorator]

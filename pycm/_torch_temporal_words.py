@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pycm import _torch_cuda, _torch_temporal
 from pycm._torch_arguments import _score_dtype
-from pycm._torch_temporal_cuda import forward, most_steps, temporal_pool
+from pycm._torch_temporal_cuda import forward, temporal_pool
+from pycm._torch_temporal_runs import most_steps
 
 torch.library.define(
     "pycm::temporal_pool_words",

@@ -258,7 +258,10 @@ def _topk(
 
 
 def _int64(function: str, name: str, values: Any) -> npt.NDArray[np.int64]:
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # of NumPy, which names no argument
+        raise ValueError(f"{function}: {name} must be an array of integers, got rows of different lengths") from error
     if not array.size and not hasattr(values, "dtype"):  # an empty list
         return np.zeros(array.shape, np.int64)
     if array.dtype.kind not in "iu":

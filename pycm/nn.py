@@ -17,6 +17,8 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence  # noqa: E402
 
+from pycm._torch_temporal import forget  # noqa: E402
+
 __all__ = ["GPO", "AttentionPool", "TemporalPool"]
 
 
@@ -139,6 +141,8 @@ class TemporalPool(nn.Module):
             ("input_size", input_size, 1), ("hidden_size", hidden_size, 1), ("num_layers", num_layers, 1),
             ("proj_size", proj_size, 0),
         ):  # fmt: skip
+            if not isinstance(value, int):
+                raise TypeError(f"TemporalPool: {name} must be an int, got {type(value).__name__}")
             if value < least:
                 raise ValueError(f"TemporalPool: {name} must be at least {least}, got {value}")
         if proj_size and cell != "lstm":
@@ -249,9 +253,12 @@ class TemporalPool(nn.Module):
         """
         if not isinstance(x, torch.Tensor | PackedSequence):
             raise TypeError(f"TemporalPool: x must be a torch tensor or a PackedSequence, got {type(x).__name__}")
-        if self.cell == "lstm" and hx is not None and not (isinstance(hx, tuple | list) and len(hx) == 2):
-            raise TypeError(f"TemporalPool: hx must be a pair (h0, c0) for an LSTM, got {type(hx).__name__}")
-        h0, c0 = hx if isinstance(hx, tuple | list) else (hx, None)
+        several = isinstance(hx, tuple | list)
+        if hx is not None and (not several or len(hx) != 2 if self.cell == "lstm" else several):
+            expected = "a pair (h0, c0) for an LSTM" if self.cell == "lstm" else "the tensor h0 for a GRU"
+            got = f"{type(hx).__name__}{f' of {len(hx)}' if several else ''}"
+            raise TypeError(f"TemporalPool: hx must be {expected}, got {got}")
+        h0, c0 = hx if several else (hx, None)
         return temporal_pool(
             x,
             lengths,
@@ -273,6 +280,14 @@ class TemporalPool(nn.Module):
             return_state=return_state,
             embedding=embedding,
         )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        forget(self.parameters(recurse=False))  # which torch may be about to swap
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        forget(self.parameters(recurse=False))
+        super()._load_from_state_dict(*arguments)
 
     def flatten_parameters(self) -> None:
         """Does nothing: for code that calls it, as ``nn.LSTM`` and ``nn.GRU`` have it."""

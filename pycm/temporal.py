@@ -65,7 +65,9 @@ def temporal_pool(
         dropout: probability with which the states between layers are dropped; torch only.
         legacy_padding: run over the padding too, as code does that neither packs nor sorts: every row has T steps, and
             the reverse direction begins in the padding. ``mean``, ``max``, ``attention`` and ``gpo`` still read
-            `lengths` steps; ``last`` and ``first`` read the ends of the T.
+            `lengths` steps, as ``meanmax`` and the second half of ``lastmean`` do; ``last``, ``first`` and the first
+            half of ``lastmean`` read the ends of the T, and ``none`` gives all T states. A row of length 0 runs too:
+            of these it gives states, not zeros.
         batch_first: whether padded x is ``[B, T, I]``.
         return_state: also return the final states.
         embedding: ``[V, I]``, V > 0, the vectors of words; x then holds their ids, integers ``[B, T]``, ragged ``[S]``,
@@ -85,7 +87,8 @@ def temporal_pool(
         TypeError: for integers in x without `embedding` or others with it, another dtype in the weights, or no array.
         ValueError: for shapes that do not fit, lengths outside x, ids outside `embedding`, an unknown name, or a pool's
             parameter missing.
-        NotImplementedError: for a tensor with a forward-mode tangent, or neither on the CPU nor on a CUDA device.
+        NotImplementedError: for a tensor with a forward-mode tangent or under ``torch.func.grad`` and its like, or
+            neither on the CPU nor on a CUDA device.
 
     A row's result does not depend on the other rows, on the number of threads or on the padding, to the bit (on
     CUDA: but for the rounding of torch's product of the inputs). States and sums are fp32 (fp64 for float64). Torch
@@ -93,6 +96,11 @@ def temporal_pool(
     gates, S·(P + 5·H) numbers a direction for an LSTM and S·5·H for a GRU (on CUDA the states, and computes the gates
     again). O(S·G·H·(I + P)) operations; without a gradient O(B·H) memory beside the product with x, and S·P where
     several layers, joined directions or a pool by rank need all states.
+
+    On the CPU the weights are kept in the kernels' layout from call to call, until their tensors change. A write that
+    torch does not count, through ``.data`` or a NumPy view, is seen where it reaches one of the about 500 values of a
+    tensor that are compared; a single value written so may not be. In-place operations under ``torch.no_grad()`` always
+    are.
     """
     options = Options(
         cell, pool, combine, h0, c0, attention, gpo, residual, normalize_states, normalize, dropout, legacy_padding,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -37,6 +37,7 @@ __all__ = [
     "clip_name",
     "read_clip",
     "read_clips",
+    "stack_clips",
     "write_clip",
 ]
 
@@ -333,6 +334,25 @@ def _ahead(read: Any, n: int, workers: int) -> Iterator[tuple[int, Clip | ClipRe
             yield i, waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def stack_clips(clips: Iterable[Clip]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """(frames uint8 [S, H, W, 3] of all clips, one after another; cu_seqlens int64 [B + 1]: clip b has the frames
+    cu_seqlens[b] to cu_seqlens[b + 1]).
+
+    Raises:
+        ValueError: no clip, or clips of different sizes.
+    """
+    held = list(clips)
+    if not held:
+        raise ValueError("stack_clips: clips is empty")
+    for i, clip in enumerate(held):
+        if clip.frames.shape[1:] != held[0].frames.shape[1:]:
+            (h, w), (h0, w0) = clip.frames.shape[1:3], held[0].frames.shape[1:3]
+            name = clip_name(clip, i)
+            raise ValueError(f"stack_clips: clips must be of one size, {name} has {w} x {h}, the first {w0} x {h0}")
+    lengths = [len(clip.frames) for clip in held]
+    return np.concatenate([clip.frames for clip in held]), np.cumsum([0, *lengths], dtype=np.int64)
 
 
 def write_clip(

@@ -22,6 +22,13 @@ def use_level(name: str) -> None:
     assert pycm.backend_info()["cpu"]["level"] == name
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is asked
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"level", "every_level"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("levels")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def away_from_the_sources() -> Iterator[None]:
     """Child processes look for modules where they start: pycm/ beside tests/ has no compiled part."""

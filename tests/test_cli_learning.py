@@ -245,6 +245,25 @@ def test_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert told in error(capsys)
 
 
+def test_figures_of_equal_scores_follow_one_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = clips_with_labels(tmp_path, 6)
+    for i in range(1, 6):
+        (tmp_path / f"clips/{i:02}.mp4").write_bytes((tmp_path / "clips/00.mp4").read_bytes())  # all are the same
+    options = ["--head", "labels", "--streams", "motion", "--hidden", "4", "--dim", "4", "--epochs", "0"]
+    assert call("train", pairs, *options, "--out", tmp_path / "m") == 0
+    assert call("evaluate", tmp_path / "m", pairs, "--ks", "1", "--out", tmp_path / "o.html") == 0
+    html = " ".join((tmp_path / "o.html").read_text().split())
+    stats = re.findall(r"<dt>(\w+) whose best \w+ is right</dt><dd>(.*?)</dd>", html)
+    assert stats == [("clips", "3 of 6"), ("labels", "1 of 2")]
+    values = re.findall(r'<span class="value">(.*?)</span>', html)[:2]  # R@1, both ways
+    assert values == ["50.0", "50.0"]
+    first = re.findall(r"</i>([\d.]+)<span", re.search(r"<dt>1</dt><dd>(.*?)</dd>", html)[1])  # type: ignore[index]
+    assert first == ["3", "1"]
+    assert "means over all their orders" in html
+
+
 def test_a_device_is_that_of_the_encoders(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,6 +181,42 @@ def test_clips_pause_by_the_button_and_by_preference(page: Browser, path: Path) 
     assert page.ask(f"{first}.paused && !{first}.hasAttribute('src')")
     page.ask("document.querySelector('.tools button').click()")
     page.until(f"!{first}.paused && {first}.readyState >= 2")
+
+
+def test_one_clip_is_heard_at_a_time_and_none_at_first(shared: Browser, tmp_path: Path) -> None:
+    tone = (np.sin(np.arange(32000) / 6) / 2).astype(np.float32)
+    frames = [moving(colour) for colour in COLOURS[:2]]
+    items = [Item(f"{i}.mp4", picture(f[0], 64), encode_clip(f, 12, sound=tone), True) for i, f in enumerate(frames)]
+    silent = Item("2.mp4", picture(frames[0][0], 64), encode_clip(frames[0], 12))
+    group = Group("Clips", [Entry(items[0], [Candidate(items[1], 0.5), Candidate(silent, 0.2)])], layout="rows")
+    write_report(Report("t", "l", [group]), tmp_path / "o.html")
+    shared.view(400, 800)
+    shared.open(tmp_path / "o.html")
+    shared.until("[...document.querySelectorAll('video')].every((v) => v.readyState >= 2 && !v.paused)")
+    state = "JSON.stringify([...document.querySelectorAll('video')].map((v) => +v.muted))"
+    pressed = "JSON.stringify([...document.querySelectorAll('.film > button')].map((b) => b.ariaPressed))"
+    assert shared.ask(state) == "[1,1,1]"
+    assert shared.ask("[...document.querySelectorAll('.film > button')].map((b) => b.ariaLabel).join()") == (
+        "Sound of 0.mp4,Sound of 1.mp4"
+    )
+    for button, muted, on in (
+        (0, "[0,1,1]", "true false"),
+        (1, "[1,0,1]", "false true"),
+        (1, "[1,1,1]", "false false"),
+    ):
+        shared.ask(f"document.querySelectorAll('.film > button')[{button}].click()")
+        assert shared.ask(state) == muted
+        assert json.loads(shared.ask(pressed)) == on.split()
+    shared.until("[...document.querySelectorAll('.film > video')].every((v) => v.webkitAudioDecodedByteCount > 0)")
+    shared.ask("document.querySelector('.tools button') && document.querySelector('.tools button').click()")
+    shared.ask("document.querySelector('.film > button').click()")
+    shared.until("!document.querySelector('.film > video').paused")  # who asks to hear a clip sees it play
+    inside = (
+        "(() => { const [b, v] = [...document.querySelector('.film').children].map((e) => e.getBoundingClientRect());"
+    )
+    assert shared.ask(inside + " return v.right <= b.right && v.bottom <= b.bottom && v.left >= b.left; })()")
+    assert shared.errors == []
+    shared.requests.clear()
 
 
 SEEN = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ Image = pytest.importorskip("PIL.Image")
 
 from pycm.evaluate import Interval, bootstrap, retrieval_metrics  # noqa: E402
 from pycm.report import (  # noqa: E402
+    RANK_ENDS,
     contributions,
     embedding_map,
     encode_clip,
@@ -22,6 +24,7 @@ from pycm.report import (  # noqa: E402
     recall,
     times,
 )
+from pycm.report.render import amount  # noqa: E402
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -41,6 +44,31 @@ def test_rank_histogram_counts_every_query_once() -> None:
         assert sum(counts) == len(ranks[name])
     assert figure.highest == max(figure.series[0][1])
     assert rank_histogram("t", {"a": np.zeros(3)}).bins == ["1"]
+
+
+def test_tied_ranks_count_as_the_recalls_do() -> None:
+    """Every order of equal scores is tried: the counts are means over them."""
+    rng = np.random.default_rng(3)
+    scores = rng.integers(0, 3, (5, 4)).astype(float)
+    own = rng.integers(0, 4, 5)
+    metrics = retrieval_metrics(scores, own, RANK_ENDS)
+    want = np.zeros(4)
+    orders = list(itertools.permutations(range(4)))
+    for row, true in zip(scores, own, strict=True):
+        for order in orders:
+            ranked = sorted(order, key=lambda j, row=row: -row[j])  # equal ones stay in this order
+            want[ranked.index(true)] += 1 / len(orders)
+    figure = rank_histogram("t", {"a": metrics})
+    assert list(figure.bins) == ["1", "2", "3", "4–5"][: len(figure.bins)]
+    counts = figure.series[0][1]
+    np.testing.assert_allclose(counts, want[: len(counts)], atol=1e-12)
+    assert counts[0] == pytest.approx(5 * metrics.recall_at_k[1])
+    assert any(abs(count - round(count)) > 0.05 for count in counts)  # there were ties
+    column = recall("t", metrics, 4, ks=(1, 3))
+    assert list(column.shares) == ["R@1", "R@3", "MRR"]
+    assert (amount(1234.0), amount(0.25), amount(2.9999999)) == ("1,234", "0.2", "3")
+    far = rank_histogram("t", {"a": np.array([0.0, 4321.0])})
+    assert (far.bins[-1], far.series[0][1][-1]) == ("1,001–4,322", 1)
 
 
 @pytest.mark.parametrize("distance", [False, True])
@@ -192,3 +220,27 @@ def test_a_clip_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> 
     (tmp_path / "bad.mp4").write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.mp4: \w"):
         moving_picture(tmp_path / "bad.mp4", 64)
+
+
+def test_a_clip_keeps_its_sound_where_it_is_asked_for(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    video = pytest.importorskip("pycm.video")
+    seconds = np.arange(4 * 16000) / 16000
+    tone = np.where(seconds < 1, 0, 0.5 * np.sin(2 * np.pi * 440 * seconds)).astype(np.float32)  # from the 1st second
+    path = tmp_path / "a.mp4"
+    video.write_clip(path, grey(np.linspace(20, 230, 40), 32, 32), fps=10, sound=tone)
+    assert not moving_picture(path, 32).sound
+    moving = moving_picture(path, 32, seconds=3, sound=True)
+    assert moving.sound
+    data = base64.b64decode(moving.clip.partition(",")[2])
+    again = video.read_clip(data, sound=True)
+    assert len(again.sound) == pytest.approx(2.9 * 16000, abs=2100)  # AAC pads to its frames of 1024
+    loud = np.abs(again.sound[:46000]).reshape(-1, 1000).max(axis=1)
+    at = np.arange(len(loud)) / 16
+    assert loud[at < 0.8].max() < 0.1
+    assert loud[(at > 1.2) & (at < 2.7)].min() > 0.3
+    with av.open(io.BytesIO(data)) as container:
+        assert len(container.streams.audio) == 1
+    silent = tmp_path / "b.mp4"
+    video.write_clip(silent, grey(np.array([9, 9]), 32, 32), fps=10)
+    assert not moving_picture(silent, 32, sound=True).sound

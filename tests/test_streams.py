@@ -36,6 +36,7 @@ from pycm.streams import (
     known_streams,
     stream_name,
 )
+from pycm.streams.registry import needs_sound
 from pycm.video import Clip
 
 
@@ -44,6 +45,15 @@ def random_sequences(lengths: list[int], dim: int = 3, rate: float = 10.0, seed:
     rng = np.random.default_rng(seed)
     items = [Steps(rng.normal(size=(n, dim)).astype(np.float32), np.sort(rng.uniform(0, n / rate, n))) for n in lengths]
     return Sequences.of(items, dim)
+
+
+def test_what_needs_sound_is_told_without_making_it() -> None:
+    for spec in ("sound", "speech", "motion", "flow", "pixel-differences"):
+        assert needs_sound(spec) == needs_sound(get_stream(spec)) == get_stream(spec).needs_sound
+    assert needs_sound("voice")
+    assert not needs_sound("appearance:clip:some/model")
+    with pytest.raises(ValueError, match="unknown stream 'noise'"):
+        needs_sound("noise")
 
 
 # Sequences

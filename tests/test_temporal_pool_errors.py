@@ -180,3 +180,43 @@ def test_operators_that_keep_nothing_refuse_a_gradient() -> None:
             x, starts, *weights, None, None, None, None, None, None, "lstm", "mean", False, True, False
         ),
     )
+
+
+@KIND
+def test_what_no_array_can_be_made_of(kind: str) -> None:
+    for lengths in ("abc", [None, 3, 2], [[5], [3, 1], [2]]):
+        with pytest.raises((TypeError, ValueError), match="temporal_pool: lengths must"):
+            pycm.temporal_pool(convert(X, kind), lengths, convert(WEIGHTS, kind))
+    for scalar in (np.int64(5), np.array(5)):
+        assert pycm.temporal_pool(convert(X, kind), scalar, convert(WEIGHTS, kind)).shape == (3, 12)
+        wrong(kind, ValueError, ["lengths must be given row by row", "got 5"], x=X[0], lengths=scalar)
+    wrong(kind, TypeError, ["dropout must be a number, got str"], dropout="a")
+
+
+@KIND
+def test_dtypes_of_states_and_pool_parameters(kind: str) -> None:
+    for dtype in (np.int64, bool, np.complex128, np.float32):
+        name = np.dtype(dtype).name
+        wrong(kind, TypeError, ["h0 must be float64", name], h0=np.zeros((4, 3, 6), dtype))
+        wrong(kind, TypeError, ["c0 must be float64", name], c0=np.zeros((4, 3, 6), dtype))
+        wrong(kind, TypeError, ["attention must be", name], pool="attention", attention=np.zeros(12, dtype))
+        changed = {**GPO, "linear.weight": GPO["linear.weight"].astype(dtype)}
+        wrong(kind, TypeError, ["gpo's linear.weight must be", name], pool="gpo", gpo=changed)
+    x, w = convert(X.astype(np.float32), kind), convert(cases.cast(WEIGHTS, np.float32), kind)
+    half = convert(np.zeros((4, 3, 6), np.float16), kind)
+    assert pycm.temporal_pool(x, 5, w, h0=half).shape == (3, 12)
+    words = ["temporal_pool: h0 must be float32 or float16 or bfloat16 with float32 x, got float64"]
+    raises(TypeError, words, lambda: pycm.temporal_pool(x, 5, w, h0=convert(np.zeros((4, 3, 6)), kind)))
+
+
+def test_sparse_tensors_and_states_of_a_module() -> None:
+    sparse = torch.from_numpy(X[0]).to_sparse()
+    raises(TypeError, ["x must be dense"], lambda: pycm.temporal_pool(sparse, None, convert(WEIGHTS, "torch")))
+    x, state = torch.randn(3, 5, 4), torch.zeros(1, 3, 6)
+    for count in (1, 2, 3):
+        gru = pycm.nn.TemporalPool(4, 6, "gru")
+        words = ["TemporalPool: hx must be the tensor h0 for a GRU", f"tuple of {count}"]
+        raises(TypeError, words, lambda gru=gru, count=count: gru(x, 5, (state,) * count))
+    lstm = pycm.nn.TemporalPool(4, 6)
+    raises(TypeError, ["hx must be a pair", "tuple of 3"], lambda: lstm(x, 5, (state,) * 3))
+    raises(TypeError, ["TemporalPool: hidden_size must be an int, got float"], lambda: pycm.nn.TemporalPool(4, 6.0))

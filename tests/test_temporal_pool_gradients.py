@@ -84,6 +84,23 @@ def test_second_derivatives(cell: str, pool: str) -> None:
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True, **GRADCHECK)
 
 
+@pytest.mark.parametrize("pool", ["max", "gpo", "lastmean"])
+@pytest.mark.parametrize("kinds", [{"combine": "sum"}, {"legacy_padding": True}, {"residual": True}])
+@CELL
+def test_gradients_of_padded_x(cell: str, kinds: dict[str, Any], pool: str) -> None:
+    if "residual" in kinds:
+        pool = "meanmax" if pool == "lastmean" else pool
+        kinds = {"combine": "sum", "residual": True, "normalize_states": True, "normalize": True}
+    module = pycm.nn.TemporalPool(4, 4, cell, pool, bidirectional=True, dtype=torch.float64, **kinds)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    x = torch.nan_to_num(frames((3, 0, 4), 4, dtype=torch.float64)).requires_grad_()
+
+    def function(x: torch.Tensor, *given: torch.Tensor) -> Any:
+        return torch.func.functional_call(module, dict(zip(names, given, strict=True)), (x, (3, 0, 4)))
+
+    assert torch.autograd.gradcheck(function, (x, *parameters), fast_mode=True, **GRADCHECK)
+
+
 @pytest.mark.parametrize("pool", pycm.temporal.STATE_POOLS)
 def test_gradients_of_pools_alone(pool: str) -> None:
     generator = torch.Generator().manual_seed(8)
@@ -108,18 +125,22 @@ def test_memory_beyond_the_steps_is_never_used(pool: str, head: dict[str, Any]) 
     if head and pool in ("last", "first", "lastmean"):
         head = {"combine": "average"}
     module = pycm.nn.TemporalPool(6, 6, "gru", pool, num_layers=2, bidirectional=True, dropout=0.0, **head)
-    x = torch.nan_to_num(frames()).requires_grad_()
+    x = frames().requires_grad_()  # beyond each length NaN too
     ragged = torch.cat([row[:length] for row, length in zip(x, LENGTHS, strict=True)])
-    want = torch.autograd.grad(module(ragged, LENGTHS).square().sum(), [x, *module.parameters()])
+    tensors = [x, *module.parameters()]
+    want = torch.autograd.grad(module(ragged, LENGTHS).square().sum(), tensors)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # which fills what is not written with NaN
     try:
         assert torch.empty(3).isnan().all()
-        found = torch.autograd.grad(module(x, LENGTHS).square().sum(), [x, *module.parameters()])
+        found = torch.autograd.grad(module(x, LENGTHS).square().sum(), tensors)
+        first = torch.autograd.grad(module(x, LENGTHS).square().sum(), tensors, create_graph=True)
+        second = torch.autograd.grad(sum(grad.square().sum() for grad in first), tensors)
     finally:
         torch.use_deterministic_algorithms(before)
     for ours, theirs in zip(found, want, strict=True):
         close(ours, theirs, TEMPORAL_GRADIENT)
+    assert all(grad.isfinite().all() for grad in (*first, *second))
 
 
 @CELL

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import temporal_cases as cases
 from temporal_cases import CELLS, GATES
-from test_temporal_pool_torch import LENGTHS, frames, rnn_of, torch
+from test_temporal_pool_torch import LENGTHS, frames, rnn_of, states_of, torch
 from tolerances import TEMPORAL, TEMPORAL_LOW_PRECISION_RATIO
 from torch.utils.checkpoint import checkpoint
 
@@ -152,19 +152,35 @@ def test_checkpoint(cell: str, reentrant: bool) -> None:
     assert all(torch.equal(tensor.grad, grad) for tensor, grad in zip(tensors, expected, strict=True))
 
 
+SIZES = [((12,) * 8, 6, 40, 0), ((9, 5, 4, 1), 7, 41, 0), ((1,) * 9, 9, 21, 0), ((9, 5, 4), 6, 41, 13)]
+
+
+# Odd numbers of steps, inputs and units leave words of two elements half filled.
+@pytest.mark.parametrize(("lengths", "inputs", "hidden", "proj"), [*SIZES, ([*range(3, 36)], 24, 136, 0)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @CELL
-def test_gradients_in_low_precision(cell: str) -> None:
-    """Against fp64, of bfloat16 weights and inputs; torch's own error is the measure."""
-    rnn, wide = rnn_of(cell, 6, 40).to(torch.bfloat16), rnn_of(cell, 6, 40).double()
+def test_gradients_in_low_precision(cell: str, dtype: Any, lengths: Any, inputs: int, hidden: int, proj: int) -> None:
+    """Against fp64, of weights and inputs of half precision; torch's own error is the measure."""
+    sizes = {"proj_size": proj} if proj and cell == "lstm" else {}
+    rnn, wide = (rnn_of(cell, inputs, hidden, **sizes).to(kind) for kind in (dtype, torch.float64))
     wide.load_state_dict(rnn.state_dict())
-    x = torch.nan_to_num(frames((12,) * 8)).to(torch.bfloat16)
-    direction = torch.randn(8, 12, 40, generator=torch.Generator().manual_seed(5))
+    x = torch.nan_to_num(frames(lengths, inputs)).to(dtype)
+    exists = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    generator = torch.Generator().manual_seed(5)
+    direction = torch.randn(sum(lengths), sizes.get("proj_size", hidden), generator=generator)
 
-    def gradients(states: torch.Tensor, module: Any) -> Any:
-        return torch.autograd.grad((states.double() * direction).sum(), list(module.parameters()))
+    def gradients(states: Any, module: Any, dtype: Any) -> Any:
+        steps = x.to(dtype).requires_grad_()
+        found = states(module, steps)
+        return torch.autograd.grad((found.double() * direction).sum(), [steps, *module.parameters()])
 
-    ours = gradients(pycm.temporal_pool(x, 12, dict(rnn.named_parameters()), cell, "none"), rnn)
-    theirs, exact = gradients(rnn(x)[0], rnn), gradients(wide(x.double())[0], wide)
-    for mine, other, want in zip(ours, theirs, exact, strict=True):
-        error, allowed = ((g.double() - want).norm() for g in (mine, other))
-        assert error <= TEMPORAL_LOW_PRECISION_RATIO * allowed
+    def ours(module: Any, steps: Any) -> Any:
+        return pycm.temporal_pool(steps[exists], lengths, dict(module.named_parameters()), cell, "none")
+
+    def theirs(module: Any, steps: Any) -> Any:
+        return states_of(module, steps, lengths)[0][exists]
+
+    found = (gradients(ours, rnn, dtype), gradients(theirs, rnn, dtype), gradients(theirs, wide, torch.float64))
+    for name, mine, other, want in zip(["x", *rnn.state_dict()], *found, strict=True):
+        error, allowed = ((grad.double() - want).norm() for grad in (mine, other))
+        assert error <= TEMPORAL_LOW_PRECISION_RATIO * allowed, (name, error / allowed)

@@ -113,6 +113,10 @@ struct RecurrenceCall {
   int64_t steps_of(const char* name, nb::handle object) {
     return shape.step_starts == nullptr || object.is_none() ? rows : arguments.add(name, object).size(0);
   }
+  // States are in the working type or in the weights'.
+  bool narrow(nb::handle states) {
+    return work != shape.dtype && !states.is_none() && arguments.add("states", states).array().dtype == shape.dtype;
+  }
   void* of_inputs(const char* name, nb::handle object) {
     return arguments.input(name, object, work, {rows, gates * shape.hidden});
   }
@@ -143,7 +147,9 @@ struct ForwardCall : RecurrenceCall {
     check(out.is_none() == (args.pool == Pool::kNone), arguments.function(), ": out must be ",
           args.pool == Pool::kNone ? "None" : "given", " for pool ", name_of(args.pool));
     args.out = arguments.result("out", out, work, {shape.batch, width_of(args.pool) * shape.state});
-    args.states = arguments.result("states", states, work, {steps_of("states", states), shape.state});
+    args.narrow_states = narrow(states);
+    args.states = arguments.result("states", states, args.narrow_states ? shape.dtype : work,
+                                   {steps_of("states", states), shape.state});
     args.hn = arguments.result("hn", hn, work, {shape.batch, shape.state});
     args.cn = arguments.result("cn", cn, work, {shape.batch, shape.hidden});
     check(!hn.is_none() && cn.is_none() == (shape.cell != Cell::kLstm), arguments.function(),
@@ -173,24 +179,31 @@ struct BackwardCall : RecurrenceCall {
 
   BackwardCall(nb::handle cell, nb::handle weight_hh, nb::handle weight_hr, nb::handle cu_seqlens, nb::handle order,
                nb::handle step_starts, nb::handle bounds, bool reverse, nb::handle h0, nb::handle c0, nb::handle inputs,
-               nb::handle hidden, nb::handle states, nb::handle c, nb::handle grad_states, nb::handle grad_hn,
-               nb::handle grad_cn, nb::handle grad_h0, nb::handle grad_c0)
+               nb::handle hidden, nb::handle states, nb::handle c, nb::handle grad_states, nb::handle grad_every,
+               nb::handle grad_first, nb::handle grad_last, nb::handle grad_hn, nb::handle grad_cn, nb::handle grad_h0,
+               nb::handle grad_c0)
       : RecurrenceCall("temporal_pool_backward", cell, weight_hh, weight_hr, cu_seqlens, order, 0, step_starts, bounds,
                        reverse, h0, c0, inputs) {
     args.shape = shape;
     args.inputs = of_inputs("inputs", inputs);
     args.hidden = of_inputs("hidden", hidden);
-    const int64_t steps = steps_of("grad_states", grad_states);
-    args.states = arguments.input("states", states, work, {steps, shape.state});
+    args.narrow_states = narrow(states);
+    args.states = arguments.input("states", states, args.narrow_states ? shape.dtype : work,
+                                  {steps_of("states", states), shape.state});
     args.c = arguments.input("c", c, work, {rows, shape.hidden});
-    args.grad_states = arguments.input("grad_states", grad_states, work, {steps, shape.state});
+    args.grad_states = arguments.input("grad_states", grad_states, work, {rows, shape.state});
+    args.grad_every = arguments.input("grad_every", grad_every, work, {shape.batch, shape.state});
+    args.grad_first = arguments.input("grad_first", grad_first, work, {shape.batch, shape.state});
+    args.grad_last = arguments.input("grad_last", grad_last, work, {shape.batch, shape.state});
     args.grad_hn = arguments.input("grad_hn", grad_hn, work, {shape.batch, shape.state});
     args.grad_cn = arguments.input("grad_cn", grad_cn, work, {shape.batch, shape.hidden});
     args.grad_h0 = arguments.result("grad_h0", grad_h0, work, {shape.batch, shape.state});
     args.grad_c0 = arguments.result("grad_c0", grad_c0, work, {shape.batch, shape.hidden});
     const bool lstm = shape.cell == Cell::kLstm;
-    check(hidden.is_none() == lstm && states.is_none() == lstm && c.is_none() != lstm && !grad_states.is_none(),
-          arguments.function(), ": c must be given for lstm, hidden and states for gru, and grad_states");
+    check(hidden.is_none() == lstm && states.is_none() == lstm && c.is_none() != lstm, arguments.function(),
+          ": c must be given for lstm, hidden and states for gru");
+    check(weight_hr.is_none() || !grad_states.is_none(), arguments.function(),
+          ": grad_states must be given with weight_hr");
   }
 };
 
@@ -257,7 +270,8 @@ constexpr const char* kScanArguments =
 constexpr const char* kBackwardArguments =
     "cell: str, weight_hh: typing.Any, weight_hr: typing.Any, cu_seqlens: typing.Any, order: typing.Any, "
     "step_starts: typing.Any, bounds: typing.Any, reverse: bool, h0: typing.Any, c0: typing.Any, inputs: typing.Any, "
-    "hidden: typing.Any, states: typing.Any, c: typing.Any, grad_states: typing.Any, grad_hn: typing.Any, grad_cn: "
+    "hidden: typing.Any, states: typing.Any, c: typing.Any, grad_states: typing.Any, grad_every: typing.Any, "
+    "grad_first: typing.Any, grad_last: typing.Any, grad_hn: typing.Any, grad_cn: "
     "typing.Any, grad_h0: typing.Any, "
     "grad_c0: typing.Any";
 constexpr const char* kPoolArguments =
@@ -318,23 +332,27 @@ void bind_cuda_temporal(nb::module_& module) {
   define(
       module, "cuda_temporal_recurrence_backward", kBackwardArguments,
       [](H cell, H hh, H hr, H starts, H order, H step_starts, H bounds, bool reverse, H h0, H c0, H inputs, H hidden,
-         H states, H c, H grad_states, H grad_hn, H grad_cn, H grad_h0, H grad_c0) {
-        return cuda::recurrence_backward_workspace_bytes(BackwardCall(cell, hh, hr, starts, order, step_starts, bounds,
-                                                                      reverse, h0, c0, inputs, hidden, states, c,
-                                                                      grad_states, grad_hn, grad_cn, grad_h0, grad_c0)
-                                                             .args);
+         H states, H c, H grad_states, H grad_every, H grad_first, H grad_last, H grad_hn, H grad_cn, H grad_h0,
+         H grad_c0) {
+        return cuda::recurrence_backward_workspace_bytes(
+            BackwardCall(cell, hh, hr, starts, order, step_starts, bounds, reverse, h0, c0, inputs, hidden, states, c,
+                         grad_states, grad_every, grad_first, grad_last, grad_hn, grad_cn, grad_h0, grad_c0)
+                .args);
       },
       [](H cell, H hh, H hr, H starts, H order, H step_starts, H bounds, bool reverse, H h0, H c0, H inputs, H hidden,
-         H states, H c, H grad_states, H grad_hn, H grad_cn, H grad_h0, H grad_c0, H workspace, uintptr_t stream) {
+         H states, H c, H grad_states, H grad_every, H grad_first, H grad_last, H grad_hn, H grad_cn, H grad_h0,
+         H grad_c0, H workspace, uintptr_t stream) {
         const BackwardCall call(cell, hh, hr, starts, order, step_starts, bounds, reverse, h0, c0, inputs, hidden,
-                                states, c, grad_states, grad_hn, grad_cn, grad_h0, grad_c0);
+                                states, c, grad_states, grad_every, grad_first, grad_last, grad_hn, grad_cn, grad_h0,
+                                grad_c0);
         queue(call, call.args, &cuda::recurrence_backward, &cuda::recurrence_backward_workspace_bytes, workspace,
               stream);
       },
       nb::arg("cell"), nb::arg("weight_hh"), nb::arg("weight_hr").none(), nb::arg("cu_seqlens"), nb::arg("order"),
       nb::arg("step_starts"), nb::arg("bounds"), nb::arg("reverse"), nb::arg("h0").none(), nb::arg("c0").none(),
       nb::arg("inputs"), nb::arg("hidden").none(), nb::arg("states").none(), nb::arg("c").none(),
-      nb::arg("grad_states"), nb::arg("grad_hn").none(), nb::arg("grad_cn").none(), nb::arg("grad_h0").none(),
+      nb::arg("grad_states").none(), nb::arg("grad_every").none(), nb::arg("grad_first").none(),
+      nb::arg("grad_last").none(), nb::arg("grad_hn").none(), nb::arg("grad_cn").none(), nb::arg("grad_h0").none(),
       nb::arg("grad_c0").none());
   define(
       module, "cuda_pool_states", kPoolArguments,

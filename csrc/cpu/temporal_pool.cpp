@@ -58,7 +58,7 @@ class Group {
     if (projects()) allocate(m_, n * units_);
     chunk_rows_ = std::max(kChunkRows, n);
     packed_x_.reserve(chunk_rows_ * words_x());
-    input_.reserve(chunk_rows_ * units_ * C::kGates);
+    reserve_large(input_, chunk_rows_ * units_ * C::kGates);
     for (Scratch<T>& s : scratch_) {
       s.packed_h.reserve(n * words_h());
       s.packed_m.reserve(projects() ? n * words_m() : 0);
@@ -123,6 +123,9 @@ class Group {
   T* kept(int64_t j, int64_t t) const {
     const int64_t step = args_.x.cu_seqlens[rows_[static_cast<size_t>(j)]] + time(j, t);
     return static_cast<T*>(args_.reserve) + step * C::kReserve * shape_.hidden_size;
+  }
+  static void fetch(const T* data, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(data + i, 0, 2);
   }
   static void allocate(Buffer<T>& buffer, int64_t count) {
     buffer.reserve(count);
@@ -206,9 +209,15 @@ class Group {
         const int64_t row = tiles.first(i);
         tile.height = tiles.height(i);
         tile.a = scratch.packed_h.get() + row * words_h();
+        // The weights of a step push out what the cell reads; it comes back while the product runs.
+        for (int64_t j = row; j < row + tile.height; ++j) {
+          fetch(input_.get() + (g * total + first + j) * tile.c_row, tile.c_row);
+          fetch(C::kHasMemory ? c_.get() + j * units_ + g * columns_ : h + j * states_ + g * columns_, columns_);
+        }
         w_.operand.product(w_.kernels, tile);
         CellTile<T> cell;
         cell.rows = tile.height;
+        cell.units = shape_.hidden_size - g * columns_;
         cell.input_row = cell.hidden_row = tile.c_row;
         cell.input_part = columns_;
         cell.input = input_.get() + (g * total + first + row) * tile.c_row;
@@ -225,18 +234,20 @@ class Group {
           for (int r = 0; r < tile.height; ++r) reserve[r] = kept(row + r, t) + g * columns_;
           cell.reserve = reserve;
           cell.reserve_part = shape_.hidden_size;
-          cell.units = shape_.hidden_size - g * columns_;
         }
         w_.kernels.step[static_cast<int>(shape_.cell)](cell);
         for (int64_t j = row; j < row + tile.height; ++j) {
-          if (!projects()) finish(j, t, g, h_next);
+          if (!projects()) finish_group(j, t, g, h_next);
           if (C::kHasMemory && args_.cn != nullptr && t + 1 == length(j))
-            store(args_.cn, j, shape_.hidden_size, g, c_.get() + j * units_);
+            store(args_.cn, j, shape_.hidden_size, g * columns_, std::min<int64_t>(columns_, cell.units),
+                  c_.get() + j * units_);
         }
       }
     };
     member.phase(w_.groups, unit_group, t % 2 == 1);
     if (projects()) project_state(member, scratch, t, tiles, h_next);
+    if (team_.members() == 1)
+      for (int64_t j = 0; j < alive; ++j) finish(j, t, 0, shape_.state_size, h_next);
     if (args_.pool.pool == Pool::kAttention)
       member.phase(alive, [&](int64_t j) {
         AttentionRow<T>& row = attention_[static_cast<size_t>(j)];
@@ -261,18 +272,23 @@ class Group {
         tile.c = h_next + tiles.first(i) * states_ + p * columns_;
         w_.operand.product(w_.kernels, tile);
       }
-      for (int64_t j = 0; j < tiles.rows; ++j) finish(j, t, p, h_next);
+      for (int64_t j = 0; j < tiles.rows; ++j) finish_group(j, t, p, h_next);
     });
   }
 
-  // Columns of group g of row j's state after step t: into the pool, and wherever else they are wanted.
-  void finish(int64_t j, int64_t t, int64_t g, const T* h_next) const {
-    const int64_t from = g * columns_, n = std::min<int64_t>(columns_, shape_.state_size - from);
+  // One member finishes whole rows once the step is done; several finish what each has computed.
+  void finish_group(int64_t j, int64_t t, int64_t g, const T* h_next) const {
+    const int64_t from = g * columns_;
+    if (team_.members() > 1) finish(j, t, from, std::min<int64_t>(columns_, shape_.state_size - from), h_next);
+  }
+
+  // `n` elements of row j's state after step t: into the pool, and wherever else they are wanted.
+  void finish(int64_t j, int64_t t, int64_t from, int64_t n, const T* h_next) const {
     const T* h = h_next + j * states_ + from;
     const bool last = t + 1 == length(j);
     if (args_.states != nullptr)
       std::memcpy(states(j) + time(j, t) * shape_.state_size + from, h, static_cast<size_t>(n) * sizeof(T));
-    if (last && args_.hn != nullptr) store(args_.hn, j, shape_.state_size, g, h_next + j * states_);
+    if (last && args_.hn != nullptr) store(args_.hn, j, shape_.state_size, from, n, h_next + j * states_);
     const auto pool = w_.kernels.pool[static_cast<int>(args_.pool.pool)];
     if (pool == nullptr) return;
     pool(out(j) + from, shape_.state_size, h, n, t == 0);
@@ -286,8 +302,7 @@ class Group {
     });
   }
 
-  void store(void* to, int64_t j, int64_t dim, int64_t g, const T* row) const {
-    const int64_t from = g * columns_, n = std::min<int64_t>(columns_, dim - from);
+  void store(void* to, int64_t j, int64_t dim, int64_t from, int64_t n, const T* row) const {
     std::memcpy(static_cast<T*>(to) + rows_[static_cast<size_t>(j)] * dim + from, row + from,
                 static_cast<size_t>(n) * sizeof(T));
   }

@@ -27,8 +27,19 @@ void round_bf16(const float* in, int64_t count, uint16_t* out) {
   _mm256_mask_storeu_epi16(out + i, rest, (__m256i)rounded);
 }
 
+void pair_bf16(const float* even, const float* odd, int64_t count, float* out) {
+  const auto round = [](__mmask16 mask, const float* row) {
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, row)));
+  };
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 mask = static_cast<__mmask16>(count - i < 16 ? (1u << (count - i)) - 1 : 0xffff);
+    const __m512i high = _mm512_slli_epi32(round(mask, odd + i), 16);
+    _mm512_mask_storeu_epi32(out + i, mask, _mm512_or_si512(round(mask, even + i), high));
+  }
+}
+
 }  // namespace
 
-const Bf16Kernels recurrent_bf16_avx512 = {product<Bf16Word>, round_bf16};
+const Bf16Kernels recurrent_bf16_avx512 = {product<Bf16Word>, round_bf16, pair_bf16};
 
 }  // namespace pycm::cpu

@@ -47,9 +47,10 @@ void use_huge_pages(void* data, int64_t bytes) {
 template <class T>
 void reserve_large(Buffer<T>& buffer, int64_t count) {
   const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
-  if (bytes < kHugePage) return buffer.reserve(count);
-  buffer.reserve(count, kHugePage);
-  use_huge_pages(buffer.get(), bytes);
+  if (bytes < kHugePage / 2) return buffer.reserve(count);
+  const int64_t whole = ceil_div(bytes, kHugePage) * kHugePage;
+  buffer.reserve(whole / static_cast<int64_t>(sizeof(T)), kHugePage);
+  use_huge_pages(buffer.get(), whole);
 }
 template void reserve_large<float>(Buffer<float>&, int64_t);
 template void reserve_large<double>(Buffer<double>&, int64_t);

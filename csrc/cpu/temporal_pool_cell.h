@@ -8,6 +8,7 @@
 // Units beyond H have weights and biases of zero; their states stay 0.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -40,8 +41,15 @@ class Operand {
  public:
   explicit Operand(const Bf16Kernels* bf16) : bf16_(bf16) {}
 
-  int64_t words(int64_t dim) const { return bf16_ != nullptr ? (dim + 1) / 2 : dim; }
-  const Bf16Kernels* bf16() const { return bf16_; }
+  int64_t elements() const { return bf16_ != nullptr ? 2 : 1; }  // of a word
+  int64_t words(int64_t dim) const { return ceil_div(dim, elements()); }
+  // One word of each of `count` columns: of this row, and of the next one where a word holds two.
+  void join(const T* row, const T* next, int64_t count, T* out) const {
+    if constexpr (sizeof(T) == 4) {
+      if (bf16_ != nullptr) return bf16_->pair(row, next, count, out);
+    }
+    std::copy_n(row, count, out);
+  }
   void product(const RecurrentKernels<T>& kernels, const ProductTile<T>& tile) const {
     if constexpr (sizeof(T) == 4) {
       if (bf16_ != nullptr) return bf16_->product(tile);

@@ -7,8 +7,9 @@
 //   4. grad_x     parts x W_ih, over all steps
 //
 // Work: 8 S G H I flops for I = P, twice the forward pass's, which keeps S (P + kReserve H) elements for it. Scratch:
-// S (kParts + 3) H elements of as many whole rows as kScratch allows at a time. Deterministic: the order of every sum is given
-// by the shapes. Half precision is widened: everything here is computed in the working type.
+// S (kParts + 3) H elements of as many whole rows as kScratch allows at a time. Deterministic: the order of every sum is
+// given by the shapes. Where the weights are bf16 and the level multiplies that, the operands of the products are rounded to
+// it, as in the forward pass, and nothing else is. Other half precision is widened.
 #include <algorithm>
 #include <vector>
 
@@ -41,8 +42,9 @@ class BackwardGroup {
       if (C::kHasMemory) start(p_.args.grad_cn, j, p_.shape.hidden_size, dc_.get() + j * p_.units);
     }
     for (Scratch& s : scratch_) {
-      s.packed.reserve(n * C::kGates * p_.units);
-      s.packed_states.reserve(p_.projects() ? n * p_.shape.state_size : 0);
+      s.packed.reserve(n * p_.operand.words(C::kGates * p_.units));
+      s.packed_states.reserve(p_.projects() ? n * p_.operand.words(p_.shape.state_size) : 0);
+      s.row.reserve(p_.row_scratch());
     }
   }
 
@@ -63,7 +65,7 @@ class BackwardGroup {
 
  private:
   struct Scratch {
-    Buffer<T> packed, packed_states;
+    Buffer<T> packed, packed_states, row;
     int64_t packed_step = -1, packed_states_step = -1;
   };
 
@@ -74,15 +76,6 @@ class BackwardGroup {
   }
   void finish(void* to, int64_t j, int64_t dim, const T* from) const {
     if (to != nullptr) std::copy_n(from, dim, p_.template row<T>(to, rows_[static_cast<size_t>(j)], dim));
-  }
-  // Rows of `dim` elements, row(j) each, to packed tiles.
-  template <class Row>
-  void pack(const Tiles& tiles, int64_t dim, T* to, Row row) const {
-    const T* rows[kMaxProductHeight];
-    for (int64_t i = 0; i < tiles.count; ++i) {
-      for (int r = 0; r < tiles.height(i); ++r) rows[r] = row(tiles.first(i) + r);
-      p_.kernels.pack(rows, tiles.height(i), dim, to + tiles.first(i) * dim);
-    }
   }
 
   void step(Member& member, Scratch& scratch, int64_t t, const Tiles& tiles) {
@@ -97,43 +90,44 @@ class BackwardGroup {
       for (int64_t j = 0; j < tiles.rows; ++j) back(j, t, g);
     });
     if (t == 0 && p_.args.grad_h0 == nullptr) return;
-    const int64_t depth = C::kGates * p_.units;
+    const int64_t depth = C::kGates * p_.units, words = p_.operand.words(depth);
     member.phase(p_.states / p_.columns, [&](int64_t panel) {
       if (scratch.packed_step != t)
-        pack(tiles, depth, scratch.packed.get(), [&](int64_t j) { return p_.hidden_part(at(j, t)); });
+        p_.pack(tiles, depth, scratch.row.get(), scratch.packed.get(),
+                [&](int64_t j) { return p_.hidden_part(at(j, t)); });
       scratch.packed_step = t;
       ProductTile<T> tile;
       tile.panels = 1;
-      tile.words = depth;
-      tile.b = p_.hidden_back.get() + panel * depth * p_.columns;
+      tile.words = words;
+      tile.b = p_.hidden_back.get() + panel * words * p_.columns;
       tile.add = !C::kHasMemory;  // GRU: to what bypasses the product
       tile.c_row = p_.states;
       for (int64_t i = 0; i < tiles.count; ++i) {
         tile.height = tiles.height(i);
-        tile.a = scratch.packed.get() + tiles.first(i) * depth;
+        tile.a = scratch.packed.get() + tiles.first(i) * words;
         tile.c = dh_.get() + tiles.first(i) * p_.states + panel * p_.columns;
-        p_.kernels.product(tile);
+        p_.operand.product(p_.kernels, tile);
       }
     });
   }
 
   // The gradient of o tanh(c) for one group of units.
   void project(Scratch& scratch, int64_t t, const Tiles& tiles, int64_t g) {
-    const int64_t depth = p_.shape.state_size;
+    const int64_t depth = p_.shape.state_size, words = p_.operand.words(depth);
     if (scratch.packed_states_step != t)
-      pack(tiles, depth, scratch.packed_states.get(),
-           [&](int64_t j) { return p_.dstates.get() + at(j, t) * p_.states; });
+      p_.pack(tiles, depth, scratch.row.get(), scratch.packed_states.get(),
+              [&](int64_t j) { return p_.dstates.get() + at(j, t) * p_.states; });
     scratch.packed_states_step = t;
     ProductTile<T> tile;
     tile.panels = 1;
-    tile.words = depth;
-    tile.b = p_.projection_back.get() + g * depth * p_.columns;
+    tile.words = words;
+    tile.b = p_.projection_back.get() + g * words * p_.columns;
     tile.c_row = p_.units;
     for (int64_t i = 0; i < tiles.count; ++i) {
       tile.height = tiles.height(i);
-      tile.a = scratch.packed_states.get() + tiles.first(i) * depth;
+      tile.a = scratch.packed_states.get() + tiles.first(i) * words;
       tile.c = dm_.get() + tiles.first(i) * p_.units + g * p_.columns;
-      p_.kernels.product(tile);
+      p_.operand.product(p_.kernels, tile);
     }
   }
 
@@ -198,22 +192,29 @@ void weight_gradients(Problem<T, C>& p, bool accumulate, int num_threads) {
   const TemporalPoolGradArgs& args = p.args;
   const CellWeights& shape = p.shape;
   const int64_t h = shape.hidden_size, i = shape.input_size, n = shape.state_size;
-  const Operand<T> operand(nullptr);
+  const Operand<T> widened(nullptr);
+  const int64_t words = p.operand.words(p.steps), elements = p.operand.elements(), wide = widened.scratch_size(i);
   StepPanels<T> xs, hs, ms;
-  xs.reserve(args.grad_weight_ih != nullptr ? p.steps : 0, i, p.columns);
-  hs.reserve(args.grad_weight_hh != nullptr ? p.steps : 0, n, p.columns);
-  ms.reserve(args.grad_weight_hr != nullptr ? p.steps : 0, h, p.columns);
+  xs.reserve(args.grad_weight_ih != nullptr ? words : 0, i, p.columns);
+  hs.reserve(args.grad_weight_hh != nullptr ? words : 0, n, p.columns);
+  ms.reserve(args.grad_weight_hr != nullptr ? words : 0, h, p.columns);
   std::vector<Buffer<T>> rows(static_cast<size_t>(num_threads));
-  for_blocks(p.steps, 1, num_threads, [&](int64_t first, int64_t count, int slot) {
-    Buffer<T>& row = rows[static_cast<size_t>(slot)];
-    row.reserve(Operand<T>::scratch_size(i));
-    for (int64_t s = first; s < first + count; ++s) {
-      if (xs.steps > 0) xs.set(s, operand.read(p.x(s), args.x.dtype, i, row.get()));
-      if (hs.steps > 0) hs.set(s, p.h_before(s));
-      if (ms.steps > 0) ms.set(s, p.m.get() + s * p.units);
+  for_blocks(words, 1, num_threads, [&](int64_t first, int64_t count, int slot) {
+    Buffer<T>& scratch = rows[static_cast<size_t>(slot)];
+    scratch.reserve(elements * wide);
+    for (int64_t w = first; w < first + count; ++w) {
+      const int64_t s = w * elements;
+      const auto set = [&](StepPanels<T>& panels, auto row) {
+        if (panels.words > 0)
+          panels.set(w, p.operand, row(s), elements == 2 && s + 1 < p.steps ? row(s + 1) : p.zeros.get());
+      };
+      set(xs,
+          [&](int64_t step) { return widened.read(p.x(step), args.x.dtype, i, scratch.get() + (step - s) * wide); });
+      set(hs, [&](int64_t step) { return p.h_before(step); });
+      set(ms, [&](int64_t step) { return static_cast<const T*>(p.m.get() + step * p.units); });
     }
   });
-  OuterProducts<T> products(p.kernels, p.steps);
+  OuterProducts<T> products(p.kernels, p.operand, p.steps);
   const auto at = [&](void* base, int64_t row, int64_t dim) {
     return base == nullptr ? nullptr : static_cast<T*>(base) + row * dim;
   };
@@ -233,28 +234,29 @@ void input_gradient(Problem<T, C>& p, int num_threads) {
   const TemporalPoolGradArgs& args = p.args;
   const int64_t depth = C::kGates * p.units, dim = p.shape.input_size;
   const int height = p.kernels.full_height;
-  std::vector<Buffer<T>> packs(static_cast<size_t>(num_threads)), results(static_cast<size_t>(num_threads));
+  const int64_t words = p.operand.words(depth);
+  struct Scratch {
+    Buffer<T> packed, row, result;
+  };
+  std::vector<Scratch> slots(static_cast<size_t>(num_threads));
   for_blocks(p.steps, height, num_threads, [&](int64_t first, int64_t count, int slot) {
-    Buffer<T>&packed = packs[static_cast<size_t>(slot)], &result = results[static_cast<size_t>(slot)];
-    packed.reserve(count * depth);
+    auto& [packed, row, result] = slots[static_cast<size_t>(slot)];
+    packed.reserve(count * words);
+    row.reserve(p.row_scratch());
     result.reserve(count * p.inputs);
     const Tiles tiles(count, height);
-    const T* rows[kMaxProductHeight];
-    for (int64_t i = 0; i < tiles.count; ++i) {
-      for (int r = 0; r < tiles.height(i); ++r) rows[r] = p.part(first + tiles.first(i) + r);
-      p.kernels.pack(rows, tiles.height(i), depth, packed.get() + tiles.first(i) * depth);
-    }
+    p.pack(tiles, depth, row.get(), packed.get(), [&](int64_t s) { return p.part(first + s); });
     ProductTile<T> tile;
     tile.panels = 1;
-    tile.words = depth;
+    tile.words = words;
     tile.c_row = p.inputs;
     for (int64_t panel = 0; panel < p.inputs / p.columns; ++panel)
       for (int64_t i = 0; i < tiles.count; ++i) {
         tile.height = tiles.height(i);
-        tile.a = packed.get() + tiles.first(i) * depth;
-        tile.b = p.input_back.get() + panel * depth * p.columns;
+        tile.a = packed.get() + tiles.first(i) * words;
+        tile.b = p.input_back.get() + panel * words * p.columns;
         tile.c = result.get() + tiles.first(i) * p.inputs + panel * p.columns;
-        p.kernels.product(tile);
+        p.operand.product(p.kernels, tile);
       }
     for (int64_t s = first; s < first + count; ++s) {
       const int64_t b = p.row_of[static_cast<size_t>(s)], t = p.begin + s - args.x.cu_seqlens[b];

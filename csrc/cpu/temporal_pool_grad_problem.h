@@ -13,19 +13,19 @@ namespace pycm::cpu {
 template <class T>
 constexpr DType kWorkingType = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
 
-// Panels [panel][k][columns] of a matrix [.., dim] whose row for k is row(k), negative for zeros.
+// Panels [panel][word][columns] of a matrix [.., dim] whose row for k < depth is row(k), negative for zeros.
 template <class T, class Row>
-void pack_columns(const void* matrix, DType dtype, int64_t dim, int64_t depth, int64_t columns, Buffer<T>& out,
-                  int num_threads, Row row) {
-  const int64_t panels = ceil_div(dim, columns);
-  reserve_large(out, panels * depth * columns);
+void pack_columns(const void* matrix, DType dtype, int64_t dim, int64_t depth, int64_t columns,
+                  const Operand<T>& operand, Buffer<T>& out, int num_threads, Row row) {
+  const int64_t panels = ceil_div(dim, columns), words = operand.words(depth), elements = operand.elements();
+  reserve_large(out, panels * words * columns);
   parallel_for(panels, threads_for(static_cast<double>(dim * depth), 1 << 16, num_threads), [&](int64_t p, int) {
     const int64_t n = std::min(columns, dim - p * columns);
-    for (int64_t k = 0; k < depth; ++k) {
-      T* to = out.get() + (p * depth + k) * columns;
-      const int64_t from = row(k);
+    Buffer<T> rows(elements * columns);
+    const auto read = [&](int64_t k, T* to) {
+      const int64_t from = k < depth ? row(k) : -1;
       std::fill(to + (from < 0 ? 0 : n), to + columns, T(0));
-      if (from < 0) continue;
+      if (from < 0) return;
       const char* source = static_cast<const char*>(matrix) + (from * dim + p * columns) * item_size(dtype);
       if (dtype == kWorkingType<T>) {
         std::memcpy(to, source, static_cast<size_t>(n) * sizeof(T));
@@ -34,6 +34,10 @@ void pack_columns(const void* matrix, DType dtype, int64_t dim, int64_t depth, i
         if (dtype == DType::kFloat16) kernels().widen_f16(halves, n, to);
         else kernels().widen_bf16(halves, n, to);
       }
+    };
+    for (int64_t w = 0; w < words; ++w) {
+      for (int64_t e = 0; e < elements; ++e) read(w * elements + e, rows.get() + e * columns);
+      operand.join(rows.get(), rows.get() + columns, columns, out.get() + (p * words + w) * columns);
     }
   });
 }
@@ -44,6 +48,7 @@ struct Problem {
   const TemporalPoolGradArgs& args;
   const CellWeights& shape;
   const RecurrentKernels<T>& kernels;
+  const Operand<T> operand;
   const int64_t columns, units, inputs, states;  // the last three rounded up to whole panels
   Buffer<T> input_back, hidden_back, projection_back, zeros;
   Buffer<T> parts, m, dstates;          // parts: the gradients of the pre-activations, [S][kParts][units]; m: o tanh(c)
@@ -54,6 +59,7 @@ struct Problem {
       : args(a),
         shape(a.weights),
         kernels(recurrent_kernels<T>()),
+        operand(shape.dtype == DType::kBFloat16 ? bf16_kernels() : nullptr),
         columns(kernels.columns),
         units(ceil_div(shape.hidden_size, columns) * columns),
         inputs(ceil_div(shape.input_size, columns) * columns),
@@ -62,12 +68,12 @@ struct Problem {
     std::fill_n(zeros.get(), std::max({units, states, inputs}), T(0));
     const int64_t depth = C::kGates * units, h = shape.hidden_size;
     const auto row = [=](int64_t k, int gate) { return k % units < h ? gate * h + k % units : -1; };
-    pack_columns(shape.weight_ih, shape.dtype, shape.input_size, depth, columns, input_back, a.num_threads,
+    pack_columns(shape.weight_ih, shape.dtype, shape.input_size, depth, columns, operand, input_back, a.num_threads,
                  [&](int64_t k) { return row(k, C::input_gate(static_cast<int>(k / units))); });
-    pack_columns(shape.weight_hh, shape.dtype, shape.state_size, depth, columns, hidden_back, a.num_threads,
+    pack_columns(shape.weight_hh, shape.dtype, shape.state_size, depth, columns, operand, hidden_back, a.num_threads,
                  [&](int64_t k) { return row(k, C::hidden_gate(static_cast<int>(k / units))); });
     if (projects())
-      pack_columns(shape.weight_hr, shape.dtype, h, shape.state_size, columns, projection_back, a.num_threads,
+      pack_columns(shape.weight_hr, shape.dtype, h, shape.state_size, columns, operand, projection_back, a.num_threads,
                    [](int64_t k) { return k; });
   }
 
@@ -97,6 +103,16 @@ struct Problem {
     const int64_t earlier = before[static_cast<size_t>(s)];
     if (earlier >= 0) return state(earlier);
     return args.h0 == nullptr ? zeros.get() : row<T>(args.h0, row_of[static_cast<size_t>(s)], shape.state_size);
+  }
+  // Rows of `dim` elements, row(j) each, as the tiles of a product; scratch [row_scratch()].
+  template <class Row>
+  void pack(const Tiles& tiles, int64_t dim, T* scratch, T* to, Row row) const {
+    for (int64_t i = 0; i < tiles.count; ++i)
+      pack_tile(kernels, operand, tiles.height(i), dim, kWorkingType<T>, scratch,
+                to + tiles.first(i) * operand.words(dim), [&](int r) { return row(tiles.first(i) + r); });
+  }
+  int64_t row_scratch() const {
+    return kernels.full_height * Operand<T>::scratch_size(std::max(C::kGates * units, shape.state_size));
   }
   template <class Element>
   static Element* row(const void* data, int64_t b, int64_t dim) {

@@ -95,6 +95,8 @@ struct RecurrentKernels {
 struct Bf16Kernels {
   void (*product)(const ProductTile<float>& tile);
   void (*round)(const float* in, int64_t count, uint16_t* out);  // to nearest, ties to even
+  // Words of one element of each row, rounded.
+  void (*pair)(const float* even, const float* odd, int64_t count, float* out);
 };
 
 #define PYCM_DECLARE_LEVEL(level)                             \

@@ -110,7 +110,7 @@ __device__ __forceinline__ float max_nan(float a, float b) {  // NaN if either i
   return value;
 }
 
-// ---- global memory with cache hints: T of 4, 8 or 16 bytes, naturally aligned ----
+// ---- global memory with cache hints: T of 2, 4, 8 or 16 bytes, naturally aligned ----
 
 template <typename T>
 __device__ __forceinline__ T load_readonly(const T* pointer) {

@@ -51,6 +51,9 @@ struct HalfProduct {
   __device__ static E element(float value) {
     return kKind == Mma::kF16 ? float_to_half(value) : float_to_bfloat16(value);
   }
+  __device__ static float value(E element) {
+    return kKind == Mma::kF16 ? half_to_float(element) : bfloat16_to_float(element);
+  }
   // Where unit u and row r of a chunk of 16 units lie.
   __device__ static int place(int u, int r) { return (r * 4 + u % 8 / 2) * 4 + u / 8 * 2 + u % 2; }
 
@@ -77,6 +80,7 @@ struct SingleProduct {
   using V = float;
   static constexpr int kDepth = 8, kMaxWarps = 12, kChain = 4;
   __device__ static E element(float value) { return value; }
+  __device__ static float value(E element) { return element; }
   __device__ static int place(int u, int r) { return u / 8 * 64 + (r * 4 + u % 4) * 2 + u % 8 / 4; }
 
   template <int kCount>
@@ -123,6 +127,7 @@ struct DoubleProduct {
   using V = double;
   static constexpr int kDepth = 4, kMaxWarps = 8;
   __device__ static E element(double value) { return value; }
+  __device__ static double value(E element) { return element; }
   __device__ static int place(int u, int r) { return u / 4 * 32 + r * 4 + u % 4; }
 
   template <int kRows>

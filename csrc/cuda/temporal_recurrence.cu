@@ -29,6 +29,7 @@ struct Forward {
   void *out, *states, *hn, *cn;
   Pool pool;
   int width;                      // of the pool
+  bool narrow_states;             // as in ops/temporal_recurrence.h
   Slot operand, projected, kept;  // h of one turn or two; o tanh(c); the resident matrix
   Slot sums, memory, pooled;      // of stage 1; c or h; what is pooled
 };
@@ -130,8 +131,11 @@ struct Step : Lane<M> {
                                        int64_t t, V h) const {
     const int64_t state = team.state;
     this->place(next, team.state_tiles, n, tile, e) = M::element(h);
-    if (p.states != nullptr)
-      store_streaming(static_cast<V*>(p.states) + (place.ragged + place.time(t, team.reverse)) * state + at, h);
+    if (p.states != nullptr) {
+      const int64_t to = (place.ragged + place.time(t, team.reverse)) * state + at;
+      if (p.narrow_states) store_streaming(static_cast<E*>(p.states) + to, M::element(h));
+      else store_streaming(static_cast<V*>(p.states) + to, h);
+    }
     const bool ends = t + 1 == place.length, leaves = this->leaves(place, t);
     if (leaves) static_cast<V*>(p.hn)[place.row * state + at] = h;
     with_pool(p.pool, [&](auto pool) {
@@ -304,6 +308,7 @@ Plan<Forward> plan_for(const RecurrenceArgs& args, TeamChoice choice) {
   p.c0 = shape.c0;
   p.out = args.out;
   p.states = args.states;
+  p.narrow_states = args.narrow_states;
   p.hn = args.hn;
   p.cn = args.cn;
   p.pool = args.pool;

@@ -7,7 +7,8 @@
 // sums over the states. A row joins when t falls below its length. What is rounded to 16 bits, for weights that are, is dparts
 // for the product with W_hh' alone: what it carries, and what leaves, is in fp32.
 //
-//   bytes       of a step and row: G H of pre-activations read and written, 2 H of c or of states, P of grad_states
+//   bytes       of a step and row: G H of pre-activations read and written, 2 H of c or of states, P of grad_states if there are
+//               any: what a pool hands on to every step lies in the caches
 //   operations  2 G H P of a step and row, three times that in fp32
 //   limits      resident: as the forward pass, less the operand, which is G times as large: 16-bit LSTM up to H = 512 in a
 //               cluster, H = 1024 in 132 blocks
@@ -19,8 +20,9 @@ namespace {
 struct Backward {
   Team team;
   Matrix matrix, projection;  // W_hh' and W_hr'; projection.fragments may be null
-  const void *states, *c, *h0, *c0, *grad_hn, *grad_cn;
+  const void *states, *c, *h0, *c0, *grad_hn, *grad_cn, *grad_every, *grad_first, *grad_last;
   void *inputs, *hidden, *grad_states, *grad_h0, *grad_c0;
+  bool narrow_states;             // as in ops/temporal_recurrence.h
   Slot operand, projected, kept;  // dparts of one turn or two; dh; the resident matrix
   Slot sums, carry, memory;       // of stage 1; dh and dc between steps
 };
@@ -81,6 +83,18 @@ struct Step : Lane<M> {
     if (p.grad_c0 != nullptr) each_kept(memory, first, last, team.hidden, to(p.grad_c0));
   }
 
+  // What reaches a state from outside.
+  __device__ V outside(const RowPlace& place, int64_t t, int at) const {
+    const auto of_row = [&](const void* grad) { return static_cast<const V*>(grad)[place.row * team.state + at]; };
+    V sum = 0;
+    if (p.grad_states != nullptr)
+      sum = static_cast<const V*>(p.grad_states)[team.row_by_step(place, t) * team.state + at];
+    if (p.grad_every != nullptr) sum += of_row(p.grad_every);
+    if (p.grad_first != nullptr && t == 0) sum += of_row(p.grad_first);
+    if (p.grad_last != nullptr && t + 1 == place.length) sum += of_row(p.grad_last);
+    return sum;
+  }
+
   // What the forward pass left of 16 units and 8 rows at step t.
   struct Loaded {
     V part[4][4], c[4], before[4], outside[4];  // before: c, or h for a GRU
@@ -93,7 +107,7 @@ struct Step : Lane<M> {
       const RowPlace& place = rows[row(n, e)];
       const int at = unit(first + local_tile, e);
       if (t >= place.length || at >= h) continue;
-      const int64_t time = place.time(t, team.reverse), from = team.row_by_step(place, t);
+      const int64_t from = team.row_by_step(place, t);
       const V* in = static_cast<const V*>(p.inputs) + from * C::kGates * h + at;
       const V* of_state = static_cast<const V*>(p.hidden) + from * C::kGates * h + at;
       const auto initial = [&](const void* data) {
@@ -110,10 +124,12 @@ struct Step : Lane<M> {
 #pragma unroll
         for (int i = 1; i < 3; ++i) found.part[i][e] = in[C::input_gate(i) * h] + of_state[(i - 1) * h];
         found.part[3][e] = of_state[2 * h];
-        const V* states = static_cast<const V*>(p.states) + place.ragged * h + at;
-        found.before[e] = t > 0 ? states[place.time(t - 1, team.reverse) * h] : initial(p.h0);
+        const int64_t earlier = (place.ragged + place.time(t - 1, team.reverse)) * h + at;
+        found.before[e] = t == 0            ? initial(p.h0)
+                          : p.narrow_states ? M::value(static_cast<const E*>(p.states)[earlier])
+                                            : static_cast<const V*>(p.states)[earlier];
       }
-      if (!projects) found.outside[e] = static_cast<const V*>(p.grad_states)[(place.ragged + time) * h + at];
+      if (!projects) found.outside[e] = outside(place, t, at);
     }
     return found;
   }
@@ -156,9 +172,9 @@ struct Step : Lane<M> {
       const RowPlace& place = rows[row(n, e)];
       const int at = unit(tile, e);
       if (t >= place.length || at >= team.state) continue;
-      V& outside = static_cast<V*>(p.grad_states)[(place.ragged + place.time(t, team.reverse)) * team.state + at];
-      outside += grad.v[e];
-      this->place(projected, team.state_tiles, n, tile, e) = M::element(outside);
+      const V all = outside(place, t, at) + grad.v[e];
+      static_cast<V*>(p.grad_states)[team.row_by_step(place, t) * team.state + at] = all;
+      this->place(projected, team.state_tiles, n, tile, e) = M::element(all);
       grad.v[e] = 0;
     }
   }
@@ -291,11 +307,15 @@ Plan<Backward> plan_for(const RecurrenceBackwardArgs& args, TeamChoice choice) {
   p.matrix = {nullptr, C::kGates, team.unit_tiles};
   p.projection = {nullptr, 1, team.state_tiles};
   p.states = args.states;
+  p.narrow_states = args.narrow_states;
   p.c = args.c;
   p.h0 = shape.h0;
   p.c0 = shape.c0;
   p.grad_hn = args.grad_hn;
   p.grad_cn = args.grad_cn;
+  p.grad_every = args.grad_every;
+  p.grad_first = args.grad_first;
+  p.grad_last = args.grad_last;
   p.inputs = args.inputs;
   p.hidden = args.hidden;
   p.grad_states = args.grad_states;

@@ -47,6 +47,7 @@ struct RecurrenceArgs {
   Pool pool = Pool::kNone;            // one that streams, else kNone
   void* out = nullptr;                // [B, W * P]; zeros for a row of length 0
   void* states = nullptr;             // ragged [S, P] or null
+  bool narrow_states = false;         // they are in the weights' type
   void* hn = nullptr;                 // [B, P]; h0 for a row of length 0
   void* cn = nullptr;                 // [B, H], LSTM only
 };
@@ -69,10 +70,12 @@ struct RecurrenceBackwardArgs {
   void* inputs = nullptr;
   void* hidden = nullptr;        // GRU only
   const void* states = nullptr;  // ragged [S, P], GRU only
+  bool narrow_states = false;    // they are in the weights' type
   const void* c = nullptr;       // by step [rows, H], LSTM only
-  void* grad_states =
-      nullptr;  // ragged [S, P]: what reaches the states from outside; with a projection overwritten with all
-                // that reaches them
+  // What reaches the states from outside: by step [rows, P]; and [B, P] each, what reaches every state of a row, its first, its
+  // last. Null for zeros; but with a projection grad_states is given, and overwritten with all that reaches them.
+  void* grad_states = nullptr;
+  const void *grad_every = nullptr, *grad_first = nullptr, *grad_last = nullptr;
   const void* grad_hn = nullptr;  // [B, P], null for zeros
   const void* grad_cn = nullptr;  // [B, H]
   void* grad_h0 = nullptr;        // [B, P], null where not wanted

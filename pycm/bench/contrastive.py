@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from .cases import Case
 
-Loss: TypeAlias = Literal["max_hinge", "sum_hinge", "info_nce", "sigmoid"]
+Loss: TypeAlias = Literal["max_hinge", "sum_hinge", "info_nce", "sigmoid", "semi_hard"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class LossCase(Case):
 
     @property
     def operations(self) -> float:
-        """Of the scores, and of the two products with their gradient, which hardest negatives do not need."""
-        return 2.0 * self.queries * self.gallery * self.dim * (1 if self.loss == "max_hinge" else 3)
+        """Of the scores, and of the two products with their gradient, which single negatives do not need."""
+        return 2.0 * self.queries * self.gallery * self.dim * (1 if self.loss in ("max_hinge", "semi_hard") else 3)
 
     @property
     def unit_rows(self) -> bool:
@@ -38,7 +38,7 @@ class LossCase(Case):
 def loss_cases(tiny: bool) -> Iterator[LossCase]:
     about = "nothing: it tests the command" if tiny else "a training step's batch"
     count, dim = (40, 24) if tiny else (1024, 512)
-    every: tuple[Loss, ...] = ("max_hinge", "sum_hinge", "info_nce", "sigmoid")
+    every: tuple[Loss, ...] = ("max_hinge", "sum_hinge", "info_nce", "sigmoid", "semi_hard")
     for loss in every:
         yield LossCase(f"loss-{loss}", about, "loss", count, count, dim, loss=loss)
     if not tiny:

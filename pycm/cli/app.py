@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
+from ..bench.cases import Op
 from . import options as opt
 from .app_systems import evaluate, index, search, train
 
@@ -62,7 +63,7 @@ def match(
         typer.Option(
             "--k",
             metavar="K[,K]",
-            help="Matches per image and per text, or TEXTS,IMAGES. Default: 5, or all.",
+            help="Matches of each item, or of each of both kinds: TEXTS,IMAGES. Default: 5, or all.",
         ),
     ] = None,
     metric: opt.Metric = None,
@@ -79,11 +80,12 @@ def match(
     out: opt.MatchesOut = None,
     debug: opt.Debug = False,
 ) -> None:
-    """Match your images, or clips, with your texts, both ways.
+    """Match two kinds of your files, both ways: images, or clips, with texts; images with clips.
 
     Where the texts' file names the image or clip of each text (columns image and
-    text, or clip and text), right and wrong are told apart. Clips need --space with
-    a trained matcher; one that tells labels needs no texts.
+    text, or clip and text), right and wrong are told apart. Clips and texts need
+    --space with a trained matcher; one that tells labels needs no texts. Images
+    with clips need none: without one, an image is compared with the clip's frames.
     """
     from .match import MatchOptions, run_match
 
@@ -126,7 +128,7 @@ def bench(
     ] = None,
     op: Annotated[
         list[str] | None,
-        typer.Option("--op", metavar="OP", help="Only topk, rank, join, pairs, similarity or call; repeatable."),
+        typer.Option("--op", metavar="OP", help=f"Only {', '.join(get_args(Op))}; repeatable."),
     ] = None,
     case: Annotated[
         list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case, or 'topk-*'; repeatable.")

@@ -51,6 +51,16 @@ def train(
     target: opt.Target = None,
     unlabelled: opt.Unlabelled = None,
     threshold: opt.Threshold = None,
+    fusion: opt.Fusion = None,
+    candidates: opt.Candidates = None,
+    space_streams: opt.SpaceStreams = None,
+    bidirectional: opt.Bidirectional = False,
+    dropout: opt.Dropout = None,
+    input_dropout: opt.InputDropout = None,
+    label_smoothing: opt.LabelSmoothing = None,
+    precision: opt.Precision = None,
+    warmup: opt.WarmUp = None,
+    weight_decay: opt.WeightDecay = None,
     gallery: opt.GalleryOut = None,
     device: opt.Device = None,
     cache: opt.Cache = None,
@@ -71,7 +81,10 @@ def train(
            "head": _value(head), "loss": loss, "space": space, "bits": bits, "metric": _value(metric), "seed": seed,
            "epochs": epochs, "lr": lr, "batch_size": batch_size, "fine_tune": fine_tune, "encoder_lr": encoder_lr,
            "patience": patience, "validation": validation, "checkpoint": checkpoint, "log": log, "target": target,
-           "unlabelled": unlabelled, "threshold": threshold}  # fmt: skip
+           "unlabelled": unlabelled, "threshold": threshold, "fusion": _value(fusion), "candidates": candidates,
+           "space_streams": space_streams, "bidirectional": bidirectional or None, "dropout": dropout,
+           "input_dropout": input_dropout, "label_smoothing": label_smoothing, "precision": _value(precision),
+           "warmup": warmup, "weight_decay": weight_decay}  # fmt: skip
     reading = _reading(system, captions_field, image_field, clip_field, label_field, root, split, skip_unreadable)
     given = {name: value for name, value in own.items() if value is not None}
     run_train(TrainOptions(pairs, reading, out, given, gallery, device, cache, no_cache, skip_unreadable))
@@ -136,12 +149,14 @@ def search(
     device: opt.Device = None,
     cache: opt.Cache = None,
     no_cache: opt.NoCache = False,
+    skip_unreadable: opt.Skip = False,
     debug: opt.Debug = False,
 ) -> None:
     """Find the best items of a gallery for texts, images or clips."""
     from .search import SearchOptions, run_search
 
-    run_search(SearchOptions(gallery, text or (), image or (), clip or (), k, matcher, device, out, cache, no_cache))
+    queries = text or (), image or (), clip or ()
+    run_search(SearchOptions(gallery, *queries, k, matcher, device, out, cache, no_cache, skip_unreadable))
 
 
 def _value(choice: Any) -> str | None:

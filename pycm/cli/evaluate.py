@@ -35,12 +35,13 @@ from .errors import CommandError
 from .labels import confusion
 from .output import brief, check_folder, check_output, shown
 from .pairs import PairOptions, Pairs, read_pairs
-from .present import SHOWN, Items, Truth, device_of, facts, groups, score_name, stats
+from .present import SHOWN, Items, Truth, device_of, facts, from_cache, groups, hears, score_name, stats
 from .recalls import Measured, measure, print_recalls
 from .systems import VIDEO_LABELS, VIDEO_TEXT, System
 from .training_record import TrainingRecord, read_record
 
 _FIGURES = SHOWN  # items of the first kind in the heat map and in the embedding map
+_TIED = "Some scores are equal: figures and counts are means over all their orders; lists have one of these. "
 _SEEN = "The matcher was trained on items that are among these: on new ones it may do worse."
 
 
@@ -91,7 +92,11 @@ def run_evaluate(options: EvaluateOptions) -> None:
             console.print(Text(f"left out: {shown(item)}: {reason}", style="yellow"), soft_wrap=True)
         if seen:
             console.print(_SEEN, style="yellow")
-        spent = ", ".join(f"{part} {duration(seconds)}" for part, seconds in found.seconds.items())
+        kept = from_cache(found.seconds)
+        spent = ", ".join(
+            f"{part} {'from the cache' if part in kept else duration(seconds)}"
+            for part, seconds in found.seconds.items()
+        )
         console.print(f"Loading {duration(loading)}, {spent}.")
         if options.gallery is not None:
             count, _ = write_index(options.gallery, matcher, options.matcher, system.left, measured.pairs.left, False)
@@ -171,8 +176,9 @@ def _report(
     pairs, results = measured.pairs, measured.results
     system, found = results.system, results.found
     counts = len(results.left), len(results.right)
-    left = Items(system.left, results.left, pairs.left)
-    right = Items(system.right, results.right, pairs.clips or None)
+    sound = hears(matcher)
+    left = Items(system.left, results.left, pairs.left, sound=sound)
+    right = Items(system.right, results.right, pairs.clips or None, sound=sound)
     few = min(_FIGURES, len(pairs))
     columns = measured.columns(few)
     if measured.probabilities is not None:
@@ -187,10 +193,11 @@ def _report(
         lede=f"{counts[0]:,} {part}{system.left.many} of {brief(options.pairs)} and their {counts[1]:,} "
         f"{system.right.many}, ranked by the {system.name} matcher in {brief(options.matcher)}.",
         groups=groups(results, left, right, keep=5, truths=_truths(measured, scores, columns)),
-        stats=stats(results),
+        stats=stats(results, measured.metrics),
         notes=[*([_SEEN] if seen else []), *(f"Left out: {shown(name)} ({reason})." for name, reason in found.errors)],
         recalls=measured.recalls,
         recall_note="Behind each figure is its 95 % bootstrap interval over the queries; the tick in a bar is chance. "
+        + (_TIED if measured.tied else "")
         + measured.note,
         figures=_figures(matcher, measured, scores, columns, streams),
         facts=facts(matcher, system, counts, found.seconds, loading, backend_info()),
@@ -230,7 +237,7 @@ def _figures(matcher: Any, measured: Measured, scores: Any, columns: Any, stream
     names = {left.many: results.left[: len(scores)], right.many: [results.right[j] for j in columns]}
     some = f": the first {len(scores):,} of {len(pairs):,} {left.many}" if len(scores) < len(pairs) else ""
     directions = [f"{a.many} to {b.many}" for a, b in ((left, right), (right, left))]
-    ranks = {name: metrics.ranks for name, metrics in zip(directions, measured.metrics, strict=True)}
+    ranks = dict(zip(directions, measured.metrics, strict=True))
     made: list[Figure] = [
         rank_histogram("Rank of the true one", ranks, "How many queries have their best true match at that place."),
         heat_map(
@@ -257,6 +264,9 @@ def _figures(matcher: Any, measured: Measured, scores: Any, columns: Any, stream
     if streams:
         note = "Points of R@1, the mean of both ways, that are lost when a stream's rows change clips."
         made.append(contributions("What each stream contributes", streams, note))
-    where = f"Encoders and networks ran on {device_of(matcher)}; features that were kept before took no time."
-    made.append(times("Where time went", results.found.seconds, where))
+    where = (
+        f"Encoders and networks ran on {device_of(matcher)}. What comes from the cache was encoded in an earlier run."
+    )
+    seconds = results.found.seconds
+    made.append(times("Where time went", seconds, where, kept=from_cache(seconds)))
     return made

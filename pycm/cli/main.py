@@ -34,7 +34,7 @@ def run(args: Sequence[str]) -> int:
             return _failed("interrupted", EXIT_INTERRUPTED, debug)
         message = getattr(error, "format_message", None)  # a usage error of typer's
         text = one_line(error) if message is None else " ".join(str(message()).split())
-        return _failed(text + _hint(error, message is not None), EXIT_ERROR, debug)
+        return _failed(text + _hint(error, message is not None, args), EXIT_ERROR, debug)
 
 
 def _command(args: Sequence[str]) -> int:
@@ -51,11 +51,11 @@ def _command(args: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _hint(error: Exception, usage: bool) -> str:
+def _hint(error: Exception, usage: bool, args: Sequence[str]) -> str:
     if usage or isinstance(error, (CommandError, TypeError, OSError, ImportError, RuntimeError)):
         return ""
     if type(error).__name__ == "UnreadableInputError":
-        return "; --skip-unreadable leaves them out"
+        return "" if "--skip-unreadable" in args else "; --skip-unreadable leaves them out"
     return "" if isinstance(error, ValueError) else " (unexpected: --debug shows where)"
 
 

@@ -1,4 +1,4 @@
-"""`pycm match`: the user's images, or clips, and texts."""
+"""`pycm match`: the user's images, clips and texts, two kinds at a time."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .errors import CommandError
 from .inputs import CLIP_COLUMNS, IMAGE_COLUMNS, TextLine, common_folder, read_clips, read_images, read_texts
 from .labels import told_labels
 from .output import an, brief, check_output, print_table, shown, write_rows
-from .present import SHOWN, Items, facts, groups, score_name, stats
+from .present import SHOWN, Items, facts, groups, hears, score_name, stats
 from .results import Results, groupby_query
-from .systems import CLIP, IMAGE, IMAGE_TEXT, LABEL, MATCHERS, TEXT, VIDEO_LABELS, VIDEO_TEXT, Found, System
+from .systems import CLIP, IMAGE, IMAGE_TEXT, IMAGE_VIDEO, MATCHERS, VIDEO_LABELS, VIDEO_TEXT, Found, System
 
 if TYPE_CHECKING:
     from ..encoders import FeatureCache
@@ -41,7 +41,7 @@ _TWO_SIDED = ("clip:", "siglip:", "open_clip:")
 
 @dataclass(frozen=True)
 class MatchOptions:
-    """The options of `pycm match`, as given; one of images and videos is not None."""
+    """The options of `pycm match`, as given."""
 
     images: Path | None
     videos: Path | None
@@ -64,12 +64,12 @@ def run_match(options: MatchOptions) -> None:
         check_output(options.out, _ENDINGS)
     check_device(options.device)
     given, system = _given(options)
-    plan = _plan(options) if system is IMAGE_TEXT else _video_matcher(options)
+    plan = _plan(options) if system is IMAGE_TEXT else _clip_matcher(options, system)
     files = read_images(given) if system.left is IMAGE else read_clips(given)
+    clips = read_clips(options.videos) if options.videos is not None and system is IMAGE_VIDEO else []
     lines = _lines(options, system)
     k = _parse_k(options.k)
-    check_k("--k", k, len(files), len(lines), (system.left.many, system.right.many))
-    base = given if given.is_dir() else common_folder(files)
+    check_k("--k", k, len(files), len(clips or lines), (system.left.many, system.right.many))
     check_cache_options(options.cache, options.no_cache)
     cache = open_cache(options.cache, options.no_cache)
 
@@ -78,62 +78,91 @@ def run_match(options: MatchOptions) -> None:
         if isinstance(plan, Path):
             matcher = load_matcher("--space", plan, cache, device=options.device)
         else:
-            matcher = _matcher(options, plan, cache)
+            matcher = _matcher(options, plan, cache) if plan else _untrained(options, cache)
     loading = time.perf_counter() - start
     texts = [line.text for line in lines]
     on_error = "skip" if options.skip_unreadable else "raise"
     if system is VIDEO_LABELS:
         found = told_labels(matcher, files, k, skip=options.skip_unreadable).found
     else:
-        found = Found.of(system, matcher.match(files, texts, k, on_error=on_error))
+        found = Found.of(system, matcher.match(files, clips or texts, k, on_error=on_error))
 
     paths = [files[i] for i in found.kept[0]]
-    names = [shown(path, base) for path in paths]
-    results = Results(system, found, names, texts, _owners(lines, paths, given))
+    others = [clips[i] for i in found.kept[1]] if clips else None
+    names = _names(paths, given)
+    answers = texts if others is None else _names(others, options.videos)
+    results = Results(system, found, names, answers, _owners(lines, paths, given))
     _print(results, loading)
     if options.out is None:
         return
     if options.out.suffix.lower() == ".html":
-        write_report(_report(options, matcher, results, paths, loading), options.out)
+        write_report(_report(options, matcher, results, paths, others, loading), options.out)
     else:
         write_rows(options.out, [*results.rows(system.forward), *results.rows(system.backward)])
     Console(highlight=False).print(Text(f"Written: {options.out}"), soft_wrap=True)
 
 
 def _given(options: MatchOptions) -> tuple[Path, System]:
-    """What is matched with the texts, or told labels, and the system for it."""
-    if (options.images is None) == (options.videos is None):
-        raise CommandError("match: give one of --images and --videos")
+    """Where the items of the first kind are, and the system for what is given."""
     if options.images is not None:
-        return options.images, IMAGE_TEXT
-    assert options.videos is not None
+        if options.videos is None:
+            return options.images, IMAGE_TEXT
+        if options.texts is not None:
+            raise CommandError("match: give two of --images, --videos and --texts")
+        return options.images, IMAGE_VIDEO
+    if options.videos is None:
+        raise CommandError("match: give --images, --videos or both")
     labels = options.space is not None and saved_system("--space", options.space) is VIDEO_LABELS
     return options.videos, VIDEO_LABELS if labels else VIDEO_TEXT
 
 
+def _names(files: Sequence[Path], given: Path | None) -> list[str]:
+    base = given if given is not None and given.is_dir() else common_folder(files)
+    return [shown(file, base) for file in files]
+
+
 def _lines(options: MatchOptions, system: System) -> list[TextLine]:
-    """The texts, or the labels of a matcher that tells them."""
+    """The texts, or the labels of a matcher that tells them; none where clips are matched with images."""
+    if system is IMAGE_VIDEO:
+        return []
     if system is VIDEO_LABELS:
         if options.texts is not None:
             raise CommandError(f"--texts: the matcher in {options.space} tells labels of its own")
         assert options.space is not None
         return [TextLine(str(label)) for label in saved_matcher("--space", options.space)["labels"]]
     if options.texts is None:
-        raise CommandError("match: give --texts")
+        raise CommandError(f"match: give --texts or {'--images' if system.left is CLIP else '--videos'} as well")
     return read_texts(options.texts, CLIP_COLUMNS if system.left is CLIP else IMAGE_COLUMNS)
 
 
-def _video_matcher(options: MatchOptions) -> Path:
-    """The folder of the matcher for clips."""
+def _clip_matcher(options: MatchOptions, system: System) -> Path | None:
+    """The folder of the matcher for clips; None for the untrained one of images and clips."""
+    if options.text_encoder is not None and system is IMAGE_VIDEO:
+        raise CommandError("--text-encoder: there are no texts")
+    if options.space is None:
+        if system is IMAGE_VIDEO:
+            if options.encoder is not None:
+                check_spec("--encoder", options.encoder)
+            return None
+        raise CommandError("--videos needs --space with a matcher that pycm train made: clips have no default one")
     if options.encoder is not None or options.text_encoder is not None:
         raise CommandError("--encoder and --text-encoder: not with --videos, whose matcher has its own")
-    if options.space is None:
-        raise CommandError("--videos needs --space with a matcher that pycm train made: clips have no default one")
-    if (system := saved_system("--space", options.space)).right not in (TEXT, LABEL) or system.left is not CLIP:
-        raise CommandError(f"--space {options.space}: holds a matcher of another kind, {system.name}")
+    if saved_system("--space", options.space) is not system:
+        other = saved_system("--space", options.space).name
+        raise CommandError(f"--space {options.space}: holds a matcher of another kind, {other}")
     if options.metric is not None:
         raise CommandError("--metric: not with --videos, whose matcher has its own")
     return options.space
+
+
+def _untrained(options: MatchOptions, cache: FeatureCache | Literal[False]) -> Any:
+    """Images with clips where nothing was learned: features of the image against the mean of the frames'."""
+    from ..matchers import MeanFrameMatcher
+
+    spec = options.encoder or DEFAULT_SPECS[0]
+    matcher = MeanFrameMatcher(spec, metric=options.metric or "cosine", cache=cache, device=options.device)
+    _ = matcher.encoders  # loaded now
+    return matcher
 
 
 def _parse_k(text: str | None) -> int | tuple[int, int] | None:
@@ -275,19 +304,28 @@ def _print(results: Results, loading: float) -> None:
     )
 
 
-def _report(options: MatchOptions, matcher: Any, results: Results, paths: Sequence[Path], loading: float) -> Report:
+def _report(
+    options: MatchOptions,
+    matcher: Any,
+    results: Results,
+    paths: Sequence[Path],
+    others: Sequence[Path] | None,
+    loading: float,
+) -> Report:
     found, system = results.found, results.system
     notes = [*_unknown(results), *(f"Left out: {shown(name)} ({reason})." for name, reason in found.errors)]
     counts = len(results.left), len(results.right)
     if max(counts) > SHOWN:
         notes.append("CSV and JSONL output has the matches that are not shown here.")
     many = system.left.many
+    left = Items(system.left, results.left, paths, sound=hears(matcher))
+    right = Items(system.right, results.right, others, sound=hears(matcher))
     return Report(
         title=f"{many.capitalize()} and {system.right.many}, matched",
         lede=f"{counts[0]:,} {many} of {brief(_given(options)[0])} and {counts[1]:,} {system.right.many} of "
-        f"{brief(options.texts or options.space or '')}, compared by {found.metric}"
+        f"{brief((options.videos if others else options.texts) or options.space or '')}, compared by {found.metric}"
         + (" (a distance: smaller is better)." if found.metric in DISTANCES else "."),
-        groups=groups(results, Items(system.left, results.left, paths), Items(TEXT, results.right), keep=5),
+        groups=groups(results, left, right, keep=5),
         stats=stats(results),
         notes=notes,
         facts=facts(matcher, system, counts, found.seconds, loading, backend_info()),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 PAIRS_PANEL, MATCHER_PANEL, TRAINING_PANEL, LESS_PANEL = "Pairs", "Matcher", "Training", "With less"
+FINE_PANEL = "Seldom changed"
 
 
 class MetricName(str, Enum):
@@ -58,6 +59,21 @@ class GranularityName(str, Enum):
 
     image = "image"
     region = "region"
+
+
+class FusionName(str, Enum):
+    """How the classifier of images and clips is told of the image."""
+
+    h0 = "h0"
+    steps = "steps"
+    both = "both"
+
+
+class PrecisionName(str, Enum):
+    """In what a network is trained."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 class ScoreName(str, Enum):
@@ -235,7 +251,7 @@ Space = Annotated[
         "--space",
         rich_help_panel=MATCHER_PANEL,
         metavar="NAME",
-        help="ridge, rbf or cca; for clips ridge or rbf, a start.",
+        help="ridge, rbf or cca; for clips ridge or rbf, a start; for images with clips also identity (ridge to it).",
     ),
 ]
 Bits = Annotated[
@@ -337,6 +353,77 @@ Threshold = Annotated[
         metavar="X",
         help="The score from which mutual nearest neighbours of --unlabelled are a pair.",
     ),
+]
+
+# ---- what is seldom changed ----
+
+Fusion = Annotated[
+    FusionName | None,
+    typer.Option(
+        "--fusion",
+        rich_help_panel=FINE_PANEL,
+        help="Of image and clip, with --head pairs: the image's state opens the GRU, joins each step, or both.",
+    ),
+]
+Candidates = Annotated[
+    str | None,
+    typer.Option(
+        "--candidates",
+        rich_help_panel=FINE_PANEL,
+        metavar="N",
+        help="With --head pairs: embeddings that each item proposes to the classifier, or all.",
+    ),
+]
+SpaceStreams = Annotated[
+    str | None,
+    typer.Option(
+        "--space-streams",
+        rich_help_panel=FINE_PANEL,
+        metavar="A,B",
+        help="Those that --space reads. Default: the first.",
+    ),
+]
+Bidirectional = Annotated[
+    bool,
+    typer.Option("--bidirectional", rich_help_panel=FINE_PANEL, help="Clips are read backwards as well."),
+]
+Dropout = Annotated[
+    float | None,
+    typer.Option(
+        "--dropout", rich_help_panel=FINE_PANEL, metavar="X", help="Of the projections and the MLPs. Default: 0.2."
+    ),
+]
+InputDropout = Annotated[
+    float | None,
+    typer.Option(
+        "--input-dropout",
+        rich_help_panel=FINE_PANEL,
+        metavar="X",
+        help="Of the streams' features. Default: 0.",
+    ),
+]
+LabelSmoothing = Annotated[
+    float | None,
+    typer.Option(
+        "--label-smoothing",
+        rich_help_panel=FINE_PANEL,
+        metavar="X",
+        help="With --head labels: share of a truth that is spread over all labels. Default: 0.",
+    ),
+]
+Precision = Annotated[
+    PrecisionName | None,
+    typer.Option("--precision", rich_help_panel=FINE_PANEL, help="Of training; bfloat16 under autocast."),
+]
+WarmUp = Annotated[
+    float | None,
+    typer.Option(
+        "--warmup", rich_help_panel=FINE_PANEL, metavar="X", help="Share of steps with a rising rate. Default: 0.1."
+    ),
+]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option("--weight-decay", rich_help_panel=FINE_PANEL, metavar="X", help="AdamW's. Default: 0.05."),
 ]
 
 # ---- what comes out ----

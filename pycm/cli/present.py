@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..evaluate import RetrievalMetrics
 from ..functional import DISTANCES
 from ..report import Candidate, Entry, Facts, Group, Item, Stat, moving_picture, picture
-from ..report.render import duration, ordinal
+from ..report.render import amount, duration, ordinal
+from ..streams.registry import needs_sound
 from .caching import short_path
 from .embedding import code_bits
 from .output import Ranked
@@ -23,12 +25,18 @@ SHOWN, SHOWN_BYTES = 200, 24 << 20
 class Items:
     """The items of one kind as a report shows them: a text, a picture or a playing clip.
 
+    Args:
+        kind, names, paths: of the items; texts have no paths.
+        sound: clips keep their sound: it is part of what was matched.
+
     Attributes:
         bytes: what the pictures and clips made so far take in the page.
     """
 
-    def __init__(self, kind: Kind, names: Sequence[str], paths: Sequence[Path] | None = None) -> None:
-        self.kind, self.names, self.paths = kind, names, paths
+    def __init__(
+        self, kind: Kind, names: Sequence[str], paths: Sequence[Path] | None = None, *, sound: bool = False
+    ) -> None:
+        self.kind, self.names, self.paths, self.sound = kind, names, paths, sound
         self.bytes = 0
         self._made: dict[int, Item] = {}
 
@@ -45,8 +53,8 @@ class Items:
         if self.paths is None:
             return Item(self.names[row])
         if self.kind is CLIP:
-            clip, still = moving_picture(self.paths[row], CLIP_PIXELS)
-            return Item(self.names[row], still, clip)
+            clip, still, heard = moving_picture(self.paths[row], CLIP_PIXELS, sound=self.sound)
+            return Item(self.names[row], still, clip, heard)
         return Item(self.names[row], picture(self.paths[row], PICTURE_PIXELS))
 
 
@@ -56,6 +64,11 @@ class Truth(NamedTuple):
     row: int
     score: float
     rank: int
+
+
+def hears(matcher: Any) -> bool:
+    """Whether a matcher has a stream of sound."""
+    return any(needs_sound(stream) for stream in matcher.streams)
 
 
 def groups(
@@ -124,18 +137,26 @@ def _remark(rows: Sequence[Ranked], place: int | None, what: str) -> str:
     return f"{what} is not among those found." if place is None else f"{what} came {ordinal(place)}."
 
 
-def stats(results: Results) -> list[Stat]:
-    """How many of each kind came out right; nothing where the truth is not known."""
+def stats(results: Results, metrics: Sequence[RetrievalMetrics] | None = None) -> list[Stat]:
+    """How many of each kind came out right; nothing where the truth is not known.
+
+    By `metrics`, forward and backward, where there are any: over all orders of equal scores, as in the recall table;
+    otherwise as `results` are listed.
+    """
     if results.owner is None and results.own is None:
         return []
     system = results.system
     made = []
-    for direction, asked, answer in (
-        (system.forward, system.left, system.right),
-        (system.backward, system.right, system.left),
+    for i, (direction, asked, answer) in enumerate(
+        ((system.forward, system.left, system.right), (system.backward, system.right, system.left))
     ):
-        right, total = results.right_of(direction)
-        made.append(Stat(f"{right:,} of {total:,}", f"{asked.many} whose best {answer.one} is right"))
+        right: float
+        if metrics is None:
+            right, total = results.right_of(direction)
+        else:
+            first = metrics[i].per_query["recall@1"]
+            right, total = float(first.sum()), len(first)
+        made.append(Stat(f"{amount(right)} of {total:,}", f"{asked.many} whose best {answer.one} is right"))
     return made
 
 
@@ -166,7 +187,11 @@ def facts(
     """What ran, on what, and how fast."""
     n, m = counts
 
+    kept = from_cache(seconds)
+
     def rate(name: str) -> str:
+        if name in kept:
+            return "from the cache"
         count, unit = next(((c, k.many) for c, k in ((n, system.left), (m, system.right)) if k.many in name), (0, ""))
         speed = f" ({count / seconds[name]:,.0f} {unit}/s)" if count and 0 < seconds[name] < math.inf else ""
         return duration(seconds[name]) + speed
@@ -188,6 +213,11 @@ def facts(
         ),
         Facts("Machine", machine),
     ]
+
+
+def from_cache(seconds: Mapping[str, float]) -> list[str]:
+    """The parts of `encode_clips` that took no time at all: every feature had been kept."""
+    return [name for name in ("decode", "encode") if seconds.get(name) == 0]
 
 
 def machine_pairs(info: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -230,7 +260,8 @@ def _parts(matcher: Any, system: System) -> list[tuple[str, str]]:
         named = {name: getattr(options[name], "name", options[name]) for name in sides if name in options}
         made = [(name.replace("_", " ").capitalize(), str(value)) for name, value in named.items()]
         made.append(("Streams", ", ".join(str(getattr(stream, "name", stream)) for stream in matcher.streams)))
-        made += [(name.capitalize(), str(options[name])) for name in ("cell", "pool", "head", "sampling")]
+        shown = ("cell", "pool", "head", "sampling")
+        made += [(name.capitalize(), str(options[name])) for name in shown if name in options]
     if system is VIDEO_LABELS:
         return made
     return [*made, ("Metric", matcher.metric + (" (smaller is better)" if matcher.metric in DISTANCES else ""))]

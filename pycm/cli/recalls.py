@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ..evaluate import Interval, RetrievalMetrics, retrieval_metrics
 from ..matchers.known import unique_texts
-from ..report import Recall, recall
+from ..report import RANK_ENDS, Recall, recall
 from .errors import CommandError
 from .inputs import common_folder
 from .labels import commonest, told_labels
@@ -37,7 +37,7 @@ class Measured:
     Attributes:
         pairs: those that could be read.
         results: the best matches both ways, with the truth.
-        metrics: forward and backward.
+        metrics: forward and backward, with recalls at the ends of a rank histogram's bins too.
         recalls: the same with intervals; of a text's direction the texts of one item are drawn together.
         owner: for each right item the row of the (first) left one; None with labels.
         probabilities: [left, right] of a classifier of labels.
@@ -51,6 +51,12 @@ class Measured:
     owner: npt.NDArray[np.int64] | None
     probabilities: npt.NDArray[np.float32] | None = None
     note: str = ""
+
+    @property
+    def tied(self) -> bool:
+        """Whether a recall hangs on the order of equal scores: then it is the mean over all orders."""
+        shares = [v for m in self.metrics for name, v in m.per_query.items() if name.startswith("recall@")]
+        return any(((v > 0) & (v < 1)).any() for v in shares)
 
     def columns(self, count: int) -> npt.NDArray[np.int64]:
         """The right items that the first `count` left ones are shown with: their own, or all labels."""
@@ -86,17 +92,20 @@ def measure(matcher: Any, pairs: Pairs, *, ks: Sequence[int], skip: bool) -> Mea
     _, first = np.unique(belong[:, 1], return_index=True)
     owner = belong[first, 0]
     also = frozenset((int(left), int(right)) for left, right in np.delete(belong, first, axis=0))
-    evaluated = matcher.evaluate(pairs.left, pairs.right, ks)
+    evaluated = matcher.evaluate(pairs.left, pairs.right, _with_ends(ks))
     metrics = getattr(evaluated, system.forward), getattr(evaluated, system.backward)
     others = _shown(pairs.clips) if system.right is CLIP else [str(text) for text in given]
     results = Results(system, found, _shown(pairs.left), others, [int(row) for row in owner], also)
     alone = len(np.unique(owner)) == len(owner)  # each to be drawn by itself
     recalls = (
-        recall(_title(system.left, system.right), metrics[0], len(owner), one_positive=len(belong) == len(pairs)),
+        recall(
+            _title(system.left, system.right), metrics[0], len(owner), ks=ks, one_positive=len(belong) == len(pairs)
+        ),
         recall(
             _title(system.right, system.left),
             metrics[1],
             len(pairs),
+            ks=ks,
             groups=None if alone else owner,
             one_positive=not also,
         ),
@@ -116,16 +125,21 @@ def _measure_labels(matcher: Any, pairs: Pairs, ks: Sequence[int], skip: bool) -
     of = [np.flatnonzero(np.array(own) == j) for j in range(len(labels))]
     there = [j for j, rows in enumerate(of) if len(rows)]  # a label of no clip here is no query
     metrics = (
-        retrieval_metrics(probabilities, own, ks),
-        retrieval_metrics(np.ascontiguousarray(probabilities.T[there]), [of[j] for j in there], ks),
+        retrieval_metrics(probabilities, own, _with_ends(ks)),
+        retrieval_metrics(np.ascontiguousarray(probabilities.T[there]), [of[j] for j in there], _with_ends(ks)),
     )
     system = VIDEO_LABELS
     recalls = (
-        recall(_title(system.left, system.right), metrics[0], len(labels)),
-        recall(_title(system.right, system.left), metrics[1], len(pairs), one_positive=False),
+        recall(_title(system.left, system.right), metrics[0], len(labels), ks=ks),
+        recall(_title(system.right, system.left), metrics[1], len(pairs), ks=ks, one_positive=False),
     )
     results = Results(system, found, _shown(pairs.left), labels, own=own)
     return Measured(pairs, results, metrics, recalls, None, probabilities, commonest(own, labels))
+
+
+def _with_ends(ks: Sequence[int]) -> list[int]:
+    """Cutoffs at which recalls are wanted, and those that a rank histogram is made of."""
+    return sorted({*ks, *RANK_ENDS})
 
 
 def _title(queries: Kind, gallery: Kind) -> str:

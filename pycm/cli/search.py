@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pycm import backend_info
 
+from ..encoders import UnreadableInputError
 from ..functional import DISTANCES
 from ..report import Candidate, Entry, Facts, Group, Report, write_report
 from ..report.render import bar_widths, duration
@@ -22,7 +23,7 @@ from .caching import check_cache_options
 from .embedding import Index, check_device, code_bits, embed, load_matcher, read_index, run_cache
 from .errors import CommandError
 from .output import Ranked, brief, check_output, print_table, shown, write_rows
-from .present import Items, machine_pairs, score_name
+from .present import Items, hears, machine_pairs, score_name
 from .systems import CLIP, IMAGE, TEXT, Kind
 
 _ENDINGS = (".html", ".csv", ".jsonl")
@@ -43,6 +44,7 @@ class SearchOptions:
     out: Path | None
     cache: Path | None
     no_cache: bool
+    skip_unreadable: bool
 
 
 def run_search(options: SearchOptions) -> None:
@@ -64,6 +66,7 @@ def run_search(options: SearchOptions) -> None:
     console = Console(highlight=False)
     entries: list[tuple[Kind, list[Entry]]] = []
     rows: list[Ranked] = []
+    unreadable: list[tuple[str, str]] = []
     with ExitStack() as stack:
         gallery = stack.enter_context(index.gallery())
         k = min(_K, len(gallery)) if options.k is None else options.k
@@ -76,7 +79,14 @@ def run_search(options: SearchOptions) -> None:
         seconds = {"load the matcher": time.perf_counter() - start, "encode": 0.0, "score": 0.0}
         for kind, queries in asked:
             start = time.perf_counter()
-            _, embedded, _ = embed(matcher, kind, queries, skip=False)
+            try:
+                queries, embedded, errors = embed(matcher, kind, queries, options.skip_unreadable)
+            except UnreadableInputError as error:  # of none of this kind can be read: others may be
+                unreadable += error.errors
+                if options.skip_unreadable and len(asked) > 1:
+                    continue
+                raise
+            unreadable += errors
             encoded = time.perf_counter()
             found = gallery.topk(embedded, k)
             seconds["score"] += time.perf_counter() - encoded
@@ -86,15 +96,20 @@ def run_search(options: SearchOptions) -> None:
             distance = gallery.metric in DISTANCES
             title = f"{kind.many.capitalize()} to {index.kind.many}"
             print_table(console, title, *heads, some, bar_widths([row.score for row in some], distance))
-            entries.append((kind, _entries(kind, queries, index, some)))
+            entries.append((kind, _entries(kind, queries, index, some, hears(matcher))))
+        if not entries:
+            raise UnreadableInputError(unreadable, len(unreadable), "queries")
         scores = score_name(gallery.metric, code_bits(matcher))
         count, distance = len(gallery), gallery.metric in DISTANCES
+    for name, reason in unreadable:
+        console.print(Text(f"left out: {shown(name)}: {reason}", style="yellow"), soft_wrap=True)
     times = ", ".join(f"{name} {duration(spent)}" for name, spent in seconds.items())
     console.print(f"{count:,} {index.kind.many}: {times}.")
     if options.out is None:
         return
     if options.out.suffix.lower() == ".html":
-        write_report(_report(options, index, entries, k, scores, distance, count, seconds), options.out)
+        notes = [f"Left out: {shown(name)} ({reason})." for name, reason in unreadable]
+        write_report(_report(options, index, entries, k, scores, distance, count, seconds, notes), options.out)
     else:
         write_rows(options.out, rows)
     console.print(Text(f"Written: {options.out}"), soft_wrap=True)
@@ -110,10 +125,11 @@ def _rows(kind: Kind, queries: Sequence[Any], of: Kind, found: Any) -> list[Rank
     ]
 
 
-def _entries(kind: Kind, queries: Sequence[Any], index: Index, rows: Sequence[Ranked]) -> list[Entry]:
-    asked = Items(kind, queries) if kind is TEXT else Items(kind, [brief(query) for query in queries], queries)
+def _entries(kind: Kind, queries: Sequence[Any], index: Index, rows: Sequence[Ranked], sound: bool) -> list[Entry]:
+    shown_as = queries if kind is TEXT else [brief(query) for query in queries]
+    asked = Items(kind, shown_as, None if kind is TEXT else queries, sound=sound)
     names = list(dict.fromkeys(row.match for row in rows))
-    items = Items(index.kind, names, None if index.kind is TEXT else [index.base / name for name in names])
+    items = Items(index.kind, names, None if index.kind is TEXT else [index.base / name for name in names], sound=sound)
     return [
         Entry(asked[i], [Candidate(items[names.index(row.match)], row.score) for row in rows if row.query_index == i])
         for i in range(len(queries))
@@ -129,6 +145,7 @@ def _report(
     distance: bool,
     count: int,
     seconds: Any,
+    notes: Sequence[str],
 ) -> Report:
     many = index.kind.many
     return Report(
@@ -143,6 +160,7 @@ def _report(
             )
             for kind, made in entries
         ],
+        notes=notes,
         facts=[
             Facts("Time", [(name.capitalize(), duration(spent)) for name, spent in seconds.items()]),
             Facts("Machine", machine_pairs(backend_info())),

@@ -27,16 +27,19 @@ from .systems import CLIP, IMAGE, IMAGE_TEXT, IMAGE_VIDEO, TEXT, VIDEO_LABELS, V
 from .training_record import write_record
 
 _FIT = {"epochs", "lr", "batch_size", "fine_tune", "encoder_lr", "patience", "validation", "log", "checkpoint"}
+_FIT |= {"precision", "warmup", "weight_decay"}
 _LESS = {"target", "unlabelled", "threshold"}
 _CLIPS = _FIT | {"streams", "sampling", "cell", "pool", "hidden", "dim", "head", "seed", "target"}
+_CLIPS |= {"bidirectional", "dropout", "input_dropout"}
+_RANKED = {"loss", "space", "space_streams", "metric", "candidates"}
 _REGIONS = "image-text with --granularity region"
 #: The options that each system has a use for.
 _TAKES = {
     IMAGE_TEXT.name: _LESS | {"granularity", "encoder", "text_encoder", "space", "bits", "metric"},
     _REGIONS: _FIT | {"granularity", "encoder", "text_encoder", "score", "dim", "loss", "seed"},
-    VIDEO_TEXT.name: _CLIPS | _LESS | {"text_encoder", "loss", "space", "metric"},
-    VIDEO_LABELS.name: _CLIPS,
-    IMAGE_VIDEO.name: _CLIPS | _LESS | {"encoder", "loss", "space", "metric"},
+    VIDEO_TEXT.name: _CLIPS | _LESS | _RANKED | {"text_encoder"},
+    VIDEO_LABELS.name: _CLIPS | {"label_smoothing"},
+    IMAGE_VIDEO.name: _CLIPS | _LESS | _RANKED | {"encoder", "fusion"},
 }
 
 
@@ -75,6 +78,8 @@ def run_train(options: TrainOptions) -> None:
             check_spec(_flag(option), given[option])
     if "validation" in given:
         given["validation"] = _validation(given["validation"])
+    if "candidates" in given:
+        given["candidates"] = _candidates(given["candidates"])
     if given.get("head") == "labels":
         if reading.system not in (None, VIDEO_TEXT.name):
             raise CommandError(f"--head labels: not for the system {reading.system}")
@@ -85,7 +90,7 @@ def run_train(options: TrainOptions) -> None:
         held_out = read_pairs(options.pairs, replace(reading, split="all")).split("test")
     system = every.system
     _check_given(given, system, options.gallery)
-    training = {name: given.pop(name) for name in _FIT & given.keys()}
+    training = {name: given.pop(name) for name in (_FIT | {"label_smoothing"}) & given.keys()}
     learned = given.get("granularity") == "region" or system is not IMAGE_TEXT  # and not in closed form
     checkpoint = training.get("checkpoint", options.out / "checkpoint")
     if learned:
@@ -134,9 +139,17 @@ def _check_given(given: Mapping[str, Any], system: System, gallery: Path | None)
         raise CommandError(f"{', '.join(map(_flag, useless))}: not for the system {name}{why}")
     if system is VIDEO_LABELS and given.get("head", "labels") != "labels":
         raise CommandError(f"--head {given['head']}: the file has labels in place of texts")
-    spaces = ("ridge", "rbf", *(["cca"] if system is IMAGE_TEXT else []))
+    spaces = ("ridge", "rbf", *{IMAGE_TEXT: ["cca"], IMAGE_VIDEO: ["identity"]}.get(system, []))
     if given.get("space", "ridge") not in spaces:
         raise CommandError(f"--space must be one of {', '.join(spaces)} for {name}, got {given['space']!r}")
+    pairs = given.get("head", "pairs" if system is IMAGE_VIDEO else "ranking") == "pairs"
+    for option in ("fusion", "candidates"):
+        if option in given and not pairs:
+            raise CommandError(f"{_flag(option)}: nothing classifies pairs without --head pairs")
+    if "bidirectional" in given and given.get("cell") == "none" and not (pairs and system is IMAGE_VIDEO):
+        raise CommandError("--bidirectional: --cell none reads in no direction")
+    if "space_streams" in given and "space" not in given:
+        raise CommandError("--space-streams: no space reads them without --space")
     if "encoder_lr" in given and "fine_tune" not in given:
         raise CommandError("--encoder-lr: no encoder is trained without --fine-tune")
     if "bits" in given and given.get("metric", "dot") != "dot":
@@ -159,6 +172,16 @@ def _validation(text: str) -> float | int | None:
         return int(text) if text.isdigit() else float(text)
     except ValueError:
         raise CommandError(f"--validation must be a share as 0.1, folds as 5, or none, got {text!r}") from None
+
+
+def _candidates(text: str) -> int | None:
+    """A number, or all."""
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise CommandError(f"--candidates must be a number or all, got {text!r}") from None
 
 
 def _less(given: dict[str, Any], system: System) -> dict[str, Any]:
@@ -188,7 +211,12 @@ def _matcher(given: Mapping[str, Any], system: System, cache: Any, device: str |
     regions = own.pop("granularity", "image") == "region"
     if "encoder" in own:
         own["image_encoder"] = own.pop("encoder")
-    spaces: dict[str, Callable[[], Any]] = {"ridge": Ridge, "rbf": lambda: Ridge(kernel="rbf"), "cca": CCA}
+    spaces: dict[str, Callable[[], Any]] = {
+        "ridge": Ridge,
+        "rbf": lambda: Ridge(kernel="rbf"),
+        "identity": lambda: Ridge(toward="identity"),
+        "cca": CCA,
+    }
     if regions:
         return matchers.RegionTextMatcher(cache=cache, device=device, **own)
     if system is IMAGE_TEXT:
@@ -200,8 +228,10 @@ def _matcher(given: Mapping[str, Any], system: System, cache: Any, device: str |
         return matchers.ImageTextMatcher(spec, text_spec, space, cache=cache, device=device, **own)
     if "space" in own:
         own["space"] = spaces[own["space"]]()
-    if "streams" in own:
-        own["streams"] = tuple(own["streams"].split(","))
+    for option in {"streams", "space_streams"} & own.keys():
+        own[option] = tuple(name.strip() for name in own[option].split(","))
+    if own.get("fusion") == "both":
+        own["fusion"] = ("h0", "steps")
     if own.get("cell") == "none":
         own["cell"] = None
     if system is VIDEO_LABELS:

@@ -21,6 +21,7 @@ from .results import (
 
 if TYPE_CHECKING:
     from .image_video import ImageVideoMatcher
+    from .mean_frame import MeanFrameMatcher
     from .region_classifier import RegionTextClassifier
     from .region_text import RegionTextMatcher
     from .regions import Boxes
@@ -37,6 +38,7 @@ __all__ = [
     "ImageVideoMatches",
     "ImageVideoMetrics",
     "Matcher",
+    "MeanFrameMatcher",
     "RegionTextClassifier",
     "RegionTextMatcher",
     "Training",
@@ -49,6 +51,7 @@ __all__ = [
 _TRAINED = {
     "Boxes": "regions",
     "ImageVideoMatcher": "image_video",
+    "MeanFrameMatcher": "mean_frame",
     "RegionTextClassifier": "region_classifier",
     "RegionTextMatcher": "region_text",
     "Training": "training",

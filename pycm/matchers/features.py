@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..encoders import Encoder, EncodeResult, FeatureCache, UnreadableInputError, get_encoder, get_encoders
 from ..encoders.base import Features, Modality, check_items, progress_bar
 from ..encoders.images import item_name, load_images
+from ..spaces import ConSE, HubnessCorrection, Space
 
 OnError: TypeAlias = Literal["raise", "skip"]
 #: texts[i] is the text of image i, or a list of its texts.
@@ -63,6 +64,13 @@ def make_encoders(image: Encoder | str, text: Encoder | str, device: Any = None)
     return made[0], made[1]
 
 
+def image_method(space: Space | None) -> str:
+    """The image encoder's method that gives what `space` takes."""
+    while isinstance(space, HubnessCorrection):
+        space = space.space
+    return "classify" if isinstance(space, ConSE) else "encode"
+
+
 def encode_items(
     function: str,
     encoder: Encoder,
@@ -78,7 +86,6 @@ def encode_items(
 
     Raises:
         UnreadableInputError: unreadable images under on_error="raise", or no readable one under "skip".
-        ValueError: NaN or infinity in the features; names the item.
     """
     if cache is not None:
         result = cache.encode(
@@ -94,6 +101,26 @@ def encode_items(
     if len(result.features) != len(result.kept):
         raise ValueError(f"{function}: {encoder.name} gave {len(result.features)} rows for {len(result.kept)} items")
     return result
+
+
+def encode_named(
+    function: str, encoder: Encoder, items: Sequence[Any], **options: Any
+) -> tuple[EncodeResult, list[str]]:
+    """`encode_items`, and what each item that has a row is called in messages.
+
+    Raises:
+        ValueError: no items, or NaN or infinity in a row; names the item.
+    """
+    check_items(function, items)
+    if not len(items):
+        raise ValueError(f"{function}: {encoder.modality}s is empty")
+    result = encode_items(function, encoder, items, **options)
+    if encoder.modality == "text":
+        names = [str(items[i]) for i in result.kept]
+    else:
+        names = [item_name(items[i], int(i)) for i in result.kept]
+    check_finite(function, encoder.modality, result.features, names)
+    return result, names
 
 
 def _encode_readable(

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ..encoders import Encoder, EncodeResult
-from ..encoders.base import Features, ImageItem, check_batch_size, check_items
+from ..encoders.base import Features, ImageItem, Modality, check_batch_size
 from ..encoders.descriptor import TextDescriptor
 from ..encoders.images import item_name
 from ..evaluate import retrieval_metrics
 from ..functional import METRICS, Metric, similarity, topk
-from ..spaces import CORAL, ConSE, HubnessCorrection, Space
+from ..spaces import CORAL, HubnessCorrection, Space
 from . import storage
 from .base import Matcher
 from .default import DEFAULT_SPECS, class_name_space
@@ -24,11 +24,11 @@ from .features import (
     OnError,
     Texts,
     as_cache,
-    check_finite,
     check_k,
     check_on_error,
-    encode_items,
+    encode_named,
     flatten_texts,
+    image_method,
     keep_pairs,
     make_encoders,
 )
@@ -115,7 +115,7 @@ class ImageTextMatcher(Matcher):
         self.errors_: list[tuple[str, str]] = []
         self.batch_size = batch_size
         self.progress = progress
-        if _image_method(space) == "classify" and not hasattr(self.image_encoder, "classify"):
+        if image_method(space) == "classify" and not hasattr(self.image_encoder, "classify"):
             raise TypeError(
                 "ImageTextMatcher: ConSE takes class probabilities, but image_encoder "
                 f"{self.image_encoder.name!r} has no classify(); EfficientNetLite0 has"
@@ -199,22 +199,23 @@ class ImageTextMatcher(Matcher):
         if (unlabelled is None) != (threshold is None):
             raise ValueError(f"{function}: unlabelled and threshold go together")
         flat, owner = flatten_texts(function, images, texts)
-        image_result = self._image_features(function, images, on_error)
+        image_result = self._features(function, "image", images, on_error)
         self.errors_ = image_result.errors
         used, image_of = keep_pairs(owner, image_result.kept)
         flat = [flat[i] for i in used]
         if self._fits_text and isinstance(self.text_encoder, TextDescriptor):
             self.text_encoder.fit(flat)
-        text_features = self._text_features(function, flat)
+        text_features = self._features(function, "text", flat).features
         pairs = np.stack([image_of, np.arange(len(flat))], axis=1)
         features = image_result.features
         if target_images is not None:
-            features = CORAL().fit_transform(features, self._image_features(function, target_images, on_error).features)
+            target = self._features(function, "image", target_images, on_error).features
+            features = CORAL().fit_transform(features, target)
         self.space.fit(features, text_features, pairs)
         self.pseudo_pairs_ = 0
         if unlabelled is not None and threshold is not None:
-            more = self._image_features(function, unlabelled[0], on_error).features
-            others = self._text_features(function, unlabelled[1])
+            more = self._features(function, "image", unlabelled[0], on_error).features
+            others = self._features(function, "text", unlabelled[1]).features
             found = fit_pseudo_pairs(
                 self.space, (features, text_features), pairs, (more, others), threshold, self.metric
             )
@@ -251,9 +252,9 @@ class ImageTextMatcher(Matcher):
         per_image, per_text = check_k(function, k, len(images), len(texts))  # before the long work
         clock = time.perf_counter
         start = clock()
-        image_rows, result = self._embed_images(function, images, on_error)
+        image_rows, result = self._embed(function, "image", images, on_error)
         encoded_images = clock()
-        text_rows = self._embed_texts(function, texts)
+        text_rows = self._embed(function, "text", texts)[0]
         encoded_texts = clock()
         per_text = min(per_text, len(image_rows))  # fewer, if some were skipped
         self._check_fit(function, image_rows, text_rows)
@@ -278,18 +279,18 @@ class ImageTextMatcher(Matcher):
     def scores(self, images: Sequence[ImageItem], texts: Sequence[str]) -> Features:
         """The full matrix [N, M] float32: scores, or distances for distance metrics. Errors as `match`."""
         function = "ImageTextMatcher.scores"
-        image_rows, _ = self._embed_images(function, images, "raise")
-        text_rows = self._embed_texts(function, texts)
+        image_rows, _ = self._embed(function, "image", images)
+        text_rows = self._embed(function, "text", texts)[0]
         self._check_fit(function, image_rows, text_rows)
         return similarity(image_rows, text_rows, self.metric)
 
     def embed_images(self, images: Sequence[ImageItem]) -> Features:
         """Rows [N, d] of the common space, float32, not normalised. Errors as `match`."""
-        return self._embed_images("ImageTextMatcher.embed_images", images, "raise")[0]
+        return self._embed("ImageTextMatcher.embed_images", "image", images)[0]
 
     def embed_texts(self, texts: Sequence[str]) -> Features:
         """Rows [M, d] of the common space, float32, not normalised. Errors as `match`."""
-        return self._embed_texts("ImageTextMatcher.embed_texts", texts)
+        return self._embed("ImageTextMatcher.embed_texts", "text", texts)[0]
 
     def evaluate(
         self,
@@ -312,9 +313,9 @@ class ImageTextMatcher(Matcher):
         function = "ImageTextMatcher.evaluate"
         check_on_error(function, on_error)
         flat, owner = flatten_texts(function, images, texts)
-        image_rows, result = self._embed_images(function, images, on_error)
+        image_rows, result = self._embed(function, "image", images, on_error)
         used, image_of = keep_pairs(owner, result.kept)
-        text_rows = self._embed_texts(function, [flat[i] for i in used])
+        text_rows = self._embed(function, "text", [flat[i] for i in used])[0]
         self._check_fit(function, image_rows, text_rows)
         texts_of = [np.flatnonzero(image_of == row) for row in range(len(image_rows))]
         return ImageTextMetrics(
@@ -375,49 +376,22 @@ class ImageTextMatcher(Matcher):
 
     # -- steps shared by the methods above --
 
-    def _image_features(self, function: str, images: Sequence[ImageItem], on_error: OnError) -> EncodeResult:
-        check_items(function, images)
-        if len(images) == 0:
-            raise ValueError(f"{function}: images is empty")
-        result = encode_items(
-            function,
-            self.image_encoder,
-            images,
-            method=_image_method(self.space),
-            cache=self.cache,
-            batch_size=self.batch_size,
-            progress=self.progress,
-            on_error=on_error,
-        )
-        names = [item_name(images[i], int(i)) for i in result.kept]
-        check_finite(function, "image", result.features, names)
-        return result
+    def _features(
+        self, function: str, side: Modality, items: Sequence[Any], on_error: OnError = "raise"
+    ) -> EncodeResult:
+        return encode_named(
+            function, self.encoders[side], items, method=image_method(self.space) if side == "image" else "encode",
+            cache=self.cache, batch_size=self.batch_size, progress=self.progress, on_error=on_error,
+        )[0]  # fmt: skip
 
-    def _text_features(self, function: str, texts: Sequence[str]) -> Features:
-        check_items(function, texts)
-        if len(texts) == 0:
-            raise ValueError(f"{function}: texts is empty")
-        result = encode_items(
-            function,
-            self.text_encoder,
-            texts,
-            cache=self.cache,
-            batch_size=self.batch_size,
-            progress=self.progress,
-        )
-        check_finite(function, "text", result.features, texts)
-        return result.features
-
-    def _embed_images(
-        self, function: str, images: Sequence[ImageItem], on_error: OnError
+    def _embed(
+        self, function: str, side: Modality, items: Sequence[Any], on_error: OnError = "raise"
     ) -> tuple[Features, EncodeResult]:
-        result = self._image_features(function, images, on_error)
-        space = self.space
-        return (result.features if space is None else space.transform_images(result.features)), result
-
-    def _embed_texts(self, function: str, texts: Sequence[str]) -> Features:
-        features = self._text_features(function, texts)
-        return features if self.space is None else self.space.transform_texts(features)
+        result = self._features(function, side, items, on_error)
+        if self.space is None:
+            return result.features, result
+        transform = self.space.transform_images if side == "image" else self.space.transform_texts
+        return transform(result.features), result
 
     def _check_fit(self, function: str, image_rows: Features, text_rows: Features) -> None:
         if image_rows.shape[1] != text_rows.shape[1]:
@@ -426,10 +400,3 @@ class ImageTextMatcher(Matcher):
                 f"and texts {text_rows.shape[1]} ({self.text_encoder.name}): pass a space, e.g. Ridge(), "
                 "and fit it"
             )
-
-
-def _image_method(space: Space | None) -> str:
-    """The image encoder's method that gives what `space` takes."""
-    while isinstance(space, HubnessCorrection):
-        space = space.space
-    return "classify" if isinstance(space, ConSE) else "encode"

@@ -163,7 +163,7 @@ class ImageVideoMatcher(TrainedMatcher):
         check_on_error(function, on_error)
         check_folder(function, checkpoint=checkpoint, log=log)
         check_unlabelled(function, unlabelled, threshold)
-        with self._fitting(function, fine_tune, options, target_clips=target_clips, unlabelled=unlabelled):
+        with self._fitting(function, fine_tune, options, target_clips=target_clips):
             first, second = self._pairs(function, images, clips, on_error)
             self.errors_ = [*first.errors, *second.errors]
             held: Any = validation
@@ -176,7 +176,8 @@ class ImageVideoMatcher(TrainedMatcher):
                 target = self._clips.encode(function, target_clips, self._options(), on_error)
                 features = aligned(features, target.features)
             files: dict[str, Any] = {"checkpoint": checkpoint, "log": log}
-            self._learn(function, first.features, features, pairs, held, options, **files)
+            frozen = unlabelled is not None
+            self._learn(function, first.features, features, pairs, held, options, frozen=frozen, **files)
             if unlabelled is not None and threshold is not None:
                 more = self._encode_both(function, unlabelled[0], unlabelled[1], on_error)
                 known = first.features, features, pairs, held

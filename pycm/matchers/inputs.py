@@ -145,6 +145,10 @@ def joined(first: Features, second: Features) -> Features:
     if isinstance(first, Steps) and isinstance(second, Steps):
         ends = torch.cat([first.cu_seqlens, second.cu_seqlens[1:] + first.cu_seqlens[-1]])
         return Steps(torch.cat([first.values, second.values]), ends, torch.cat([first.present, second.present]))
+    if isinstance(first, Live) and isinstance(second, Live):
+        ids = torch.cat([first.ids, second.ids + len(first.before)])
+        before: Any = joined(first.before, second.before)
+        return Live(ids, first.source.joined(second.source), before, first.finish)
     assert isinstance(first, Streams)
     assert isinstance(second, Streams)
     parts = {name: joined(steps, second.parts[name]) for name, steps in first.parts.items()}

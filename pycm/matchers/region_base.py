@@ -97,8 +97,10 @@ class RegionModel:
             raise RuntimeError(f"{type(self).__name__}.{method}: not fitted, call fit first")
         return self._network
 
-    def _regions(self, function: str, images: Sequence[Any], on_error: OnError = "raise") -> Encoded:
-        found = encode_regions(function, self.encoders["image"], images, self._options(), on_error)
+    def _regions(
+        self, function: str, images: Sequence[Any], on_error: OnError = "raise", numbers: Sequence[int] | None = None
+    ) -> Encoded:
+        found = encode_regions(function, self.encoders["image"], images, self._options(), on_error, numbers)
         return self._fits(function, "image", 0, found)
 
     def _words(self, function: str, texts: Sequence[str]) -> Encoded:
@@ -112,11 +114,11 @@ class RegionModel:
 
     def _train(
         self, regions: Any, words: Any, taken: Any, loss: Any, validate: Any, count: int, training: Training,
-        learned: tuple[Any, Any], arrays: Sequence[npt.NDArray[Any]], **files: Any,
+        learned: Sequence[Any], arrays: Sequence[npt.NDArray[Any]], **files: Any,
     ) -> None:  # fmt: skip
         """Train a fresh network: taken(rows) are a batch's regions and words; loss(network, rows, done);
-        validate(network, encode), where `encode` makes features of what trained encoders read; it standardises by
-        `learned`."""
+        validate(network, encode), where `encode` makes features of what trained encoders read; `learned` is what
+        `fit_scales` takes."""
         sizes = width(regions), width(words)
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)

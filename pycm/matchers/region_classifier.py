@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,12 @@ from torch import nn
 from ..encoders import Encoder
 from ..encoders.base import check_items, check_texts
 from .features import CacheOption
-from .inputs import Steps
+from .inputs import Inputs, Steps
 from .learning import split
 from .networks import device_of
 from .region_base import RegionModel
 from .region_networks import RegionPairClassifier
+from .regions import distinct, distinct_regions
 from .trained import check_folder
 from .training import Training, Validation
 from .tuning import FineTune
@@ -81,6 +82,9 @@ class RegionTextClassifier(RegionModel):
     ) -> Self:
         """Learn from N images (or `Boxes`), N texts and N booleans: whether text i is true of image i.
 
+        An image or a text that is in several pairs is encoded once, also in the batches of `fine_tune`. Images are told
+        apart by path or by pixels, and by their boxes. Memory: the regions and words of the different items.
+
         Args:
             validation: the share of the pairs that is held out for early stopping, or None.
             fine_tune, checkpoint, log, **training: as for `RegionTextMatcher.fit`.
@@ -103,44 +107,43 @@ class RegionTextClassifier(RegionModel):
         self, function: str, images: Sequence[Any], texts: Sequence[str], truth: npt.NDArray[np.bool_],
         validation: float | None, options: Training, **files: Any,
     ) -> None:  # fmt: skip
-        regions, words = self._pairs(function, images, texts)
-        if truth.shape != (len(regions),) or truth.all() or not truth.any():
+        pairs = self._pairs(function, images, texts)
+        if truth.shape != (len(pairs.rows),) or truth.all() or not truth.any():
             raise ValueError(
-                f"{function}: labels must be {len(regions)} booleans, some true and some false, got shape "
+                f"{function}: labels must be {len(pairs.rows)} booleans, some true and some false, got shape "
                 f"{list(truth.shape)} with {int(truth.sum())} true"
             )
-        mine, theirs = np.arange(len(regions)), None
+        mine, theirs = np.arange(len(pairs.rows)), None
         if validation is not None:
-            mine, theirs = split(function, len(regions), validation, self.seed)
-        learned = torch.from_numpy(mine).to(device_of(self.device))
-        answers = torch.from_numpy(truth.astype(np.float32)).to(learned.device)
+            mine, theirs = split(function, len(pairs.rows), validation, self.seed)
+        answers = torch.from_numpy(truth.astype(np.float32)).to(device_of(self.device))
 
-        def taken(rows: Any) -> tuple[Any, Any]:
-            chosen = torch.from_numpy(mine[rows]).to(answers.device)
-            return regions.take(chosen), words.take(chosen)
+        def taken(rows: Any) -> tuple[Any, ...]:
+            return pairs.take(mine[rows])
 
         def loss(network: Any, rows: Any, done: float) -> torch.Tensor:
             logits = network(*taken(rows))
             return nn.functional.binary_cross_entropy_with_logits(logits, answers[mine[rows]])
 
         def validate(network: Any, encode: Any) -> Validation:
-            chosen = torch.from_numpy(theirs).to(answers.device)
-            logits = _logits(network, encode(regions.take(chosen)), encode(words.take(chosen)))
-            wanted = answers[chosen]
+            logits = _logits(network, *map(encode, pairs.take(theirs)))
+            wanted = answers[theirs]
             cost = float(nn.functional.binary_cross_entropy_with_logits(logits, wanted))
             right = float(((logits > 0) == (wanted > 0)).double().mean())
             return Validation((-cost,), {"validation loss": cost, "accuracy": right})
 
+        learned = pairs.regions, pairs.words, torch.from_numpy(pairs.rows[mine]).to(answers.device)
         self._train(
-            regions, words, taken, loss, None if theirs is None else validate, len(mine), options,
-            (regions.take(learned), words.take(learned)), [truth, mine], **files,
+            pairs.regions, pairs.words, taken, loss, None if theirs is None else validate, len(mine), options, learned,
+            [truth, mine, pairs.rows], **files,
         )  # fmt: skip
 
     def predict_proba(self, images: Sequence[Any], texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """The probability [N] that text i is true of image i. RuntimeError before `fit`."""
         network = self._check_fitted("predict_proba")
-        regions, words = self._pairs("RegionTextClassifier.predict_proba", images, texts)
-        found: npt.NDArray[np.float32] = torch.sigmoid(_logits(network, regions, words)).cpu().numpy()
+        pairs = self._pairs("RegionTextClassifier.predict_proba", images, texts)
+        rows = torch.from_numpy(pairs.rows).to(device_of(self.device))
+        found: npt.NDArray[np.float32] = torch.sigmoid(_logits(network, pairs.regions, pairs.words, rows)).cpu().numpy()
         return found
 
     def predict(self, images: Sequence[Any], texts: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -151,17 +154,33 @@ class RegionTextClassifier(RegionModel):
         """The share of right answers."""
         return float((self.predict(images, texts) == np.asarray(labels, bool)).mean())
 
-    def _pairs(self, function: str, images: Sequence[Any], texts: Sequence[str]) -> tuple[Any, Any]:
+    def _pairs(self, function: str, images: Sequence[Any], texts: Sequence[str]) -> _Pairs:
         check_items(function, images)
         check_texts(function, texts)
         if len(images) != len(texts):
             raise ValueError(f"{function}: there must be a text for each of {len(images)} images, got {len(texts)}")
-        return self._regions(function, images).features, self._words(function, texts).features
+        (first, i), (other, j) = distinct_regions(function, images), distinct(texts)
+        regions = self._regions(function, [images[n] for n in first], numbers=first.tolist())
+        words = self._words(function, [texts[n] for n in other])
+        return _Pairs(regions.features, words.features, np.stack([i, j], 1))
 
 
-def _logits(network: Any, regions: Steps, words: Steps) -> torch.Tensor:
-    out = []
+class _Pairs(NamedTuple):
+    """Different images and texts, each encoded once, and the rows [P, 2] of what is asked together."""
+
+    regions: Any
+    words: Any
+    rows: npt.NDArray[np.int64]
+
+    def take(self, pairs: Any) -> tuple[Any, Any, torch.Tensor]:
+        """The different regions and words of some pairs, and these pairs as rows of them."""
+        a, i = np.unique(self.rows[pairs, 0], return_inverse=True)
+        b, j = np.unique(self.rows[pairs, 1], return_inverse=True)
+        regions, words = Inputs(self.regions), Inputs(self.words)
+        rows = torch.from_numpy(np.stack([i, j], 1)).to(regions.device)
+        return regions.take(a).features, words.take(b).features, rows
+
+
+def _logits(network: Any, regions: Steps, words: Steps, rows: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        for rows in torch.split(torch.arange(len(regions), device=regions.values.device), _PAIRS):
-            out.append(network(regions.take(rows), words.take(rows)))
-    return torch.cat(out)
+        return torch.cat([network(regions, words, some) for some in torch.split(rows, _PAIRS)])

@@ -14,6 +14,7 @@ from .inputs import Steps
 from .towers import Standardize, mlp
 
 Score: TypeAlias = Literal["maxsim", "cross-attention"]
+_COLUMNS = 64  # standardised at a time
 
 
 class Projection(nn.Module):
@@ -76,13 +77,14 @@ class RegionPairClassifier(nn.Module):
         self.found = mlp(4 * dim, dim, dim, dropout)
         self.head = mlp(2 * dim, dim, 1, dropout)
 
-    def fit_scales(self, regions: Steps, words: Steps) -> None:
-        """Standardise by the training data."""
-        self.regions.standardize.fit(regions.values)
-        self.words.standardize.fit(words.values)
+    def fit_scales(self, regions: Steps, words: Steps, pairs: Tensor) -> None:
+        """Standardise by the training pairs [P, 2] of rows: an item counts as often as it is in them."""
+        _fit_to_pairs(self.regions.standardize, regions, pairs[:, 0])
+        _fit_to_pairs(self.words.standardize, words, pairs[:, 1])
 
-    def forward(self, regions: Steps, words: Steps) -> Tensor:
-        """Logits [P] of the pairs (i, i)."""
+    def forward(self, regions: Steps, words: Steps, pairs: Tensor) -> Tensor:
+        """Logits [P] of pairs [P, 2] of rows."""
+        regions, words = regions.take(pairs[:, 0]), words.take(pairs[:, 1])
         x, there = _padded(self.drop(self.regions(regions)), regions.cu_seqlens)
         y, said = _padded(self.drop(self.words(words)), words.cu_seqlens)
         seen, _ = self.attention(y, x, x, key_padding_mask=~there, need_weights=False)
@@ -91,6 +93,14 @@ class RegionPairClassifier(nn.Module):
         mean = (found * said[..., None]).sum(1) / said.sum(1, keepdim=True)
         largest = found.masked_fill(~said[..., None], -math.inf).amax(1)
         return self.head(torch.cat([mean, largest], 1))[:, 0].float()  # type: ignore[no-any-return]
+
+
+def _fit_to_pairs(standardize: Standardize, steps: Steps, rows: Tensor) -> None:
+    """Some features at a time: what is held of the steps of all `rows` is a fraction of those of the items."""
+    for columns in torch.split(torch.arange(steps.values.shape[1], device=rows.device), _COLUMNS):
+        part = Standardize(len(columns)).to(rows.device)
+        part.fit(Steps(steps.values[:, columns], steps.cu_seqlens, steps.present).take(rows).values)
+        standardize.mean[columns], standardize.scale[columns] = part.mean, part.scale
 
 
 def _padded(values: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from ..encoders.base import ImageItem, check_items, check_texts
 from ..encoders.cache import image_key, text_key
-from ..encoders.images import ImageReadError, UnreadableInputError, check_image, item_name
+from ..encoders.images import ImageReadError, UnreadableInputError, check_image, is_path, item_name
 from .encoded import Encoded, Options
 from .features import OnError, check_finite, encode_items
 from .inputs import Live, Steps
 from .tuning import as_steps, check_pass, pixels
 
+Int64: TypeAlias = npt.NDArray[np.int64]
 GEOMETRY = 5
 
 
@@ -35,12 +37,41 @@ class Boxes:
     boxes: Any
 
 
+def distinct_regions(function: str, items: Sequence[Any]) -> tuple[Int64, Int64]:
+    """(the first place of each different item, for each item which of these it is): images by path or else by their
+    pixels, with their boxes.
+
+    Raises:
+        TypeError: what is no image.
+    """
+    try:
+        return distinct([_key(function, item, i) for i, item in enumerate(items)])
+    except ImageReadError:  # whoever encodes them all names them by their places
+        return np.arange(len(items)), np.arange(len(items))
+
+
+def distinct(keys: Sequence[Any]) -> tuple[Int64, Int64]:
+    """(the first place of each different key, ascending; for each key which of these it is)."""
+    rows: dict[Any, int] = {}
+    of = np.array([rows.setdefault(key, len(rows)) for key in keys], np.int64)
+    return np.unique(of, return_index=True)[1], of
+
+
+def _key(function: str, item: Any, index: int) -> Any:
+    if isinstance(item, Boxes):
+        boxes = np.asarray(item.boxes, np.float64)
+        return _key(function, item.image, index), boxes.shape, boxes.tobytes()
+    return os.fspath(item) if is_path(item) else image_key(function, item, index)
+
+
 def encode_regions(
-    function: str, encoder: Any, items: Sequence[Any], options: Options, on_error: OnError = "raise"
-) -> Encoded:
+    function: str, encoder: Any, items: Sequence[Any], options: Options, on_error: OnError = "raise",
+    numbers: Sequence[int] | None = None,
+) -> Encoded:  # fmt: skip
     """Regions of images: of `Boxes` each box cut out and encoded, of a plain image the cells of the encoder's grid.
 
     After a region's features stand its place and size: left, top, right, bottom and area as shares of the image's.
+    `numbers`: the places of the items in what the user gave, for messages.
 
     Raises:
         TypeError: a plain image and an encoder without `encode_grid`.
@@ -50,11 +81,12 @@ def encode_regions(
     check_items(function, items)
     if not len(items):
         raise ValueError(f"{function}: images is empty")
+    numbers = range(len(items)) if numbers is None else numbers
     boxed = [isinstance(item, Boxes) for item in items]
     if any(boxed):
         if not all(boxed):
-            raise ValueError(f"{function}: images[{boxed.index(False)}] has no boxes, others have")
-        return _encode_boxes(function, encoder, items, options, on_error)
+            raise ValueError(f"{function}: images[{numbers[boxed.index(False)]}] has no boxes, others have")
+        return _encode_boxes(function, encoder, items, options, on_error, numbers)
     if not hasattr(encoder, "encode_grid"):
         raise TypeError(
             f"{function}: image_encoder {encoder.name!r} has no encode_grid(); give images as Boxes(image, boxes)"
@@ -65,7 +97,7 @@ def encode_regions(
         function, encoder, items, method="encode_grid", cache=options.cache, batch_size=options.batch_size,
         progress=options.progress, on_error=on_error,
     )  # fmt: skip
-    names = [item_name(items[i], int(i)) for i in result.kept]
+    names = [item_name(items[i], numbers[i]) for i in result.kept]
     check_finite(function, "image", result.features, names)
     cells = result.features.reshape(len(names), -1, encoder.dim)
     side = int(cells.shape[1] ** 0.5)
@@ -84,15 +116,22 @@ def encode_regions(
     return Encoded(features, names, result.kept, result.errors, {})
 
 
-def _encode_boxes(function: str, encoder: Any, items: Sequence[Boxes], options: Options, on_error: OnError) -> Encoded:
+def _encode_boxes(
+    function: str,
+    encoder: Any,
+    items: Sequence[Boxes],
+    options: Options,
+    on_error: OnError,
+    numbers: Sequence[int],
+) -> Encoded:
     crops: list[npt.NDArray[np.uint8]] = []
     places: list[npt.NDArray[np.float64]] = []
     counts: list[int] = []
     kept: list[int] = []
     errors: list[tuple[str, str]] = []
     for i, item in enumerate(items):
-        check_image(function, item.image, i)
-        name = item_name(item.image, i)
+        check_image(function, item.image, numbers[i])
+        name = item_name(item.image, numbers[i])
         try:
             image = pixels(item.image)
         except ImageReadError as error:
@@ -118,7 +157,7 @@ def _encode_boxes(function: str, encoder: Any, items: Sequence[Boxes], options: 
     result = encode_items(
         function, encoder, crops, cache=options.cache, batch_size=options.batch_size, progress=options.progress
     )
-    names = [item_name(items[i].image, i) for i in kept]
+    names = [item_name(items[i].image, numbers[i]) for i in kept]
     of = np.repeat(np.arange(len(kept)), counts)
     check_finite(function, "image", result.features, [names[i] for i in of])
     values = np.concatenate([result.features, np.concatenate(places)], 1)

@@ -17,12 +17,12 @@ from ..encoders import Encoder, get_encoder
 from ..encoders.base import Modality, check_items, check_texts
 from ..encoders.cache import image_key, text_key
 from ..encoders.descriptor import TextDescriptor
-from ..encoders.images import UnreadableInputError, item_name
+from ..encoders.images import UnreadableInputError
 from ..streams import ClipFeatures, FeatureDifferences, encode_clips, get_streams
 from ..streams.encode import clip_key
 from ..video import read_clip
 from .encoded import Encoded, Options
-from .features import OnError, check_finite, encode_items
+from .features import OnError, encode_named
 from .inputs import Features, Live, Rows, Steps, Streams, width
 from .tuning import as_differences, as_rows, as_steps, encoder_of, pixels, with_encoder
 
@@ -237,18 +237,10 @@ class RowSide:
 
     def encode(self, function: str, items: Sequence[Any], options: Options, on_error: OnError = "raise") -> Encoded:
         """Raises ValueError for no items, NaN; TypeError for a lone item; UnreadableInputError."""
-        check_items(function, items)
-        if not len(items):
-            raise ValueError(f"{function}: {self.kind}s is empty")
-        result = encode_items(
+        result, names = encode_named(
             function, self.encoder(options.device), items, cache=options.cache, batch_size=options.batch_size,
             progress=options.progress, on_error=on_error,
         )  # fmt: skip
-        if self.kind == "text":
-            names = [str(items[i]) for i in result.kept]
-        else:
-            names = [item_name(items[i], int(i)) for i in result.kept]
-        check_finite(function, self.kind, result.features, names)
         rows = Rows(torch.from_numpy(np.ascontiguousarray(result.features, np.float32)).to(options.device))
         features: Features = rows
         if self.kind == "text" and options.trains("text"):

@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from .networks import device_of
 from .scoring import PairScorer, both_ways, by_blocks, pair_matches, pair_matrix
 from .sides import ClipSide
 from .training import Record, Training
-from .tuning import FineTune, Tuning, chosen, names_of, tuning
+from .tuning import FineTune, Tuning, before, chosen, names_of, tuning
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -125,7 +126,7 @@ class TrainedMatcher(Matcher):
     def _fitting(self, function: str, fine_tune: FineTune, training: Training, **excluded: Any) -> Iterator[None]:
         """A fit: what was fitted before is gone, and encoders are trained on the way that `fine_tune` names.
 
-        excluded: options that do not go with it.
+        excluded: options that do not go with it, as what they compute is of the encoders' features before training.
         """
         asked = None if fine_tune == "all" else names_of(fine_tune)
         sides = self._sides[:1] if self.head == "labels" else self._sides
@@ -135,7 +136,10 @@ class TrainedMatcher(Matcher):
         names = chosen(function, fine_tune, [name for side in sides for name in side.names], parts)
         for name, value in {"space": self.space, **excluded}.items():
             if names and value is not None:
-                raise ValueError(f"{function}: fine_tune and {name} do not go together")
+                raise ValueError(
+                    f"{function}: fine_tune and {name} do not go together: {name} is fitted to features that would "
+                    "change under it as the encoders are trained"
+                )
         self._network = None
         self._use({})
         with tuning(self, names, training.kept_bytes, self.workers):
@@ -143,12 +147,18 @@ class TrainedMatcher(Matcher):
 
     def _learn(
         self, function: str, first: Features, second: Features, pairs: npt.NDArray[np.int64], validation: Any,
-        training: Training, *, extra: int = 0, **files: Any,
+        training: Training, *, extra: int = 0, frozen: bool = False, **files: Any,
     ) -> None:  # fmt: skip
         """Fit the linear start and the network to pairs [P, 2] of rows of both sides.
 
         extra: the last so many first rows are never held out.
+        frozen: train no encoder, whatever the fit trains.
         """
+        recipe = self._recipe()
+        if frozen:
+            recipe, first, second = replace(recipe, tuning=None), before(first), before(second)
+            if isinstance(validation, tuple):
+                validation = before(validation[0]), before(validation[1]), validation[2]
         self.pseudo_pairs_ = 0
         sides, device = self._sides, device_of(self.device)
         start: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -175,7 +185,7 @@ class TrainedMatcher(Matcher):
             "unit": self.metric in DISTANCES,
             "options": self._network_options(),
         }
-        self._keep(about, learn(function, self._recipe(), about, problem, validation, training, files))
+        self._keep(about, learn(function, recipe, about, problem, validation, training, files))
 
     def _learn_again(
         self, function: str, known: tuple[Features, Features, npt.NDArray[np.int64], Any],
@@ -183,13 +193,14 @@ class TrainedMatcher(Matcher):
         threshold: float, training: Training, files: dict[str, Any],
     ) -> None:  # fmt: skip
         """Learn from what is known (both sides' features, pairs, validation; names) and from the pairs that the matcher
-        finds itself among items that nobody paired. A known first item keeps to the pairs that it was given."""
+        finds itself among items that nobody paired. A known first item keeps to the pairs that it was given. Where
+        encoders are trained, this is the learning in which they are."""
         a, b, pairs, validation = known
-        inputs = self._inputs_of(function, first, second)
+        inputs = self._inputs_of(function, *(one._replace(features=before(one.features)) for one in (first, second)))
         found = pseudo_pairs(self._rows(0, inputs[0]), self._rows(1, inputs[1]), self.metric, threshold)
         left, i = extended(a, names[0], first, found[:, 0])
         found, i = found[i >= len(a)], i[i >= len(a)]
-        if not len(found):
+        if not len(found) and self._tuning is None:
             return
         right, j = extended(b, names[1], second, found[:, 1])
         pairs = np.concatenate([pairs, np.stack([i, j], 1)])

@@ -54,6 +54,17 @@ class Source:
         self._kept: dict[int, list[Any]] = {}
         self._coming: dict[int, Future[list[Any]]] = {}
         self._largest = 0  # bytes of an item that was read
+        self._joined: dict[Source, Source] = {}
+
+    def joined(self, other: Source) -> Source:
+        """The items of both, those of `other` numbered after these; one object for all streams of the encoder."""
+
+        def either(mine: Callable[[int], Any], theirs: Callable[[int], Any]) -> Callable[[int], Any]:
+            return lambda i: mine(i) if i < self._count else theirs(i - self._count)
+
+        read, key = either(self._read, other._read), either(self._key, other._key)
+        both = Source(self._tuning, self.encoder, self.method, read, key, self._count + other._count)
+        return self._joined.setdefault(other, both)
 
     def ahead(self, ids: Sequence[int]) -> None:
         """Begin to read what is not at hand, as many items as fit into `_AHEAD_BYTES`, and `_AHEAD` at least."""

@@ -176,12 +176,13 @@ class VideoTextMatcher(TrainedMatcher):
             fine_tune: whose encoders are trained as well, by the names of `encoders`: streams of an image encoder
                 ("appearance", "differences"), "text"; one, several, or "all" that can be. Streams of one encoder share
                 it. Copies are trained: the encoders given stay as they are, and `encoders` has the copies. Clips are
-                then decoded as they are needed; not with `space`, `target_clips` or `unlabelled`.
+                then decoded as they are needed. Not with `space` or `target_clips`: their features would change.
             target_clips: clips of the kind that will be matched, where it is another than the training's: the training
                 clips' features get their mean and covariance (`pycm.spaces.CORAL`), stream by stream.
             unlabelled: (clips, texts) that nobody paired: once fitted, the matcher is fitted again, to its pairs and to
                 the mutual nearest neighbours among these whose embeddings score `threshold` or better (are as near,
-                for a distance). Those are never validated on. Not with head="labels".
+                for a distance). Those are never validated on. Of `fine_tune` the first fit knows nothing: encoders are
+                trained in the second. Not with head="labels".
             checkpoint: a folder for the state of the training, written every half minute and on Ctrl-C. The same call
                 then goes on from it, to the bits of a run that was never cut off.
             log: a .csv file, or a folder for TensorBoard; with folds their records, by "fold", then the means.
@@ -205,14 +206,15 @@ class VideoTextMatcher(TrainedMatcher):
         if unlabelled is not None and self.head == "labels":
             raise ValueError(f"{function}: unlabelled must be None with head='labels'")
         files: dict[str, Any] = {"checkpoint": checkpoint, "log": log}
-        with self._fitting(function, fine_tune, options, target_clips=target_clips, unlabelled=unlabelled):
+        with self._fitting(function, fine_tune, options, target_clips=target_clips):
             target = None
             if target_clips is not None:
                 target = self._clips.encode(function, target_clips, self._options(), on_error).features
             if self.head == "labels":
                 self._fit_labels(function, clips, texts, target, validation, on_error, options, files)
                 return self
-            known, names = self._fit_pairs(function, clips, texts, target, validation, on_error, options, files)
+            frozen = unlabelled is not None
+            known, names = self._fit_pairs(function, clips, texts, target, validation, on_error, options, files, frozen)
             if unlabelled is not None and threshold is not None:
                 first = self._clips.encode(function, unlabelled[0], self._options(), on_error)
                 second = self._texts.encode(function, unlabelled[1], self._options())
@@ -221,7 +223,7 @@ class VideoTextMatcher(TrainedMatcher):
 
     def _fit_pairs(
         self, function: str, clips: Any, texts: Any, target: Any, validation: Any, on_error: OnError,
-        options: Training, files: Any,
+        options: Training, files: Any, frozen: bool,
     ) -> Any:  # fmt: skip
         """Returns what it learned from: both sides' features, pairs, and what was held out; and both sides' names."""
         first, flat, owner = self._labelled(function, clips, texts, on_error)
@@ -234,7 +236,7 @@ class VideoTextMatcher(TrainedMatcher):
             texts_there, pairs_there = self._encoded_texts(function, others, owner_there)
             held = there.features, texts_there.features, pairs_there
         features = first.features if target is None else aligned(first.features, target)
-        self._learn(function, features, second.features, pairs, held, options, **files)
+        self._learn(function, features, second.features, pairs, held, options, frozen=frozen, **files)
         return (features, second.features, pairs, held), (first.names, list(dict.fromkeys(flat)))
 
     def _encoded_texts(

@@ -1,6 +1,6 @@
 """Reports: ranked matches, with pictures and playing clips, as one self-contained HTML file."""
 
-from .figures import contributions, embedding_map, heat_map, rank_histogram, recall, times
+from .figures import RANK_ENDS, contributions, embedding_map, heat_map, rank_histogram, recall, times
 from .media import MovingPicture, encode_clip, moving_picture, picture
 from .parts import (
     Bar,
@@ -23,6 +23,7 @@ from .parts import (
 from .render import bar_widths, render_report, write_report
 
 __all__ = [
+    "RANK_ENDS",
     "Bar",
     "Bars",
     "Candidate",

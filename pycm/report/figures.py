@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,24 +18,31 @@ from .parts import Bar, Bars, HeatMap, Histogram, Point, PointMap, Recall, Times
 Floats = npt.NDArray[np.floating[Any]]
 
 _INK = (58, 112, 178)  # seen on white and on black; the opacity of a cell is its score
-_BIN_STARTS = (1, 2, 3, 4, 6, 11, 21, 51, 101, 201, 501, 1001)
+#: The places, from 1, at which the bins of a rank histogram end; the last bin is all beyond.
+RANK_ENDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def recall(
-    title: str, metrics: RetrievalMetrics, gallery: int, *, groups: Any = None, one_positive: bool = True, seed: int = 0
-) -> Recall:
+    title: str, metrics: RetrievalMetrics, gallery: int, *, ks: Sequence[int] | None = None, groups: Any = None,
+    one_positive: bool = True, seed: int = 0,
+) -> Recall:  # fmt: skip
     """A column of the recall table, with 95 % bootstrap intervals (`pycm.evaluate.bootstrap`).
 
     Args:
         title: the direction.
         metrics: from `retrieval_metrics`.
         gallery: the number of candidates.
+        ks: the cutoffs that are shown, of those that `metrics` has; None: all.
         groups: as in `bootstrap`: queries that are drawn together.
         one_positive: every query has one true candidate, so that chance is k / gallery.
         seed: of the drawing.
     """
+    ks = sorted(metrics.recall_at_k if ks is None else ks)
+    per_query = {name: v for name, v in metrics.per_query.items() if "@" not in name or int(name.split("@")[1]) in ks}
+    tables = ("recall_at_k", "ndcg_at_k", "positives_recall_at_k")
+    shown: dict[str, Any] = {name: {k: v for k, v in getattr(metrics, name).items() if k in ks} for name in tables}
+    metrics = replace(metrics, per_query=per_query, **shown)
     intervals = bootstrap(metrics, groups=groups, seed=seed)
-    ks = sorted(metrics.recall_at_k)
     return Recall(
         title,
         len(metrics.ranks),
@@ -49,17 +57,38 @@ def recall(
     )
 
 
-def rank_histogram(title: str, ranks: Mapping[str, Floats], caption: str = "") -> Histogram:
-    """Where the true candidate came, in bins that widen: for each series, ranks from 0."""
-    highest = max((int(np.max(r)) for r in ranks.values() if len(r)), default=0) + 1
-    starts = [start for start in _BIN_STARTS if start <= highest]
-    ends = [*(start - 1 for start in starts[1:]), next((s - 1 for s in _BIN_STARTS if s > highest), highest)]
+def rank_histogram(title: str, ranks: Mapping[str, Floats | RetrievalMetrics], caption: str = "") -> Histogram:
+    """Where the true candidate came, in bins that widen.
+
+    Args:
+        title, caption: of the figure.
+        ranks: series -> ranks from 0; or metrics with recall at each of `RANK_ENDS`: where scores tie the counts are
+            then expected ones, over the orders of equal scores, as the recalls are, and may be fractions.
+
+    Raises:
+        KeyError: metrics without one of these recalls.
+    """
+
+    def up_to(given: Floats | RetrievalMetrics, place: int) -> float:
+        if isinstance(given, RetrievalMetrics):
+            return float(given.per_query[f"recall@{place}"].sum())
+        return float(np.count_nonzero(np.floor(np.asarray(given, float)) < place))
+
+    every = {name: r.ranks if isinstance(r, RetrievalMetrics) else np.asarray(r, float) for name, r in ranks.items()}
+    ends: list[int] = []
+    for end in RANK_ENDS:
+        ends.append(end)
+        if all(up_to(given, end) >= len(every[name]) - 1e-9 for name, given in ranks.items()):
+            break
+    else:
+        ends.append(max(RANK_ENDS[-1] + 1, *(int(np.floor(r.max())) + 1 for r in every.values() if len(r))))
+    starts = [1, *(end + 1 for end in ends[:-1])]
     bins = [f"{a:,}" if a == b else f"{a:,}–{b:,}" for a, b in zip(starts, ends, strict=True)]
-    edges = np.array([*starts, np.inf])
-    series = [
-        (name, [int(c) for c in np.histogram(np.floor(np.asarray(r, float)) + 1, edges)[0]])
-        for name, r in ranks.items()
-    ]
+    series = []
+    for name, given in ranks.items():
+        sums = [up_to(given, end) for end in ends if end <= RANK_ENDS[-1]]
+        sums += [float(len(every[name]))] * (len(ends) - len(sums))
+        series.append((name, [float(c) for c in np.diff([0.0, *sums])]))
     return Histogram(title, bins, series, caption)
 
 
@@ -165,9 +194,9 @@ def contributions(title: str, values: Mapping[str, float | Interval], caption: s
     return Bars(title, sorted(bars, key=lambda bar: -bar.value), caption)
 
 
-def times(title: str, seconds: Mapping[str, float], device: str = "") -> Times:
-    """Where time went, in the order given."""
-    return Times(title, list(seconds.items()), device)
+def times(title: str, seconds: Mapping[str, float], device: str = "", *, kept: Collection[str] = ()) -> Times:
+    """Where time went, in the order given; of the parts in `kept` the results came from a cache, and it says so."""
+    return Times(title, list(seconds.items()), device, kept)
 
 
 def _spaced(count: int, limit: int) -> list[int]:

@@ -6,7 +6,7 @@ with or without a picture or a playing clip. Figures stand before them, facts of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias
 
@@ -21,11 +21,13 @@ class Item:
         text: the sentence, or the name of the picture or clip; also what a screen reader says of it.
         picture: a data URI from `picture`, the still of a clip where there is one, or None.
         clip: a data URI from `moving_picture`, which plays in place of the picture, or None.
+        sound: the clip has sound: it plays muted until a reader turns it on.
     """
 
     text: str
     picture: str | None = None
     clip: str | None = None
+    sound: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,16 @@ class Recall:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts in common bins for one or two series, as `rank_histogram` makes it."""
+    """Counts, or expected ones, in common bins for one or two series, as `rank_histogram` makes it."""
 
     kind: ClassVar[str] = "histogram"
     title: str
     bins: Sequence[str]
-    series: Sequence[tuple[str, Sequence[int]]]
+    series: Sequence[tuple[str, Sequence[float]]]
     caption: str = ""
 
     @property
-    def highest(self) -> int:
+    def highest(self) -> float:
         """The largest count, at least 1."""
         return max(1, *(count for _, counts in self.series for count in counts))
 
@@ -202,12 +204,13 @@ class Bars:
 
 @dataclass(frozen=True)
 class Times:
-    """Parts of the time of a run: (name, seconds), and where they ran."""
+    """Parts of the time of a run: (name, seconds), and where they ran; of those in `kept` the results were there."""
 
     kind: ClassVar[str] = "times"
     title: str
     parts: Sequence[tuple[str, float]]
     caption: str = ""
+    kept: Collection[str] = ()
 
 
 Figure: TypeAlias = Histogram | HeatMap | PointMap | Bars | Times

@@ -42,6 +42,11 @@ def ordinal(rank: int) -> str:
     return f"{place:,}{suffix}"
 
 
+def amount(count: float) -> str:
+    """A count; an expected one to a tenth."""
+    return f"{count:,.0f}" if abs(count - round(count)) < 0.05 else f"{count:,.1f}"
+
+
 def duration(seconds: float) -> str:
     """Seconds with a unit that suits their size."""
     if seconds == 0:
@@ -92,7 +97,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja.StrictUndefined,
     )
-    environment.filters |= {"ordinal": ordinal, "duration": duration, "script_json": script_json}
+    environment.filters |= {"amount": amount, "ordinal": ordinal, "duration": duration, "script_json": script_json}
     template: jinja2.Template = environment.get_template("template.html.j2")
     return template
 

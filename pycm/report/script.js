@@ -65,6 +65,20 @@
     calm.addEventListener("change", () => setPlaying(!calm.matches));
   }
 
+  // Sound: of one clip at a time, and of none until asked for.
+  const speakers = all(".film > button");
+  for (const speaker of speakers) {
+    speaker.addEventListener("click", () => {
+      const on = speaker.getAttribute("aria-pressed") === "false";
+      for (const each of speakers) {
+        const heard = on && each === speaker;
+        each.setAttribute("aria-pressed", String(heard));
+        each.previousElementSibling.muted = !heard;
+      }
+      if (on) start(speaker.previousElementSibling);
+    });
+  }
+
   // Filters.
   const form = document.querySelector(".tools");
   const search = form.querySelector("input[type=search]");

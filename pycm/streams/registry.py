@@ -23,6 +23,7 @@ _PLAIN: dict[str, Callable[..., Stream]] = {
     "speech": Speech,
     "voice": lambda name: Voice(name=name),
 }
+_OF_SOUND = {"sound", "speech", "voice"}
 _ENCODER = "efficientnet-lite0"
 
 
@@ -54,6 +55,11 @@ def stream_name(stream: str | Stream) -> str:
     if stream not in _PLAIN and (kind not in _OF_ENCODER or bool(colon) != bool(encoder)):
         raise ValueError(f"unknown stream {stream!r}; known: {', '.join(known_streams())}")
     return stream
+
+
+def needs_sound(stream: str | Stream) -> bool:
+    """Whether a stream looks at the clips' sound, told without making it. Raises ValueError for an unknown spec."""
+    return stream_name(stream) in _OF_SOUND if isinstance(stream, str) else stream.needs_sound
 
 
 def get_streams(specs: Sequence[str | Stream], *, device: Any = None) -> list[Stream]:

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/dtype.h"
 #include "harness.h"
 #include "ops/temporal_pool.h"
 
@@ -134,17 +135,25 @@ inline std::vector<double> plain_pool(const PoolCase& p, const PoolData& data, i
   return out;
 }
 
-// The data as T, x ragged or padded with NaN, behind the arguments of both passes.
+inline uint16_t to_bfloat16(double value) {
+  const float narrow = static_cast<float>(value);
+  uint32_t bits;
+  std::memcpy(&bits, &narrow, sizeof bits);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// The data as T, x ragged or padded with NaN, behind the arguments of both passes; x and the weights in bf16 for `half`.
 template <class T>
 struct PoolCall {
   std::vector<T> input[kPoolInputs], x;
+  std::vector<uint16_t> halves[kPoolInputs];
   CellWeights weights;
   TemporalPoolArgs args;
   std::vector<T> out, states, reserve;
 
-  PoolCall(const PoolCase& p, const PoolData& data) {
+  PoolCall(const PoolCase& p, const PoolData& data, bool half = false) {
     for (int i = 0; i < kPoolInputs; ++i) input[i].assign(data.input[i].begin(), data.input[i].end());
-    const DType dtype = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
+    const DType dtype = half ? DType::kBFloat16 : sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
     const int64_t longest = *std::max_element(p.lengths.begin(), p.lengths.end());
     x = input[kX];
     if (p.padded) {
@@ -154,17 +163,15 @@ struct PoolCall {
                     x.begin() + b * longest * p.inputs);
     }
     const auto pointer = [](std::vector<T>& values) { return values.empty() ? nullptr : values.data(); };
-    weights = {p.cell,
-               dtype,
-               p.inputs,
-               p.units,
-               p.states(),
-               pointer(input[kWeightIh]),
-               pointer(input[kWeightHh]),
-               pointer(input[kBiasIh]),
-               pointer(input[kBiasHh]),
-               pointer(input[kWeightHr])};
-    args.x = {x.data(), dtype, p.batch(), data.offsets.data(), p.inputs, p.padded, longest * p.inputs};
+    const auto given = [&](int i) -> const void* {
+      const std::vector<T>& values = i == kX ? x : input[i];
+      if (!half || values.empty()) return values.empty() ? nullptr : values.data();
+      for (T value : values) halves[i].push_back(to_bfloat16(value));
+      return halves[i].data();
+    };
+    weights = {p.cell,           dtype,          p.inputs,       p.units,         p.states(), given(kWeightIh),
+               given(kWeightHh), given(kBiasIh), given(kBiasHh), given(kWeightHr)};
+    args.x = {given(kX), dtype, p.batch(), data.offsets.data(), p.inputs, p.padded, longest * p.inputs};
     args.reverse = p.reverse;
     args.pool = {p.pool, pointer(input[kPoolWeights])};
     args.h0 = pointer(input[kH0]);
@@ -194,10 +201,10 @@ void test_pool_values(const PoolCase& p, const PoolData& data, const std::string
   report(error < (sizeof(T) == 8 ? 1e-12 : 3e-5), what + ": error " + std::to_string(error));
 }
 
-// The sum of out times random weights, along a random direction of every input.
-inline void test_pool_gradient(const PoolCase& p, const PoolData& data, const std::string& what) {
-  PoolCall<double> call(p, data);
-  const std::vector<double> grad_out = random_values(static_cast<int64_t>(call.out.size()), 1);
+// Of the sum of out times grad_out: one vector for each input, and that of x padded as x is.
+template <class T>
+std::vector<std::vector<T>> pool_gradients(const PoolCase& p, const PoolData& data, const PoolCall<T>& call,
+                                           const std::vector<T>& grad_out) {
   TemporalPoolGradArgs args;
   args.weights = call.weights;
   args.x = call.args.x;
@@ -209,7 +216,7 @@ inline void test_pool_gradient(const PoolCase& p, const PoolData& data, const st
   args.reserve = call.reserve.data();
   args.grad_out = grad_out.data();
   args.num_threads = p.threads;
-  std::vector<double> grad[kPoolInputs];
+  std::vector<std::vector<T>> grad(kPoolInputs);
   for (int i = 0; i < kPoolInputs; ++i) grad[i].assign(data.input[i].size(), std::nan(""));
   grad[kX].assign(call.x.size(), std::nan(""));
   args.grad_x = grad[kX].data();
@@ -227,6 +234,35 @@ inline void test_pool_gradient(const PoolCase& p, const PoolData& data, const st
   for (int i = 1; i < kPoolInputs; ++i)
     if (!grad[i].empty()) *outputs[i] = grad[i].data();
   cpu::temporal_pool_backward(args);
+  return grad;
+}
+
+// x and the weights in bf16, against the same values in fp64: where operands are rounded, by 2^-9 of themselves.
+inline void test_pool_half(const PoolCase& p, PoolData data, const std::string& what) {
+  for (int i = kX; i <= kWeightHr; ++i)
+    for (double& value : data.input[i]) value = bfloat16_to_float(to_bfloat16(value));
+  const PoolCall<double> wide(p, data);
+  const PoolCall<float> narrow(p, data, true);
+  const std::vector<double> grad_out = random_values(static_cast<int64_t>(wide.out.size()), 1);
+  const auto want = pool_gradients(p, data, wide, grad_out);
+  const auto found = pool_gradients(p, data, narrow, std::vector<float>(grad_out.begin(), grad_out.end()));
+  for (size_t i = 0; i < want.size(); ++i) {
+    double error = 0, size = 0;
+    for (size_t d = 0; d < want[i].size(); ++d) {
+      if (std::isnan(want[i][d]) && std::isnan(found[i][d])) continue;  // padding
+      error += (want[i][d] - found[i][d]) * (want[i][d] - found[i][d]);
+      size += want[i][d] * want[i][d];
+    }
+    report(std::sqrt(error) <= 0.01 * std::sqrt(size), what + " bfloat16 gradient of input " + std::to_string(i) +
+                                                           ": error " + std::to_string(std::sqrt(error / size)));
+  }
+}
+
+// The sum of out times random weights, along a random direction of every input.
+inline void test_pool_gradient(const PoolCase& p, const PoolData& data, const std::string& what) {
+  const PoolCall<double> call(p, data);
+  const std::vector<double> grad_out = random_values(static_cast<int64_t>(call.out.size()), 1);
+  const auto grad = pool_gradients(p, data, call, grad_out);
   for (int i = 0; i < kPoolInputs; ++i) {
     if (data.input[i].empty()) continue;
     const std::vector<double> direction = random_values(static_cast<int64_t>(data.input[i].size()), 1);
@@ -241,7 +277,8 @@ inline void test_pool_gradient(const PoolCase& p, const PoolData& data, const st
     size_t at = 0;
     for (int64_t b = 0; b < p.batch(); ++b)
       for (int64_t d = 0; i == kX && d < p.lengths[b] * p.inputs; ++d, ++at)
-        expected += direction[at] * grad[kX][(p.padded ? b * args.x.batch_stride : data.offsets[b] * p.inputs) + d];
+        expected +=
+            direction[at] * grad[kX][(p.padded ? b * call.args.x.batch_stride : data.offsets[b] * p.inputs) + d];
     for (size_t d = 0; i != kX && d < direction.size(); ++d) expected += direction[d] * grad[i][d];
     const double difference = (value[1] - value[0]) / (2 * kStep);
     report(std::fabs(difference - expected) < 1e-5 * (1 + std::fabs(expected)),
@@ -257,6 +294,7 @@ inline void test_pool_case(const PoolCase& p, const std::string& level) {
   test_pool_values<float>(p, data, what + " float32");
   test_pool_values<double>(p, data, what + " float64");
   test_pool_gradient(p, data, what);
+  if (p.pool == Pool::kMean || p.pool == Pool::kLastMean) test_pool_half(p, data, what);  // others choose by value
 }
 
 // Differences fail where sorted values cross, so the numbers are the same at every level and on every machine.

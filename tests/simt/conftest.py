@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pycm import _device, _torch_cuda, _torch_cuda_sets  # noqa: E402
+from pycm import _device, _torch_cuda, _torch_cuda_sets, _torch_temporal_cuda, _torch_temporal_words  # noqa: E402
 
 ARCHITECTURES = os.environ.get("PYCM_SIMT_ARCH", "80 90 chip").split()
 
@@ -98,6 +99,26 @@ def cuda(functions: Any) -> Any:
 def cuda_sets(functions: Any) -> Any:
     """`cuda_sets.maxsim`, `maxsim_backward`, `maxsim_topk` and `xattn_score`, likewise."""
     return functions(_torch_cuda_sets)
+
+
+@pytest.fixture
+def temporal(functions: Any) -> Any:
+    """`temporal.temporal_pool`, `pool_states` and their `_backward`: the operators for CUDA."""
+    return functions(_torch_temporal_cuda)
+
+
+@pytest.fixture
+def dispatched(arch: str, temporal: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The operators of CPU tensors are those of CUDA tensors, on the executor; tests/test_cuda_temporal.py has the chip's."""
+    library = torch.library.Library("pycm", "IMPL", "CPU")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch tells of every kernel that is overridden
+        for name in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_states_backward"):
+            library.impl(name, getattr(_torch_temporal_cuda, name), "CPU", allow_override=True)
+        library.impl("temporal_pool_words", _torch_temporal_words.temporal_pool_words_cuda, "CPU")
+    monkeypatch.setattr(_torch_temporal_words, "_DEVICES", ["cpu"])
+    yield
+    library._destroy()
 
 
 @pytest.fixture

@@ -12,12 +12,14 @@ const DeviceLimits& device_limits() {
   const std::string value = arch == nullptr ? "90" : arch;
   if (value != "80" && value != "90") throw std::runtime_error("PYCM_SIMT_ARCH must be 80 or 90, got " + value);
   const DeviceLimits& limits = value == "80" ? kSm80 : kSm90;
-  const char* shared = std::getenv("PYCM_SIMT_SHARED");
-  if (shared == nullptr) return limits;
-  static DeviceLimits small;
-  small = limits;
-  small.shared_bytes = std::strtoll(shared, nullptr, 10);
-  return small;
+  // Another device: less shared memory, or as many multiprocessors as a chip, for what is planned and not run.
+  const char *shared = std::getenv("PYCM_SIMT_SHARED"), *processors = std::getenv("PYCM_SIMT_MULTIPROCESSORS");
+  if (shared == nullptr && processors == nullptr) return limits;
+  static DeviceLimits other;
+  other = limits;
+  if (shared != nullptr) other.shared_bytes = std::strtoll(shared, nullptr, 10);
+  if (processors != nullptr) other.multiprocessors = std::atoi(processors);
+  return other;
 }
 
 void memset_async(void* data, int value, int64_t bytes, void*, const char* name) {

@@ -7,8 +7,6 @@ global memory, come with sizes a test can afford.
 from __future__ import annotations
 
 import itertools
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,22 +15,17 @@ import temporal_cases as cases
 import torch
 from temporal_cases import CELLS, GATES
 from tolerances import GRADCHECK, TEMPORAL, TEMPORAL_GRADIENT, TEMPORAL_LOW_PRECISION_RATIO
+from torch._subclasses import FakeTensorMode
 
 import pycm
 from pycm import _reference_temporal as specification
-from pycm import _torch_temporal, _torch_temporal_cuda, _torch_temporal_words  # noqa: F401
+from pycm import _torch_temporal, _torch_temporal_cuda, _torch_temporal_runs, _torch_temporal_words  # noqa: F401
 from pycm.temporal import POOLS, STATE_POOLS
 
 HALVES = (torch.float16, torch.bfloat16)
 CELL = pytest.mark.parametrize("cell", CELLS)
 # What does not depend on the compute capability, which decides what a team is.
 ANY_ARCH = pytest.mark.parametrize("arch", ["90", "chip"], indirect=True)
-
-
-@pytest.fixture
-def temporal(functions: Any) -> Any:
-    """`temporal.temporal_pool`, `pool_states` and their `_backward`: the operators for CUDA."""
-    return functions(_torch_temporal_cuda)
 
 
 class Case:
@@ -131,8 +124,8 @@ class Case:
         needs = [self.tensors[i] is not None for i in (0, 2, 3, 4, 5, 6, 8, 9, 7)]
         want = torch.ops.pycm.temporal_pool_backward(*self.wide(), outputs[1], reserve, *grads, *self.choices, needs)
         grads = [None if grad is None else grad.to(self.work) for grad in grads]
-        states = self.run(temporal)[1]
-        found = temporal.temporal_pool_backward(*self.tensors, states, reserve[:0], *grads, *self.choices, needs)
+        _, states, *_, memory = temporal.temporal_pool(*self.tensors, *self.choices, True, True)
+        found = temporal.temporal_pool_backward(*self.tensors, states, memory, *grads, *self.choices, needs)
         names = ("x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "h0", "c0", "pool_weights")
         for name, ours, theirs, needed in zip(names, found, want, needs, strict=True):
             if not needed:
@@ -191,10 +184,8 @@ def test_of_many_sizes(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str
 @pytest.mark.parametrize("size", [None, 3000], ids=["resident", "global"])
 def test_with_a_projection(temporal: Any, monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
     shared(monkeypatch, size)
-    for hidden, proj in ((20, 7), (9, 5), (40, 33)):
-        case = Case(
-            "lstm", "meanmax", hidden, proj=proj, padded=True, reverse=True, lengths=(3, 0, 6, 1, 1, 2, 2, 4, 6)
-        )
+    for pool, hidden, proj in (("meanmax", 20, 7), ("lastmean", 9, 5), ("first", 40, 33)):
+        case = Case("lstm", pool, hidden, proj=proj, padded=True, reverse=True, lengths=(3, 0, 6, 1, 1, 2, 2, 4, 6))
         case.check(temporal)
         case.check_gradients(temporal)
 
@@ -219,23 +210,38 @@ def test_in_double_precision(temporal: Any, monkeypatch: pytest.MonkeyPatch, cel
 
 @pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("size", [None, 9000], ids=["resident", "teams"])
+@pytest.mark.parametrize("pool", ["none", "first", "lastmean"])
 @CELL
 def test_in_low_precision(
-    temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, dtype: Any, size: int | None
+    temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, pool: str, dtype: Any, size: int | None
 ) -> None:
-    """Errors against fp64 beside those of torch's own cell in this dtype."""
+    """Errors against fp64 beside those of torch's own cell in this dtype; for a linear pool states are in it, too."""
     shared(monkeypatch, size)
-    case = Case(cell, "none", 60, (12, 3, 7, 7, 1, 2, 12, 5, 4), dtype, initial=False)
-    grad = torch.randn(case.steps, 60, generator=torch.Generator().manual_seed(3))
+    short_runs(monkeypatch)
+    case = Case(cell, pool, 60, (12, 3, 7, 7, 1, 2, 12, 5, 4), dtype, initial=False)
+    width = {"none": 0, "first": 60, "lastmean": 120}[pool]
+    pooled = torch.randn(9, width, generator=torch.Generator().manual_seed(2))
+    grad = of_steps(case, pooled) if width else torch.randn(case.steps, 60, generator=torch.Generator().manual_seed(3))
     needs = [True] * 5 + [False] * 4
-    states = case.run(temporal)[1]
+    _, states, *_, memory = temporal.temporal_pool(*case.tensors, *case.choices, True, True)
+    assert states.dtype == (dtype if width else torch.float32)
+    incoming = (pooled, None) if width else (None, grad)
     gradients = temporal.temporal_pool_backward(
-        *case.tensors, states, states[:0], None, grad, None, None, *case.choices, needs
+        *case.tensors, states, memory, *incoming, None, None, *case.choices, needs
     )
+    assert gradients[0].dtype == dtype
     ours = (states[: case.steps], *gradients[:5])
     for mine, theirs, want in zip(ours, torchs(case, grad, dtype), torchs(case, grad, torch.float64), strict=True):
         errors = [(found.double() - want).norm() for found in (mine, theirs)]
         assert errors[0] <= TEMPORAL_LOW_PRECISION_RATIO * errors[1]
+
+
+def of_steps(case: Case, grad: torch.Tensor) -> torch.Tensor:
+    """What the gradient of pooled states is of the states."""
+    states = torch.zeros(case.steps, case.state, requires_grad=True)
+    rows = states.tensor_split(case.starts[1:-1])
+    pooled = [row[0] if case.pool == "first" else torch.cat([row[-1], row.mean(0)]) for row in rows]
+    return torch.autograd.grad(torch.stack(pooled), states, grad)[0]
 
 
 def torchs(case: Case, grad: torch.Tensor, dtype: Any) -> list[torch.Tensor]:
@@ -289,7 +295,7 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(
 @CELL
 def test_in_runs(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, size: int | None) -> None:
     """Products of a part of the steps at a time, each run going on where the one before has ended."""
-    monkeypatch.setattr(_torch_temporal_cuda, "_RUN_BYTES", 1)  # eight steps of every row
+    short_runs(monkeypatch)
     shared(monkeypatch, size)
     for pool, options in (
         ("meanmax", {"padded": True}),
@@ -299,25 +305,56 @@ def test_in_runs(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, size
         ("none", {"lengths": (40,), "padded": True}),
     ):
         case = Case(cell, pool, 20, **{"lengths": (9, 0, 41, 1, 41, 17, 9)} | options)
-        rows, runs = rows_of_runs(case)
-        assert rows == 8 * (len(case.starts) - 1)
-        assert runs > 1
+        batch = len(case.starts) - 1
+        division = _torch_temporal_runs.training_runs(case.x, batch, cell, case.weights[1])
+        assert division.rows == 8 * batch
+        assert division.runs > 1
         case.check(temporal)
         case.check_gradients(temporal)
 
 
-def rows_of_runs(case: Case) -> tuple[int, int]:
-    runs = _torch_temporal_cuda._Runs(_torch_temporal_cuda._steps("test", case.x, case.starts, case.reverse), 1)
-    return runs.rows, runs.count
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight steps of every row."""
+    for name in ("_RUN_BYTES", "_TRAINING_RUN_BYTES"):
+        monkeypatch.setattr(_torch_temporal_runs, name, 1)
 
 
 @CELL
 def test_runs_change_no_bit(temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
     case = integers(Case(cell, "meanmax", 30, (41, 0, 9, 41, 1, 17, 9), inputs=2, reverse=True))
     whole = case.run(temporal)
-    monkeypatch.setattr(_torch_temporal_cuda, "_RUN_BYTES", 1)
+    short_runs(monkeypatch)
     for a, b in zip(whole, case.run(temporal), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("arch", ["90"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+@CELL
+def test_results_have_the_shapes_and_dtypes_that_are_traced(
+    temporal: Any, monkeypatch: pytest.MonkeyPatch, cell: str, dtype: Any
+) -> None:
+    def kinds(results: Any) -> list[Any]:
+        return [(list(part.shape), part.dtype) for part in results]
+
+    short_runs(monkeypatch)
+    for pool, padded, keep in itertools.product(("last", "max"), (False, True), (False, True)):
+        case = Case(cell, pool, 5, (20, 3), dtype, padded=padded)
+        results = temporal.temporal_pool(*case.tensors, *case.choices, keep, keep)
+        needs = [case.tensors[i] is not None for i in (0, 2, 3, 4, 5, 6, 8, 9, 7)]
+        grads = (torch.ones_like(results[0]), None, None, None)
+        with FakeTensorMode():
+            fakes, fake_grads = (
+                [None if t is None else torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in part]
+                for part in (case.tensors, grads)
+            )
+            traced = torch.ops.pycm.temporal_pool(*fakes, *case.choices, keep, keep)
+            back = (*fakes, traced[1], traced[4], *fake_grads, *case.choices, needs)
+            traced_back = torch.ops.pycm.temporal_pool_backward(*back)
+        assert kinds(traced) == kinds(results)
+        if keep:
+            back = (*case.tensors, results[1], results[4], *grads, *case.choices, needs)
+            assert kinds(traced_back) == kinds(temporal.temporal_pool_backward(*back))
 
 
 # ---- words ----
@@ -393,20 +430,6 @@ def test_nan_and_infinity_are_ordered_as_on_the_cpu(temporal: Any) -> None:
 
 
 # ---- the public functions ----
-
-
-@pytest.fixture
-def dispatched(arch: str, temporal: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The operators of CPU tensors are those of CUDA tensors, on the executor; tests/test_cuda.py has the chip's."""
-    library = torch.library.Library("pycm", "IMPL", "CPU")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch tells of every kernel that is overridden
-        for name in ("temporal_pool", "temporal_pool_backward", "pool_states", "pool_states_backward"):
-            library.impl(name, getattr(_torch_temporal_cuda, name), "CPU", allow_override=True)
-        library.impl("temporal_pool_words", _torch_temporal_words.temporal_pool_words_cuda, "CPU")
-    monkeypatch.setattr(_torch_temporal_words, "_DEVICES", ["cpu"])
-    yield
-    library._destroy()
 
 
 @pytest.mark.parametrize("arch", ["90"], indirect=True)
