@@ -14,7 +14,7 @@ from pycm._torch_losses_tiled import Arguments, contrastive_tiled
 # The loss and the gradients of the four inputs that have one, not yet multiplied with the loss's own.
 torch.library.define(
     "pycm::contrastive",
-    "(Tensor queries, Tensor gallery, Tensor scale, Tensor bias, Tensor? groups, Tensor? negatives, "
+    "(Tensor queries, Tensor gallery, Tensor scale, Tensor bias, Tensor? groups, Tensor? ignored, Tensor? negatives, "
     "str function, str loss, str metric, float margin, bool needs_queries, bool needs_gallery, bool needs_scale) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
@@ -30,6 +30,7 @@ def contrastive(
     *,
     metric: str,
     groups: Tensor | None = None,
+    ignored: Tensor | None = None,
     negatives: Tensor | None = None,
     margin: float = 0.0,
     scale: Tensor | None = None,
@@ -41,7 +42,7 @@ def contrastive(
     bias = torch.zeros((), dtype=dtype) if bias is None else bias
     wanted = torch.is_grad_enabled()
     needs = (queries.requires_grad, gallery.requires_grad, scale.requires_grad or bias.requires_grad)
-    inputs = (queries, gallery, scale, bias, groups, negatives, function, loss, metric, float(margin))
+    inputs = (queries, gallery, scale, bias, groups, ignored, negatives, function, loss, metric, float(margin))
     if not torch.compiler.is_dynamo_compiling():
         _check_tangents(function, queries=queries, gallery=gallery, scale=scale, bias=bias)
     return cast(Tensor, torch.ops.pycm.contrastive(*inputs, *(wanted and need for need in needs))[0])
@@ -53,7 +54,7 @@ def _kernel(*args: Any) -> tuple[Tensor, ...]:
     arguments: tuple[Any, ...] = (
         *(given.function, _plain(queries), _plain(given.gallery), given.loss, given.metric, given.margin),
         *(float(scale), float(bias)),
-        *(None if part is None else part.contiguous() for part in (given.groups, given.negatives)),
+        *(None if part is None else part.contiguous() for part in (given.groups, given.ignored, given.negatives)),
         *(given.needs_queries, given.needs_gallery, given.needs_scale),
         torch.get_num_threads(),
     )
@@ -74,15 +75,18 @@ def _checked(args: tuple[Any, ...]) -> Arguments:
         _require(
             m == n, lambda: f"{function}: gallery must have the queries' {n} rows, got shape {list(gallery.shape)}"
         )
-    for name, part in (("groups", given.groups), ("negatives", given.negatives)):
+    for name, shape, part, axis, size in (
+        ("groups", "[N]", given.groups, 0, n),
+        ("ignored", "[E, 2]", given.ignored, 1, 2),
+        ("negatives", "[N, K]", given.negatives, 0, n),
+    ):
         if part is None:
             continue
         _check_devices(function, **{"queries": queries, name: part})
         if part.dtype != torch.int64:
             raise TypeError(f"{function}: {name} must be an int64 tensor, got {_name(part.dtype)}")
-        shape = "[N]" if name == "groups" else "[N, K]"
         _require(
-            part.ndim == shape.count(",") + 1 and part.shape[0] == n,
+            part.ndim == shape.count(",") + 1 and part.shape[axis] == size,
             lambda: f"{function}: {name} must have shape {shape} for the {n} queries, got {list(part.shape)}",  # noqa: B023
         )
     for name, number in (("temperature", given.scale), ("bias", given.bias)):
@@ -113,7 +117,7 @@ def _fake(*args: Any) -> tuple[Tensor, ...]:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*inputs[:4], *output[1:])
-    ctx.function = inputs[6]
+    ctx.function = inputs[7]
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
@@ -122,7 +126,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         torch.ops.pycm.contrastive_backward(grad, part, source, ctx.function) if needed else None
         for part, source, needed in zip(parts, sources, ctx.needs_input_grad, strict=False)
     )
-    return *grads, *(None,) * 9
+    return *grads, *(None,) * 10
 
 
 def _scaled(grad: Tensor, part: Tensor, source: Tensor, function: str) -> Tensor:

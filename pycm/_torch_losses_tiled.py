@@ -26,6 +26,7 @@ class Arguments(NamedTuple):
     scale: Tensor
     bias: Tensor
     groups: Tensor | None
+    ignored: Tensor | None
     negatives: Tensor | None
     function: str
     loss: str
@@ -47,6 +48,7 @@ def contrastive_tiled(given: Arguments) -> tuple[Tensor, ...]:
             given.scale.to(device, dtype),
             given.bias.to(device, dtype),
             given.groups,
+            given.ignored,
             given.margin,
         )
         if loss == "listed":
@@ -82,10 +84,17 @@ class _Side:
 
 class _Call:
     def __init__(
-        self, queries: _Side, gallery: _Side, scale: Tensor, bias: Tensor, groups: Tensor | None, margin: float
+        self,
+        queries: _Side,
+        gallery: _Side,
+        scale: Tensor,
+        bias: Tensor,
+        groups: Tensor | None,
+        ignored: Tensor | None,
+        margin: float,
     ) -> None:
         self.queries, self.gallery, self.scale, self.bias = queries, gallery, scale, bias
-        self.margin, self.groups = margin, groups
+        self.margin, self.groups, self.ignored = margin, groups, ignored
         self.n = len(queries.rows)
         self.positive = (queries.rows * gallery.rows[: self.n]).sum(-1)
         # d loss / d positive. A NaN there is NaN in the loss, negatives or not.
@@ -107,7 +116,13 @@ class _Call:
         for start in range(0, self.n, step):
             rows = slice(start, min(start + step, self.n))
             scores = self.queries.rows[rows] @ self.gallery.rows.T
-            yield rows, scores.masked_fill_(numbers[rows].unsqueeze(1) == numbers, self.absent)
+            scores.masked_fill_(numbers[rows].unsqueeze(1) == numbers, self.absent)
+            if self.ignored is not None:
+                # Which pairs are in the block is the device's to know: those that are not fall on its first positive.
+                i, j = self.ignored.unbind(1)
+                here = (i >= rows.start) & (i < rows.stop)
+                scores[torch.where(here, i - rows.start, 0), torch.where(here, j, rows.start)] = self.absent
+            yield rows, scores
 
     def _add_gradients(self, rows: slice, weights: Tensor) -> None:
         """`weights`: the gradient of a block's scores."""

@@ -13,8 +13,15 @@ on the CPU whatever the number of threads.
 Shared by all: `queries` and `gallery` are float32, float16, bfloat16 or float64 tensors ``[N, D]`` of one dtype and
 device, N >= 1, any strides; low precision is computed in float32. The loss is 0-d, float32 (float64 for float64), its
 gradients of the inputs' dtypes. `metric` is ``cosine`` (0 for a zero row, which gets no gradient), ``dot`` or
-``pearson``. `groups`, int64 ``[N]``: rows of one group are no negatives of each other (captions of one image, clips of
-one label). A NaN score makes the loss NaN. Among equal hardest negatives the one of the lowest index gets the gradient.
+``pearson``. A NaN score that counts makes the loss NaN. Among equal hardest negatives the one of the lowest index gets
+the gradient.
+
+Two arguments say which scores of other rows are no negatives; one of them may be given:
+
+* `groups`, int64 ``[N]``: rows of one group are no negatives of each other (captions of one image, clips of one label).
+* `ignored`, int64 ``[E, 2]``: pairs (i, j), i != j, of a query and a row of the gallery whose score is left out, in any
+  order. That of (j, i) still counts. It says what no groups can: that one caption is right of two images whose other
+  captions are wrong of each other. O(E log E) beside the rest (for CUDA tensors O(E) a block).
 """
 
 from __future__ import annotations
@@ -45,6 +52,7 @@ def max_hinge(
     margin: float = 0.2,
     hardest: bool = True,
     groups: Any = None,
+    ignored: Any = None,
     metric: LossMetric = "cosine",
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
@@ -53,14 +61,14 @@ def max_hinge(
     ``sum_i max(0, margin + max_j s_ij - s_ii) + sum_j max(0, margin + max_i s_ij - s_jj)``, over N for ``mean``.
 
     Args:
-        queries, gallery, groups, metric: as the module says.
+        queries, gallery, groups, ignored, metric: as the module says.
         margin: by which a pair should score above its negatives.
         hardest: False sums over all negatives, not their maximum. From a random start the maximum may collapse all rows
             into one; an epoch of the sum first avoids it.
         reduction: ``mean`` over the N pairs, or ``sum``, as the original has it.
 
     Raises:
-        TypeError, ValueError: tensors, groups or options that do not fit.
+        TypeError, ValueError: tensors, groups, pairs or options that do not fit.
 
     O(N²·D) time, a third of it for ``hardest``, whose gradient touches 2 N pairs alone and takes no product.
 
@@ -71,7 +79,7 @@ def max_hinge(
         raise ValueError(f"{name}: reduction must be mean or sum, got {reduction!r}")
     total = contrastive(
         name, "max_hinge" if hardest else "sum_hinge", queries, gallery, metric=_metric(name, metric),
-        groups=_groups(name, groups, queries), margin=_number(name, "margin", margin),
+        **_left_out(name, groups, ignored, queries), margin=_number(name, "margin", margin),
     )  # fmt: skip
     return total if reduction == "sum" else total / queries.shape[0]
 
@@ -82,6 +90,7 @@ def info_nce(
     *,
     temperature: float | Tensor = 0.07,
     groups: Any = None,
+    ignored: Any = None,
     metric: LossMetric = "cosine",
 ) -> Tensor:
     """Cross entropy of each pair among its row's and among its column's, CLIP's loss.
@@ -89,11 +98,11 @@ def info_nce(
     ``-1/(2N) sum_i (log softmax_j(x_ij)_i + log softmax_j(x_ji)_i)`` with ``x = s / temperature``.
 
     Args:
-        queries, gallery, groups, metric: as the module says; rows of one group are left out of each other's softmax.
+        queries, gallery, groups, ignored, metric: as the module says; what is no negative is left out of the softmax.
         temperature: positive; a tensor of shape [] gets its gradient.
 
     Raises:
-        TypeError, ValueError: tensors, groups or options that do not fit.
+        TypeError, ValueError: tensors, groups, pairs or options that do not fit.
 
     O(N²·D) time; for N above 2048 the scores are computed twice.
 
@@ -102,7 +111,7 @@ def info_nce(
     name = "info_nce"
     scale = _inverse(name, temperature, queries)
     total = contrastive(
-        name, "info_nce", queries, gallery, metric=_metric(name, metric), groups=_groups(name, groups, queries),
+        name, "info_nce", queries, gallery, metric=_metric(name, metric), **_left_out(name, groups, ignored, queries),
         scale=scale,
     )  # fmt: skip
     return total / (2 * queries.shape[0])
@@ -115,6 +124,7 @@ def sigmoid_loss(
     temperature: float | Tensor = 0.1,
     bias: float | Tensor = -10.0,
     groups: Any = None,
+    ignored: Any = None,
     metric: LossMetric = "cosine",
 ) -> Tensor:
     """SigLIP's loss: every pair by itself, matched or not.
@@ -122,18 +132,18 @@ def sigmoid_loss(
     ``1/N sum_ij log(1 + exp(-z_ij x_ij))`` with ``x = s / temperature + bias``, z = 1 where i = j, else -1.
 
     Args:
-        queries, gallery, groups, metric: as the module says; other pairs of one group count neither way.
+        queries, gallery, groups, ignored, metric: as the module says; pairs that are no negatives count neither way.
         temperature, bias: numbers, or tensors of shape [], which get their gradients. The original's t is
             1 / temperature; it starts from t = 10 and bias = -10.
 
     Raises:
-        TypeError, ValueError: tensors, groups or options that do not fit.
+        TypeError, ValueError: tensors, groups, pairs or options that do not fit.
 
     Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", arXiv:2303.15343.
     """
     name = "sigmoid_loss"
     total = contrastive(
-        name, "sigmoid", queries, gallery, metric=_metric(name, metric), groups=_groups(name, groups, queries),
+        name, "sigmoid", queries, gallery, metric=_metric(name, metric), **_left_out(name, groups, ignored, queries),
         scale=_inverse(name, temperature, queries), bias=_scalar(name, "bias", bias, queries),
     )  # fmt: skip
     return total / queries.shape[0]
@@ -146,12 +156,13 @@ def triplet(
     margin: float = 0.2,
     negatives: Literal["semi-hard", "hard"] | Tensor = "semi-hard",
     groups: Any = None,
+    ignored: Any = None,
     metric: LossMetric = "cosine",
 ) -> Tensor:
     """Triplets ``max(0, margin + s(query, negative) - s(query, positive))`` with mined negatives.
 
     Args:
-        queries, groups, metric: as the module says.
+        queries, groups, ignored, metric: as the module says.
         gallery: ``[N, D]``; where `negatives` are given ``[M, D]``, M >= N, the first N the queries' own.
         margin: of scores. A squared Euclidean distance of rows of norm 1 is 2 - 2 cosine: FaceNet's margin is twice
             this one.
@@ -167,7 +178,7 @@ def triplet(
         The sum over the triplets over N, or for given negatives their mean.
 
     Raises:
-        TypeError, ValueError: tensors, groups or options that do not fit; groups beside given negatives.
+        TypeError, ValueError: tensors, groups, pairs or options that do not fit, or do not go together.
 
     Schroff et al. 2015, "FaceNet", arXiv:1503.03832.
     """
@@ -177,12 +188,13 @@ def triplet(
             raise ValueError(f"{name}: negatives must be semi-hard, hard or a tensor, got {negatives!r}")
         loss = "semi_hard" if negatives == "semi-hard" else "max_hinge"
         total = contrastive(
-            name, loss, queries, gallery, metric=_metric(name, metric), groups=_groups(name, groups, queries),
+            name, loss, queries, gallery, metric=_metric(name, metric), **_left_out(name, groups, ignored, queries),
             margin=_number(name, "margin", margin),
         )  # fmt: skip
         return total / queries.shape[0]
-    if groups is not None:
-        raise ValueError(f"{name}: groups must be None where negatives are given")
+    for option, value in (("groups", groups), ("ignored", ignored)):
+        if value is not None:
+            raise ValueError(f"{name}: {option} must be None where negatives are given")
     rows = _integers(name, "negatives", torch.as_tensor(negatives, device=queries.device))
     total = contrastive(
         name, "listed", queries, gallery, metric=_metric(name, metric), negatives=rows,
@@ -205,8 +217,11 @@ class MaxHinge(nn.Module):
         super().__init__()
         self.margin, self.hardest, self.metric = margin, hardest, metric
 
-    def forward(self, queries: Tensor, gallery: Tensor, groups: Any = None) -> Tensor:
-        return max_hinge(queries, gallery, margin=self.margin, hardest=self.hardest, groups=groups, metric=self.metric)
+    def forward(self, queries: Tensor, gallery: Tensor, groups: Any = None, ignored: Any = None) -> Tensor:
+        return max_hinge(
+            queries, gallery, margin=self.margin, hardest=self.hardest, groups=groups, ignored=ignored,
+            metric=self.metric,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, hardest={self.hardest}, metric={self.metric!r}"
@@ -238,8 +253,10 @@ class InfoNCE(nn.Module):
     def temperature(self) -> Tensor:
         return self.log_temperature.exp().clamp(min=self.least)
 
-    def forward(self, queries: Tensor, gallery: Tensor, groups: Any = None) -> Tensor:
-        return info_nce(queries, gallery, temperature=self.temperature, groups=groups, metric=self.metric)
+    def forward(self, queries: Tensor, gallery: Tensor, groups: Any = None, ignored: Any = None) -> Tensor:
+        return info_nce(
+            queries, gallery, temperature=self.temperature, groups=groups, ignored=ignored, metric=self.metric
+        )
 
     def extra_repr(self) -> str:
         return f"least={self.least}, metric={self.metric!r}"
@@ -270,10 +287,11 @@ class SigmoidLoss(nn.Module):
     def temperature(self) -> Tensor:
         return self.log_temperature.exp()
 
-    def forward(self, queries: Tensor, gallery: Tensor, groups: Any = None) -> Tensor:
+    def forward(self, queries: Tensor, gallery: Tensor, groups: Any = None, ignored: Any = None) -> Tensor:
         return sigmoid_loss(
-            queries, gallery, temperature=self.temperature, bias=self.bias, groups=groups, metric=self.metric
-        )
+            queries, gallery, temperature=self.temperature, bias=self.bias, groups=groups, ignored=ignored,
+            metric=self.metric,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"metric={self.metric!r}"
@@ -296,10 +314,17 @@ class Triplet(nn.Module):
         super().__init__()
         self.margin, self.negatives, self.metric = margin, negatives, metric
 
-    def forward(self, queries: Tensor, gallery: Tensor, groups: Any = None, negatives: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        gallery: Tensor,
+        groups: Any = None,
+        negatives: Tensor | None = None,
+        ignored: Any = None,
+    ) -> Tensor:
         return triplet(
             queries, gallery, margin=self.margin, negatives=self.negatives if negatives is None else negatives,
-            groups=groups, metric=self.metric,
+            groups=groups, ignored=ignored, metric=self.metric,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -315,10 +340,14 @@ def _metric(function: str, metric: str) -> str:
     return metric
 
 
-def _groups(function: str, groups: Any, queries: Tensor) -> Tensor | None:
-    if groups is None:
-        return None
-    return _integers(function, "groups", torch.as_tensor(groups, device=queries.device))
+def _left_out(function: str, groups: Any, ignored: Any, queries: Tensor) -> Any:
+    """Whichever of the two was given, by name."""
+    given = {name: value for name, value in (("groups", groups), ("ignored", ignored)) if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"{function}: groups and ignored do not go together")
+    return {
+        name: _integers(function, name, torch.as_tensor(value, device=queries.device)) for name, value in given.items()
+    }
 
 
 def _number(function: str, name: str, value: Any) -> float:

@@ -27,6 +27,7 @@ def scores(queries: Tensor, gallery: Tensor, metric: str) -> Tensor:
 def expected(
     kind: str, queries: Tensor, gallery: Tensor, temperature: Tensor, bias: Tensor,
     groups: Tensor | None = None, negatives: Tensor | None = None, metric: str = "cosine",
+    ignored: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     s, n = scores(queries, gallery, metric), len(queries)
     positive = s.diagonal()
@@ -36,6 +37,8 @@ def expected(
         return cost[negatives >= 0].sum() / max(1, int((negatives >= 0).sum()))
     groups = torch.arange(n) if groups is None else groups
     same = groups[:, None] == groups
+    if ignored is not None:
+        same[ignored[:, 0], ignored[:, 1]] = True
     if kind == "info_nce":
         logits = (s / temperature).masked_fill(same & ~torch.eye(n, dtype=torch.bool), -torch.inf)
         target = torch.arange(n)
@@ -55,8 +58,9 @@ def expected(
 def actual(
     kind: str, queries: Tensor, gallery: Tensor, temperature: Any = 0.4, bias: Any = -1.0,
     groups: Tensor | None = None, negatives: Tensor | None = None, metric: Any = "cosine",
+    ignored: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    options: dict[str, Any] = {"groups": groups, "metric": metric}
+    options: dict[str, Any] = {"groups": groups, "ignored": ignored, "metric": metric}
     if kind == "info_nce":
         return losses.info_nce(queries, gallery, temperature=temperature, **options)
     if kind == "sigmoid":
@@ -67,7 +71,11 @@ def actual(
     return losses.triplet(queries, gallery, margin=MARGIN, negatives=chosen, **options)
 
 
-def problem(n: int, dim: int, kind: str, dtype: torch.dtype, grouped: bool = False, seed: int = 0) -> dict[str, Any]:
+#: Which scores of other rows are no negatives: `listed` negatives have no such rows.
+LEFT_OUT = ("", "groups", "ignored")
+
+
+def problem(n: int, dim: int, kind: str, dtype: torch.dtype, left_out: str = "", seed: int = 0) -> dict[str, Any]:
     """Keyword arguments of both functions above, leaves where they have a gradient."""
     random = torch.Generator().manual_seed(seed)
     make = {"generator": random, "dtype": torch.float64}
@@ -77,7 +85,13 @@ def problem(n: int, dim: int, kind: str, dtype: torch.dtype, grouped: bool = Fal
     leaves = {"queries": queries, "gallery": gallery, "temperature": temperature, "bias": bias}
     # Values of float32, so that every dtype computes the same problem.
     found: dict[str, Any] = {k: v.float().to(dtype).requires_grad_() for k, v in leaves.items()}
-    if grouped:
+    if left_out == "ignored":  # about a sixth of the pairs, some of them twice, a row and a column whole
+        pairs = torch.randint(0, n, (n * n // 5, 2), generator=random)
+        numbers = torch.arange(n)
+        whole = [torch.stack([torch.full_like(numbers, n // 2), numbers][:: 1 - 2 * turned], 1) for turned in (0, 1)]
+        pairs = torch.cat([pairs, *whole] if n > 2 else [pairs])
+        found["ignored"] = pairs[pairs[:, 0] != pairs[:, 1]]
+    if left_out == "groups":
         found["groups"] = torch.randint(0, max(2, n // 3), (n,), generator=random)
     if kind == "listed":
         found["negatives"] = torch.randint(-1, n, (n, 3), generator=random)

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from loss_cases import KINDS, MARGIN, METRICS, actual, expected, gradients, problem, scores  # noqa: E402
+from loss_cases import KINDS, LEFT_OUT, MARGIN, METRICS, actual, expected, gradients, problem, scores  # noqa: E402
 from tolerances import GRADCHECK, LOSS  # noqa: E402
 
 from pycm import losses  # noqa: E402
@@ -32,21 +32,21 @@ def check(kind: str, case: dict[str, Any], metric: str, tolerance: float) -> Non
 @pytest.mark.parametrize("metric", METRICS)
 def test_values_and_gradients(kind: str, metric: str, level: str) -> None:
     for n, dim in ((1, 3), (2, 5), (3, 4), (15, 17), (33, 16), (65, 31), (131, 12)):
-        for grouped in (False, True):
-            if grouped and kind == "listed":
-                continue
-            check(kind, problem(n, dim, kind, torch.float64, grouped, seed=n), metric, LOSS["float64"])
-            check(kind, problem(n, dim, kind, torch.float32, grouped, seed=n), metric, LOSS["float32"])
+        for left_out in LEFT_OUT if kind != "listed" else [""]:
+            check(kind, problem(n, dim, kind, torch.float64, left_out, seed=n), metric, LOSS["float64"])
+            check(kind, problem(n, dim, kind, torch.float32, left_out, seed=n), metric, LOSS["float32"])
 
 
+@pytest.mark.parametrize("left_out", LEFT_OUT[1:])
 @pytest.mark.parametrize("kind", KINDS[:-1])
-def test_several_blocks(kind: str) -> None:
-    check(kind, problem(2051, 5, kind, torch.float64, grouped=True), "cosine", LOSS["float64"])
+def test_several_blocks(kind: str, left_out: str) -> None:
+    check(kind, problem(2051, 5, kind, torch.float64, left_out), "cosine", LOSS["float64"])
 
 
+@pytest.mark.parametrize("left_out", LEFT_OUT)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradcheck(kind: str) -> None:
-    case = problem(9, 4, kind, torch.float64, grouped=kind != "listed")
+def test_gradcheck(kind: str, left_out: str) -> None:
+    case = problem(9, 4, kind, torch.float64, left_out if kind != "listed" else "")
     rest = {k: v for k, v in case.items() if not v.is_floating_point()}
 
     def loss(*leaves: Any) -> Any:
@@ -59,7 +59,7 @@ def test_gradcheck(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_bit_depends_on_threads(kind: str) -> None:
-    case = problem(700, 48, kind, torch.float32, grouped=kind != "listed")
+    case = problem(700, 48, kind, torch.float32, "ignored" if kind != "listed" else "")
     before = torch.get_num_threads()
     found = []
     try:
@@ -129,6 +129,35 @@ def test_one_row_and_one_group_have_no_negatives() -> None:
         torch.testing.assert_close(
             actual("sigmoid", q, g, groups=groups), -torch.nn.functional.logsigmoid(positive).mean()
         )
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_groups_are_ignored_pairs(kind: str) -> None:
+    for n in (20, 2051):
+        case = problem(n, 6, kind, torch.float32, "groups")
+        groups = case.pop("groups")
+        pairs = torch.nonzero(groups[:, None] == groups)
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        wanted = gradients(actual(kind, **case, groups=groups), case)
+        for order in (pairs, pairs[torch.randperm(len(pairs))].repeat(2, 1)):
+            found = gradients(actual(kind, **case, ignored=order), case)
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        none = torch.empty(2, 0, dtype=torch.int64).T  # whose strides say nothing
+        assert torch.equal(actual(kind, **case, ignored=none), actual(kind, **case))
+
+
+def test_what_is_right_for_all_is_no_group_of_all() -> None:
+    """One caption of every image takes that column's negatives alone."""
+    torch.manual_seed(0)
+    q, g = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5)
+    pairs = torch.tensor([(i, 0) for i in range(1, 8)])
+    for kind in KINDS[:-1]:
+        assert actual(kind, q, g, ignored=pairs) > 0
+    (grad,) = torch.autograd.grad(losses.max_hinge(q, g, margin=3.0, hardest=False, ignored=pairs), q)
+    others = [losses.max_hinge(q[1:], g[1:], margin=3.0, hardest=False, reduction="sum")]
+    s = scores(q, g, "cosine")  # query 0 keeps its negatives; the others are its negatives in their columns
+    others += [(3 + s[0, 1:] - s[0, 0]).sum() + (3 + s[0, 1:] - s.diagonal()[1:]).sum()]
+    torch.testing.assert_close(grad, torch.autograd.grad(sum(others) / 8, q)[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)

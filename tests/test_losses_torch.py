@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from loss_cases import KINDS, METRICS, actual, gradients, problem  # noqa: E402
+from loss_cases import KINDS, LEFT_OUT, METRICS, actual, gradients, problem  # noqa: E402
 from tolerances import LOSS  # noqa: E402
 
 from pycm import _torch_losses_tiled, losses  # noqa: E402
@@ -16,11 +16,23 @@ from pycm import _torch_losses_tiled, losses  # noqa: E402
 OPERATOR = torch.ops.pycm.contrastive
 
 
-def arguments(kind: str, metric: str, n: int, grouped: bool, dtype: Any) -> tuple[Any, ...]:
-    case = problem(n, 5, kind, dtype, grouped)
+def arguments(kind: str, metric: str, n: int, left_out: str, dtype: Any) -> tuple[Any, ...]:
+    case = problem(n, 5, kind, dtype, left_out)
     scale = 1 / case["temperature"].detach()
     parts = (case["queries"], case["gallery"], scale.requires_grad_(), case["bias"])
-    return (*parts, case.get("groups"), case.get("negatives"), "loss", kind, metric, 0.2, True, True, True)
+    return (
+        *parts,
+        case.get("groups"),
+        case.get("ignored"),
+        case.get("negatives"),
+        "loss",
+        kind,
+        metric,
+        0.2,
+        True,
+        True,
+        True,
+    )
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -28,8 +40,12 @@ def arguments(kind: str, metric: str, n: int, grouped: bool, dtype: Any) -> tupl
 def test_the_tiles_of_cuda_tensors(kind: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their operations are torch's own, which run here as well."""
     monkeypatch.setattr(_torch_losses_tiled, "BLOCK", 300)
-    for n, grouped in ((1, False), (2, False), (61, False), (61, kind != "listed")):
-        args = arguments(kind, metric, n, grouped, torch.float64)
+    for n, left_out in (
+        (1, ""),
+        (2, ""),
+        *((61, left_out) for left_out in LEFT_OUT if kind != "listed" or not left_out),
+    ):
+        args = arguments(kind, metric, n, left_out, torch.float64)
         with torch.no_grad():
             found, wanted = _torch_losses_tiled.contrastive_tiled(_torch_losses_tiled.Arguments(*args)), OPERATOR(*args)
         used = len(wanted) if kind == "sigmoid" else 4 if kind == "info_nce" else 3
@@ -37,9 +53,10 @@ def test_the_tiles_of_cuda_tensors(kind: str, metric: str, monkeypatch: pytest.M
             torch.testing.assert_close(one, other, rtol=LOSS["float64"], atol=LOSS["float64"])
 
 
+@pytest.mark.parametrize("left_out", LEFT_OUT)
 @pytest.mark.parametrize("kind", KINDS)
-def test_cuda(kind: str, gpu: Any) -> None:
-    case = problem(300, 17, kind, torch.float32, grouped=kind != "listed")
+def test_cuda(kind: str, left_out: str, gpu: Any) -> None:
+    case = problem(300, 17, kind, torch.float32, left_out if kind != "listed" else "")
     there = {k: v.detach().to(gpu).requires_grad_(v.requires_grad) for k, v in case.items()}
     found, wanted = gradients(actual(kind, **there), there), gradients(actual(kind, **case), case)
     for name, value in wanted.items():
@@ -49,15 +66,16 @@ def test_cuda(kind: str, gpu: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_operator(kind: str) -> None:
-    torch.library.opcheck(OPERATOR, arguments(kind, "cosine", 6, False, torch.float32))
+    for left_out in LEFT_OUT if kind == "info_nce" else [""]:
+        torch.library.opcheck(OPERATOR, arguments(kind, "cosine", 6, left_out, torch.float32))
 
 
 def test_compile() -> None:
-    for kind in ("max_hinge", "sigmoid"):
-        case = problem(40, 8, kind, torch.float32, grouped=True)
+    for kind, left_out in (("max_hinge", "groups"), ("sigmoid", "groups"), ("max_hinge", "ignored")):
+        case = problem(40, 8, kind, torch.float32, left_out)
 
-        def step(case: dict[str, Any], kind: str = kind) -> Any:
-            return 3 * actual(kind, case["queries"] * 2, case["gallery"], 0.3, -1.0, groups=case["groups"])
+        def step(case: dict[str, Any], kind: str = kind, left_out: str = left_out) -> Any:
+            return 3 * actual(kind, case["queries"] * 2, case["gallery"], 0.3, -1.0, **{left_out: case[left_out]})
 
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
         found, wanted = gradients(compiled(case), case), gradients(step(case), case)
@@ -77,18 +95,17 @@ def test_autocast_computes_in_float32() -> None:
 def test_modules_are_the_functions() -> None:
     torch.manual_seed(0)
     q, g = torch.randn(12, 6), torch.randn(12, 6)
-    groups = torch.arange(12) // 2
-    for module, function in (
-        (losses.MaxHinge(0.3), lambda: losses.max_hinge(q, g, margin=0.3, groups=groups)),
-        (losses.MaxHinge(0.3, hardest=False), lambda: losses.max_hinge(q, g, margin=0.3, hardest=False, groups=groups)),
-        (
-            losses.InfoNCE(0.2, metric="dot"),
-            lambda: losses.info_nce(q, g, temperature=0.2, groups=groups, metric="dot"),
-        ),
-        (losses.SigmoidLoss(0.2, -3), lambda: losses.sigmoid_loss(q, g, temperature=0.2, bias=-3, groups=groups)),
-        (losses.Triplet(0.3, "hard"), lambda: losses.max_hinge(q, g, margin=0.3, groups=groups)),
-    ):
-        torch.testing.assert_close(module(q, g, groups), function())
+    groups, pairs = torch.arange(12) // 2, torch.tensor([(0, 1), (3, 7), (9, 2)])
+    made: list[tuple[Any, Any, dict[str, Any]]] = [
+        (losses.MaxHinge(0.3), losses.max_hinge, {"margin": 0.3}),
+        (losses.MaxHinge(0.3, hardest=False), losses.max_hinge, {"margin": 0.3, "hardest": False}),
+        (losses.InfoNCE(0.2, metric="dot"), losses.info_nce, {"temperature": 0.2, "metric": "dot"}),
+        (losses.SigmoidLoss(0.2, -3), losses.sigmoid_loss, {"temperature": 0.2, "bias": -3}),
+        (losses.Triplet(0.3, "hard"), losses.max_hinge, {"margin": 0.3}),
+    ]
+    for module, function, options in made:
+        torch.testing.assert_close(module(q, g, groups), function(q, g, groups=groups, **options))
+        torch.testing.assert_close(module(q, g, ignored=pairs), function(q, g, ignored=pairs, **options))
         repr(module)
     negatives = torch.randint(0, 12, (12, 2))
     assert torch.equal(losses.Triplet()(q, g, negatives=negatives), losses.triplet(q, g, negatives=negatives))
@@ -144,6 +161,26 @@ WRONG: list[tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], str]] =
     (TRIPLET, (X, X), {"negatives": [[4]] * 4}, ValueError, r"negatives must be in \[0, 4\) or -1 for none, got 4"),
     (TRIPLET, (X, X), {"negatives": [0] * 4}, ValueError, r"negatives must have shape \[N, K\]"),
     (TRIPLET, (X, X), {"negatives": [[0]] * 4, "groups": [0] * 4}, ValueError, "groups must be None"),
+    (TRIPLET, (X, X), {"negatives": [[0]] * 4, "ignored": [[0, 1]]}, ValueError, "ignored must be None where"),
+    (HINGE, (X, X), {"groups": [0] * 4, "ignored": [[0, 1]]}, ValueError, "max_hinge: groups and ignored do not go"),
+    (HINGE, (X, X), {"ignored": X[:, :2]}, TypeError, "max_hinge: ignored must hold integers, got float32"),
+    (INFO, (X, X), {"ignored": [0, 1]}, ValueError, r"ignored must have shape \[E, 2\] for the 4 queries, got \[2\]"),
+    (INFO, (X, X), {"ignored": [[0, 1, 2]]}, ValueError, r"ignored must have shape \[E, 2\] .* got \[1, 3\]"),
+    (
+        SIGMOID,
+        (X, X),
+        {"ignored": [[0, 1], [2, 4]]},
+        ValueError,
+        r"sigmoid_loss: .* different rows in \[0, 4\), got \(2, 4",
+    ),
+    (TRIPLET, (X, X), {"ignored": [[-1, 1]]}, ValueError, r"triplet: ignored must hold pairs .* got \(-1, 1\)"),
+    (
+        INFO,
+        (X, X),
+        {"ignored": [[1, 1]]},
+        ValueError,
+        r"info_nce: ignored must hold pairs of different .* got \(1, 1\)",
+    ),
     (losses.InfoNCE, (0.0,), {}, ValueError, "InfoNCE: temperature must be positive, got 0.0"),
 ]
 

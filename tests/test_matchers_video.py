@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 from pathlib import Path
@@ -147,7 +148,7 @@ class TestUse:
             ["noise", "ramp"], **{k: v for k, v in matcher.get_params().items() if k != "streams"}
         )
         found = matcher.fit(train, TEXTS, **FIT).contributions(
-            test.take(range(20)), [WORDS[k] for k in TRUTH[:20]], k=5
+            test.take(range(20)), [WORDS[k] for k in TRUTH[:20]], k=1
         )
         assert found["ramp"] > 0.2
         assert abs(found["noise"]) < found["ramp"] / 2
@@ -169,28 +170,58 @@ class TestUse:
         rows = [VideoTextMatcher(["ramp", "part"], **options).fit(f, TEXTS, **SHORT).embed_clips(f) for f in features]
         np.testing.assert_array_equal(*rows)
 
-    def test_captions_of_one_clip_and_equal_captions_are_no_negatives(self) -> None:
-        from pycm.matchers.learning import groups_of
-
-        # clips 0, 1 share text 0; clip 2 has 1 and 2; clip 3 has 3
-        groups = groups_of(np.array([[0, 0], [1, 0], [2, 1], [2, 2], [3, 3]]), 4, 4)
-        clips, texts = groups[:4], groups[4:]
-        assert clips[0] == clips[1] == texts[0]
-        assert clips[2] == texts[1] == texts[2]
-        assert len({clips[0], clips[2], clips[3]}) == 3
-
-    def test_the_loss_is_told_so(self) -> None:
-        seen: list[list[int]] = []
+    def test_the_loss_is_told_what_is_right(self) -> None:
+        seen: list[tuple[int, int]] = []
 
         class Recorder(losses.InfoNCE):
-            def forward(self, queries: Any, gallery: Any, groups: Any = None) -> Any:
-                seen.append(sorted(groups.tolist()))
-                return super().forward(queries, gallery, groups)
+            def forward(self, queries: Any, gallery: Any, groups: Any = None, ignored: Any = None) -> Any:
+                seen.append((len(queries), len(ignored)))
+                return super().forward(queries, gallery, ignored=ignored)
 
         texts = [["it grows", "it shrinks"], "it shrinks", "it moves left", "it moves right"]
         make(loss=Recorder()).fit(TRAIN.take(range(4)), texts, validation=None, epochs=2)
-        # Five pairs: three of the first two clips, which share a text, and one of each other clip.
-        assert [[groups.count(group) for group in dict.fromkeys(groups)] for groups in seen] == [[3, 1, 1]] * 2
+        # Five pairs. Of "it grows" and "it shrinks", both of the first clip, each is none of the other's; "it shrinks"
+        # stands twice, and is right of both clips; but "it grows" is wrong of the second.
+        assert seen == [(5, 5)] * 2
+
+    def test_a_text_of_all_clips_leaves_their_others_to_learn_from(self) -> None:
+        draw = np.random.default_rng(0)
+        clips = clip_features({"ramp": sequences([draw.normal(size=(4, 16)) for _ in range(40)])})
+        own = [f"number{i}" for i in range(40)]
+        options: dict[str, Any] = {"epochs": 40, "lr": 5e-3, "batch_size": 40}
+        right = []
+        for texts in ([[text] for text in own], [[text, "it is shown"] for text in own]):
+            matcher = make(cell=None, pool="mean", dropout=0.0)
+            matcher.fit(clips, texts, validation=(clips, texts), **options)
+            assert matcher.history_[1]["loss"] > 1
+            assert matcher.history_[0]["recall@1"] < 0.6
+            right.append((matcher.scores(clips, own).argmax(1) == np.arange(40)).mean())
+            best = max(matcher.history_, key=lambda record: record["mrr"])
+            there, back = matcher.evaluate(clips, texts, (1, 5))
+            for k in (1, 5):
+                assert best[f"recall@{k}"] == (there.recall_at_k[k] + back.recall_at_k[k]) / 2
+        assert right[0] >= 0.9
+        assert right[1] >= right[0] - 0.1
+
+    def test_equal_texts_are_one_that_belongs_to_all_their_clips(self, fitted: VideoTextMatcher) -> None:
+        clips, texts = TEST.take(range(6)), ["it grows", ["it shrinks", "it grows"], "it grows", "it moves left"]
+        texts += [["it moves left", "it moves left"], "it moves right"]
+        different = ["it grows", "it shrinks", "it moves left", "it moves right"]
+        right = np.array([[text in ([given] if isinstance(given, str) else given) for text in different]
+                          for given in texts])  # fmt: skip
+        scores = fitted.scores(clips, different)
+        found = fitted.evaluate(clips, texts)
+        for metrics, s, own in ((found.video_to_text, scores, right), (found.text_to_video, scores.T, right.T)):
+            best = np.where(own, s, -np.inf).max(1, keepdims=True)
+            np.testing.assert_array_equal(metrics.ranks, (s > best).sum(1))
+
+    def test_the_log_has_each_fold_and_then_the_means(self, tmp_path: Path) -> None:
+        matcher = make().fit(TRAIN.take(range(12)), TEXTS[:12], validation=2, log=tmp_path / "log.csv", **SHORT)
+        rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+        assert [(row["fold"], row["epoch"]) for row in rows] == [(f, e) for f in ("0", "1", "") for e in "012"]
+        for i, record in enumerate(matcher.history_):
+            mrr = [float(row["mrr"]) for row in rows[i::3]]
+            np.testing.assert_allclose([mrr[2], np.mean(mrr[:2])], record["mrr"], rtol=1e-7)
 
     def test_an_encoder_that_has_to_be_fitted_is(self, tmp_path: Path) -> None:
         pytest.importorskip("sklearn")

@@ -19,24 +19,27 @@ ContrastiveLoss parse_loss(const char* function, const char* name) {
       text(function, ": loss must be max_hinge, sum_hinge, semi_hard, info_nce, sigmoid or listed, got '", name, "'"));
 }
 
-// The data of contiguous int64 [rows, ...]; null for None.
-const int64_t* integers(const char* function, const char* name, const std::optional<ArrayArg>& arg, int ndim,
-                        int64_t rows) {
+// The data of contiguous int64 of a shape, -1 for any size; null for None.
+const int64_t* integers(const char* function, const char* name, const std::optional<ArrayArg>& arg,
+                        const std::vector<int64_t>& shape, const std::string& shape_text) {
   if (!arg) return nullptr;
   const Array& array = arg->array();
-  check(array.ndim == ndim && array.shape[0] == rows, function, ": ", name, " must have shape [", rows,
-        ndim == 2 ? ", K], got " : "], got ", arg->shape());
+  bool fits = array.ndim == static_cast<int>(shape.size());
+  for (size_t d = 0; fits && d < shape.size(); ++d) fits = shape[d] < 0 || array.shape[d] == shape[d];
+  check(fits, function, ": ", name, " must have shape ", shape_text, ", got ", arg->shape());
   bool dense = true;
   int64_t stride = 1;
-  for (int d = ndim - 1; d >= 0; stride *= array.shape[d--]) dense &= array.shape[d] <= 1 || array.strides[d] == stride;
+  for (int d = array.ndim - 1; d >= 0; stride *= array.shape[d--])
+    dense &= array.shape[d] <= 1 || array.strides[d] == stride;
+  dense |= stride == 0;  // of nothing, strides may be any
   check(dense, function, ": ", name, " must be contiguous");
   return static_cast<const int64_t*>(array.data);
 }
 
 nb::tuple contrastive(nb::handle function_object, nb::handle queries_object, nb::handle gallery_object, nb::handle loss,
                       nb::handle metric, double margin, double scale, double bias, nb::handle groups_object,
-                      nb::handle negatives_object, bool needs_queries, bool needs_gallery, bool needs_scale,
-                      int num_threads) {
+                      nb::handle ignored_object, nb::handle negatives_object, bool needs_queries, bool needs_gallery,
+                      bool needs_scale, int num_threads) {
   const char* function = string_arg("contrastive", "function", function_object);
   const ArrayArg queries(function, "queries", queries_object), gallery(function, "gallery", gallery_object);
   check_pair(function, queries, gallery);
@@ -59,12 +62,24 @@ nb::tuple contrastive(nb::handle function_object, nb::handle queries_object, nb:
         " rows, got shape ", gallery.shape());
   check(!(scale <= 0) && !(scale > 1e30) && !(scale < 1e-30), function,
         ": temperature must be positive, in [1e-30, 1e30], got ", 1 / scale);
-  std::optional<ArrayArg> groups, negatives;
+  std::optional<ArrayArg> groups, ignored, negatives;
   if (!groups_object.is_none()) groups.emplace(function, "groups", groups_object, Content::kInt64);
+  if (!ignored_object.is_none()) ignored.emplace(function, "ignored", ignored_object, Content::kInt64);
   if (!negatives_object.is_none()) negatives.emplace(function, "negatives", negatives_object, Content::kInt64);
   check(listed == negatives.has_value(), function, ": negatives must be given for listed ones alone");
-  args.groups = integers(function, "groups", groups, 1, n);
-  args.negatives = integers(function, "negatives", negatives, 2, n);
+  check(!groups || !ignored, function, ": groups and ignored do not go together");
+  args.groups = integers(function, "groups", groups, {n}, text("[", n, "]"));
+  args.ignored = integers(function, "ignored", ignored, {-1, 2}, "[E, 2]");
+  args.negatives = integers(function, "negatives", negatives, {n, -1}, text("[", n, ", K]"));
+  if (ignored) {
+    check(!listed, function, ": ignored must be None where negatives are given");
+    args.ignored_count = ignored->size(0);
+    for (int64_t p = 0; p < args.ignored_count; ++p) {
+      const int64_t i = args.ignored[2 * p], j = args.ignored[2 * p + 1];
+      check(i >= 0 && i < n && j >= 0 && j < n && i != j, function,
+            ": ignored must hold pairs of different rows in [0, ", n, "), got (", i, ", ", j, ")");
+    }
+  }
   if (listed) {
     args.negative_count = negatives->size(1);
     for (int64_t p = 0; p < n * args.negative_count; ++p)
@@ -90,15 +105,17 @@ nb::tuple contrastive(nb::handle function_object, nb::handle queries_object, nb:
 }  // namespace
 
 void bind_contrastive(nb::module_& module) {
-  module.def("contrastive", &contrastive,
-             nb::sig("def contrastive(function: str, queries: typing.Any, gallery: typing.Any, loss: str, metric: str, "
-                     "margin: float, scale: float, bias: float, groups: typing.Any, negatives: typing.Any, "
-                     "needs_queries: bool, needs_gallery: bool, needs_scale: bool, num_threads: int = 0) "
-                     "-> tuple[float, typing.Any, typing.Any, float, float]"),
-             nb::arg("function"), nb::arg("queries"), nb::arg("gallery"), nb::arg("loss"), nb::arg("metric"),
-             nb::arg("margin"), nb::arg("scale"), nb::arg("bias"), nb::arg("groups").none(),
-             nb::arg("negatives").none(), nb::arg("needs_queries"), nb::arg("needs_gallery"), nb::arg("needs_scale"),
-             nb::arg("num_threads") = 0);
+  module.def(
+      "contrastive", &contrastive,
+      nb::sig(
+          "def contrastive(function: str, queries: typing.Any, gallery: typing.Any, loss: str, metric: str, "
+          "margin: float, scale: float, bias: float, groups: typing.Any, ignored: typing.Any, "
+          "negatives: typing.Any, needs_queries: bool, needs_gallery: bool, needs_scale: bool, num_threads: int = 0) "
+          "-> tuple[float, typing.Any, typing.Any, float, float]"),
+      nb::arg("function"), nb::arg("queries"), nb::arg("gallery"), nb::arg("loss"), nb::arg("metric"),
+      nb::arg("margin"), nb::arg("scale"), nb::arg("bias"), nb::arg("groups").none(), nb::arg("ignored").none(),
+      nb::arg("negatives").none(), nb::arg("needs_queries"), nb::arg("needs_gallery"), nb::arg("needs_scale"),
+      nb::arg("num_threads") = 0);
 }
 
 }  // namespace pycm::bind

@@ -11,6 +11,8 @@
 // and sigmoids know their gradient as they see a score; kInfoNCE needs the whole row and column first, and computes blocks
 // again unless one block is all.
 //
+// The columns that do not count in a row are kept as one list a row: those of its group, or of the ignored pairs.
+//
 // Work: 2 N^2 D flops for the scores (4 for kInfoNCE of more than one block), 4 N^2 D more for the gradients (none for the
 // maxima). Memory: one block (at most 16 MB of fp32), normalised copies of the rows, the gradients, O(N).
 // Rows of the block are shared among threads, and each sum has one order whatever their number.
@@ -84,6 +86,8 @@ class Contrastive {
         weight_(count_, 0.0) {}
 
   ContrastiveResult run() {
+    if (args_.groups != nullptr) list_groups();
+    if (args_.ignored_count > 0) list_ignored();
     read_positives();
     switch (args_.loss) {
       case ContrastiveLoss::kListed: listed(); break;
@@ -106,6 +110,9 @@ class Contrastive {
  private:
   struct Block {
     int64_t row, rows, column, columns;
+  };
+  struct Range {
+    int64_t begin = 0, end = 0;
   };
 
   static void axpy(double factor, const T* x, T* y, int64_t dim) {
@@ -152,27 +159,39 @@ class Contrastive {
     scores_.reserve(block.rows * block.columns);
     multiply<T>(slice(queries_.rows(), block.row, block.rows), slice(gallery_.rows(), block.column, block.columns),
                 scores_.get(), threads_);
-    if (args_.groups == nullptr) {
-      const int64_t begin = std::max(block.row, block.column);
-      const int64_t end = std::min(block.row + block.rows, block.column + block.columns);
-      for (int64_t i = begin; i < end; ++i) at(block, i, i) = kAbsent<T>;
-      return;
-    }
-    if (by_group_.empty()) sort_groups();
+    const int64_t begin = std::max(block.row, block.column);
+    const int64_t end = std::min(block.row + block.rows, block.column + block.columns);
+    for (int64_t i = begin; i < end; ++i) at(block, i, i) = kAbsent<T>;
+    if (absent_.empty()) return;
     for (int64_t i = block.row; i < block.row + block.rows; ++i) {
-      const auto [first, last] = std::equal_range(by_group_.begin(), by_group_.end(), i, [&](int64_t a, int64_t b) {
-        return args_.groups[a] < args_.groups[b];
-      });
-      auto member = std::lower_bound(first, last, block.column);
-      for (; member != last && *member < block.column + block.columns; ++member) at(block, i, *member) = kAbsent<T>;
+      const auto last = columns_.begin() + absent_[i].end;
+      auto column = std::lower_bound(columns_.begin() + absent_[i].begin, last, block.column);
+      for (; column != last && *column < block.column + block.columns; ++column) at(block, i, *column) = kAbsent<T>;
     }
   }
 
-  void sort_groups() {
-    by_group_.resize(count_);
-    std::iota(by_group_.begin(), by_group_.end(), int64_t{0});
-    std::stable_sort(by_group_.begin(), by_group_.end(),
+  // Rows of one group share its list.
+  void list_groups() {
+    columns_.resize(count_);
+    absent_.resize(count_);
+    std::iota(columns_.begin(), columns_.end(), int64_t{0});
+    std::stable_sort(columns_.begin(), columns_.end(),
                      [&](int64_t a, int64_t b) { return args_.groups[a] < args_.groups[b]; });
+    for (int64_t begin = 0, end = 0; begin < count_; begin = end) {
+      while (end < count_ && args_.groups[columns_[end]] == args_.groups[columns_[begin]]) ++end;
+      for (int64_t p = begin; p < end; ++p) absent_[columns_[p]] = {begin, end};
+    }
+  }
+
+  void list_ignored() {
+    columns_.resize(args_.ignored_count);
+    absent_.resize(count_);
+    const auto row = [&](int64_t p) { return args_.ignored[2 * p]; };
+    for (int64_t p = 0; p < args_.ignored_count; ++p) ++absent_[row(p)].end;
+    for (int64_t i = 1; i < count_; ++i) absent_[i].end += absent_[i - 1].end;
+    for (int64_t i = 0; i < count_; ++i) absent_[i].begin = absent_[i].end;
+    for (int64_t p = 0; p < args_.ignored_count; ++p) columns_[--absent_[row(p)].begin] = args_.ignored[2 * p + 1];
+    for (const Range& range : absent_) std::sort(columns_.begin() + range.begin, columns_.begin() + range.end);
   }
 
   T& at(const Block& block, int64_t i, int64_t j) const {
@@ -386,9 +405,11 @@ class Contrastive {
   Side<T> queries_, gallery_;
   const int64_t count_;
   const bool wanted_;
-  std::vector<T> positive_;        // s_ii
-  std::vector<double> weight_;     // d loss / d s_ii
-  std::vector<int64_t> by_group_;  // rows, those of a group together and ascending
+  std::vector<T> positive_;     // s_ii
+  std::vector<double> weight_;  // d loss / d s_ii
+  // The columns beside i that do not count in row i: columns_[absent_[i]], ascending. None where empty.
+  std::vector<int64_t> columns_;
+  std::vector<Range> absent_;
   Buffer<T> scores_, product_;
   bool filled_ = false;
   ContrastiveResult result_;

@@ -1,7 +1,8 @@
 // Contrastive losses of queries [N, D] and gallery [N, D], queries[i] belonging to gallery[i], and their gradients.
 //
-//   s_ij = metric(q_i, g_j), x_ij = scale * s_ij + bias, p_i = s_ii; j != i is a negative of i, and i of j, unless both are of
-//   one group. Sums over i, the same with rows and columns exchanged (i and j), where the loss is not symmetric by itself:
+//   s_ij = metric(q_i, g_j), x_ij = scale * s_ij + bias, p_i = s_ii; j != i is a negative of i, and query i one of row j, unless
+//   both are of one group or the pair (i, j) is ignored. Sums over i, the same with rows and columns exchanged (i and j), where
+//   the loss is not symmetric by itself:
 //
 //   kMaxHinge   max(0, margin + max_j s_ij - p_i)                            Faghri et al. 2018 (VSE++)
 //   kSumHinge   sum_j max(0, margin + s_ij - p_i)
@@ -25,9 +26,12 @@ struct ContrastiveArgs {
   Rows queries, gallery;            // of one dtype, N >= 1, D >= 1
   Metric metric = Metric::kCosine;  // no distance
   ContrastiveLoss loss = ContrastiveLoss::kMaxHinge;
-  double margin = 0;                   // the hinges
-  double scale = 1, bias = 0;          // kInfoNCE (bias 0) and kSigmoid; scale > 0
-  const int64_t* groups = nullptr;     // [N], or null where every row is a group of its own; not kListed
+  double margin = 0;                // the hinges
+  double scale = 1, bias = 0;       // kInfoNCE (bias 0) and kSigmoid; scale > 0
+  const int64_t* groups = nullptr;  // [N], or null where every row is a group of its own; not kListed
+  const int64_t* ignored =
+      nullptr;  // [ignored_count, 2] rows i != j whose s_ij is no negative; not with groups or kListed
+  int64_t ignored_count = 0;
   const int64_t* negatives = nullptr;  // [N, negative_count] rows of the gallery, or -1 for none; kListed
   int64_t negative_count = 0;
   // Gradients of the loss, contiguous, float64 for float64 rows, else float32. Null where not wanted.

@@ -230,9 +230,11 @@ def _truths(measured: Measured, scores: Any, columns: Any) -> dict[str, dict[int
     }
     if system is VIDEO_LABELS:  # whose own clips may be beyond those scored here
         return {system.forward: ahead}
+    beyond = {right for left, right in measured.results.also if left >= len(scores)}  # maybe better there
     back = {
         int(columns[at]): Truth(int(i), float(scores[i, at]), int(backward.ranks[columns[at]]))
         for at, i in enumerate(good.argmax(0))
+        if columns[at] not in beyond
     }
     return {system.forward: ahead, system.backward: back}
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..evaluate import Interval, RetrievalMetrics, retrieval_metrics
+from ..matchers.known import unique_texts
 from ..report import RANK_ENDS, Recall, recall
 from .errors import CommandError
 from .inputs import common_folder
@@ -22,9 +23,11 @@ from .labels import commonest, told_labels
 from .output import shown
 from .pairs import Pairs
 from .results import Results
-from .systems import CLIP, TEXT, VIDEO_LABELS, Found, Kind, system_of
+from .systems import CLIP, VIDEO_LABELS, Found, Kind, system_of
 
 _KEEP = 5
+# Whose `evaluate` counts equal texts as one, of all items that have it.
+_TEXTS_ONCE = ("VideoTextMatcher", "RegionTextMatcher")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Measured:
         results: the best matches both ways, with the truth.
         metrics: forward and backward, with recalls at the ends of a rank histogram's bins too.
         recalls: the same with intervals; of a text's direction the texts of one item are drawn together.
-        owner: for each right item the row of the left one; None with labels.
+        owner: for each right item the row of the (first) left one; None with labels.
         probabilities: [left, right] of a classifier of labels.
         note: what the figures are to be compared with.
     """
@@ -67,6 +70,8 @@ class Measured:
         else:
             of, among = np.arange(count), self.owner[columns]
         belong: npt.NDArray[np.bool_] = of[:, None] == among
+        for left, right in self.results.also:
+            belong[left : left + 1, columns == right] = True  # none beyond `count`
         return belong
 
 
@@ -75,25 +80,35 @@ def measure(matcher: Any, pairs: Pairs, *, ks: Sequence[int], skip: bool) -> Mea
     system = system_of(matcher)
     if system is VIDEO_LABELS:
         return _measure_labels(matcher, pairs, ks, skip)
-    given = _right(pairs)
+    once = type(matcher).__name__ in _TEXTS_ONCE
+    given, belong = _right(pairs, once=once)
     keep = min(_KEEP, len(given)), min(_KEEP, len(pairs))
     found = Found.of(system, matcher.match(pairs.left, given, keep, on_error="skip" if skip else "raise"))
     if found.errors:  # both sides of a pair go
         pairs = without(pairs, found.errors)
-        given = _right(pairs)
+        given, belong = _right(pairs, once=once)
         again = Found.of(system, matcher.match(pairs.left, given, (min(keep[0], len(given)), min(keep[1], len(pairs)))))
         found = Found(again.forward, again.backward, again.kept, again.metric, found.errors, found.seconds)
-    owner = np.arange(len(pairs))
-    if system.right is TEXT:
-        owner = np.repeat(owner, [len(group) for group in pairs.texts])
+    _, first = np.unique(belong[:, 1], return_index=True)
+    owner = belong[first, 0]
+    also = frozenset((int(left), int(right)) for left, right in np.delete(belong, first, axis=0))
     evaluated = matcher.evaluate(pairs.left, pairs.right, _with_ends(ks))
     metrics = getattr(evaluated, system.forward), getattr(evaluated, system.backward)
     others = _shown(pairs.clips) if system.right is CLIP else [str(text) for text in given]
-    results = Results(system, found, _shown(pairs.left), others, [int(row) for row in owner])
-    single = len(owner) == len(pairs)
+    results = Results(system, found, _shown(pairs.left), others, [int(row) for row in owner], also)
+    alone = len(np.unique(owner)) == len(owner)  # each to be drawn by itself
     recalls = (
-        recall(_title(system.left, system.right), metrics[0], len(owner), ks=ks, one_positive=single),
-        recall(_title(system.right, system.left), metrics[1], len(pairs), ks=ks, groups=None if single else owner),
+        recall(
+            _title(system.left, system.right), metrics[0], len(owner), ks=ks, one_positive=len(belong) == len(pairs)
+        ),
+        recall(
+            _title(system.right, system.left),
+            metrics[1],
+            len(pairs),
+            ks=ks,
+            groups=None if alone else owner,
+            one_positive=not also,
+        ),
     )
     return Measured(pairs, results, metrics, recalls, owner)
 
@@ -131,9 +146,13 @@ def _title(queries: Kind, gallery: Kind) -> str:
     return f"{queries.many.capitalize()} to {gallery.many}"
 
 
-def _right(pairs: Pairs) -> list[Any]:
-    """The items of the second kind, one after the other."""
-    return pairs.clips if pairs.system.right is CLIP else [text for group in pairs.texts for text in group]
+def _right(pairs: Pairs, *, once: bool) -> tuple[list[Any], npt.NDArray[np.int64]]:
+    """The items of the second kind, one after the other, equal texts `once`; and the pairs of rows, ascending."""
+    rows = np.arange(len(pairs))
+    if pairs.system.right is CLIP:
+        return pairs.clips, np.stack([rows, rows], 1)
+    texts, owner = [t for group in pairs.texts for t in group], np.repeat(rows, [len(group) for group in pairs.texts])
+    return unique_texts(texts, owner) if once else (texts, np.stack([owner, np.arange(len(texts))], 1))
 
 
 def without(pairs: Pairs, errors: Sequence[tuple[str, str]]) -> Pairs:

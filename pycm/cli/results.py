@@ -19,8 +19,9 @@ class Results:
         system: which kinds of items they are of.
         found: the matches.
         left, right: the names of the items of both kinds, in the order of `found`.
-        owner: for each right item the left one that it belongs to, -1 if that is not in `found`, None if it is not
-            known; or None where no truth is known.
+        owner: for each right item the first left one that it belongs to, -1 if that is not in `found`, None if it is
+            not known; or None where no truth is known.
+        also: further (left, right) that belong together: a text of several items.
         own: where the right items are labels, that of each left one.
     """
 
@@ -29,6 +30,7 @@ class Results:
     left: Sequence[str]
     right: Sequence[str]
     owner: list[int | None] | None = None
+    also: frozenset[tuple[int, int]] = frozenset()
     own: list[int] | None = None
 
     def rows(self, direction: str, keep: int | None = None) -> list[Ranked]:
@@ -52,14 +54,15 @@ class Results:
         if self.owner is None:
             return None
         owner = self.owner[int(right)]
-        return None if owner is None else owner == int(left)
+        return None if owner is None else owner == int(left) or (int(left), int(right)) in self.also
 
     def right_of(self, direction: str) -> tuple[int, int]:
         """(queries whose best match is right, queries that have a right match)."""
         best = self.rows(direction, keep=1)
         if self.owner is not None:
             known = {i for i, owner in enumerate(self.owner) if owner is not None and owner >= 0}
-            have = known if direction == self.system.backward else {self.owner[i] for i in known}
+            lefts = {self.owner[i] for i in known} | {left for left, _ in self.also}
+            have = known if direction == self.system.backward else lefts
             best = [row for row in best if row.query_index in have]
         if self.own is not None and direction == self.system.backward:
             best = [row for row in best if row.query_index in self.own]

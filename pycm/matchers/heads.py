@@ -53,18 +53,18 @@ class Ranking(nn.Module):
         self.first.tower.fit_scales(first)  # type: ignore[operator]
         self.second.tower.fit_scales(second)  # type: ignore[operator]
 
-    def forward(self, first: Inputs, second: Inputs, pairs: Tensor, groups: Tensor, done: float) -> Tensor:
+    def forward(self, first: Inputs, second: Inputs, pairs: Tensor, ignored: Tensor, done: float) -> Tensor:
         """The loss of pairs [P, 2] of rows of both inputs.
 
         Args:
-            groups: int64 [P]; pairs of one group are no negatives of each other.
+            ignored: int64 [E, 2], as in `pycm.losses`: which of the pairs' scores are no negatives.
             done: the share of the training that is behind, in [0, 1).
         """
-        return self._ranking_loss(self.first(first).float(), self.second(second).float(), pairs, groups, done)
+        return self._ranking_loss(self.first(first).float(), self.second(second).float(), pairs, ignored, done)
 
-    def _ranking_loss(self, a: Tensor, b: Tensor, pairs: Tensor, groups: Tensor, done: float) -> Tensor:
+    def _ranking_loss(self, a: Tensor, b: Tensor, pairs: Tensor, ignored: Tensor, done: float) -> Tensor:
         set_negatives(self.criterion, done)
-        return self.criterion(a[pairs[:, 0]], b[pairs[:, 1]], groups=groups)  # type: ignore[no-any-return]
+        return self.criterion(a[pairs[:, 0]], b[pairs[:, 1]], ignored=ignored)  # type: ignore[no-any-return]
 
 
 #: What a pair classifier keeps of one side's items, so that N + M of them serve N x M pairs.
@@ -115,12 +115,12 @@ class PairClassifier(Ranking):
         found: Tensor = self.head(torch.cat([x, y, x * y, (x - y).abs(), *extra], 1))[:, 0].float()
         return self.scale * (x * y).sum(1).float() + self.bias + found
 
-    def forward(self, first: Inputs, second: Inputs, pairs: Tensor, groups: Tensor, done: float) -> Tensor:
+    def forward(self, first: Inputs, second: Inputs, pairs: Tensor, ignored: Tensor, done: float) -> Tensor:
         a, b = self.first(first), self.second(second)
-        ranking = self._ranking_loss(a.float(), b.float(), pairs, groups, done)
+        ranking = self._ranking_loss(a.float(), b.float(), pairs, ignored, done)
         left, right = self.states(first, second, a, b)
         x, y = nn.functional.normalize(a.detach().float()), nn.functional.normalize(b.detach().float())
-        negatives = _negatives(x[pairs[:, 0]] @ y[pairs[:, 1]].T, groups)
+        negatives = _negatives(x[pairs[:, 0]] @ y[pairs[:, 1]].T, ignored)
         chosen = torch.cat([torch.arange(len(pairs), device=pairs.device).repeat(2, 1).T, negatives])
         logits = self.logits(left, right, pairs[chosen[:, 0], 0], pairs[chosen[:, 1], 1])
         truth = torch.zeros_like(logits)
@@ -129,10 +129,11 @@ class PairClassifier(Ranking):
         return ranking + nn.functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight)
 
 
-def _negatives(scores: Tensor, groups: Tensor) -> Tensor:
+def _negatives(scores: Tensor, ignored: Tensor) -> Tensor:
     """Places [K, 2] of non-pairs among the scores [P, P] of a batch: half the hardest, half as the batch has them."""
     n = len(scores)
-    allowed = groups[:, None] != groups[None, :]
+    allowed = ~torch.eye(n, dtype=torch.bool, device=scores.device)
+    allowed[ignored[:, 0], ignored[:, 1]] = False
     count = min(_NEGATIVES // 2, n - 1)
     hardest = torch.where(allowed, scores, -torch.inf).topk(count, dim=1).indices
     rows = torch.arange(n, device=scores.device)[:, None]

@@ -263,14 +263,14 @@ class ImageVideoMatcher(TrainedMatcher):
         self._check_fitted("evaluate")
         check_on_error(function, on_error)
         inputs = self._inputs_of(function, *self._pairs(function, images, clips, on_error))
-        return ImageVideoMetrics(*self._recalls(*inputs, np.arange(len(inputs[0])), ks))
+        return ImageVideoMetrics(*self._recalls(*inputs, _aligned(len(inputs[0])), ks))
 
     def contributions(self, images: Sequence[Any], clips: Any, k: int = 1) -> dict[str, float]:
         """What each stream of the clips is worth; see `VideoTextMatcher.contributions`."""
         function = f"{type(self).__name__}.contributions"
         self._check_fitted("contributions")
         first, second = self._pairs(function, images, clips, "raise")
-        return self._exchanged(function, first, second, np.arange(len(first.names)), k)
+        return self._exchanged(function, first, second, _aligned(len(first.names)), k)
 
     def embed_images(self, images: Sequence[Any]) -> Features:
         """Rows [N, dim] of the common space, float32; of unit length for distances alone. Errors as `match`."""

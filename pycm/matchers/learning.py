@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from ..encoders.module import TorchEncoder
 from ..functional import Metric
 from .heads import make_criterion
 from .inputs import Inputs
+from .known import Int64, KnownPairs, belonging
 from .logs import open_log
 from .networks import make_network
 from .scoring import both_ways
@@ -29,8 +29,7 @@ from .tuning import FineTuned, Tuning, before, read_ahead
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Int64: TypeAlias = npt.NDArray[np.int64]
-Files: TypeAlias = Mapping[str, "str | os.PathLike[str] | None"]
+Files: TypeAlias = Mapping[str, Any]  # the checkpoint's folder and the log, or None
 
 
 class Problem(Protocol):
@@ -83,20 +82,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Inputs of both sides with what is known of them: pairs [P, 2] of rows, and each row's group."""
+    """Inputs of both sides, and pairs [P, 2] of rows that belong together."""
 
     first: Inputs
     second: Inputs
     pairs: Int64
-    first_group: Int64
-    second_group: Int64
     #: The last so many first rows are never held out: nobody has said what belongs to them.
     extra: int = 0
 
-    @classmethod
-    def of(cls, first: Inputs, second: Inputs, pairs: Int64, extra: int = 0) -> Pairs:
-        groups = groups_of(pairs, len(first), len(second))
-        return cls(first, second, pairs, groups[: len(first)], groups[len(first) :], extra)
+    @cached_property
+    def known(self) -> KnownPairs:
+        return KnownPairs(self.pairs)
 
     @property
     def items(self) -> int:
@@ -107,14 +103,17 @@ class Pairs:
         return len(self.pairs)
 
     def take(self, items: Int64) -> Pairs:
-        """Those first rows with the second rows that belong to them."""
+        """Those first rows with the second rows that belong to them.
+
+        A second row that belongs to first rows here and there, a text that two clips share, is in both parts: learned
+        from with the one clip, and to be found for the other.
+        """
         chosen = np.isin(self.pairs[:, 0], items)
         seconds = np.unique(self.pairs[chosen, 1])
         place = np.full(len(self.first), -1, np.int64)
         place[items] = np.arange(len(items))
         pairs = np.stack([place[self.pairs[chosen, 0]], np.searchsorted(seconds, self.pairs[chosen, 1])], 1)
-        groups = self.first_group[items], self.second_group[seconds]
-        return Pairs(self.first.take(items), self.second.take(seconds), pairs, *groups)
+        return Pairs(self.first.take(items), self.second.take(seconds), pairs)
 
     def learned(self, items: Int64) -> Pairs:
         return self.take(np.concatenate([items, np.arange(self.items, len(self.first))]))
@@ -134,23 +133,22 @@ class Pairs:
         batch = self.pairs[rows]
         a, i = np.unique(batch[:, 0], return_inverse=True)
         b, j = np.unique(batch[:, 1], return_inverse=True)
-        groups = torch.from_numpy(self.first_group[batch[:, 0]]).to(self.first.device)
-        index = torch.from_numpy(np.stack([i, j], 1)).to(self.first.device)
-        return network(self.first.take(a), self.second.take(b), index, groups, done)  # type: ignore[no-any-return]
+        places = np.stack([i, j], 1), self.known.within(batch[:, 0], batch[:, 1])
+        index, ignored = (torch.from_numpy(part).to(self.first.device) for part in places)
+        return network(self.first.take(a), self.second.take(b), index, ignored, done)  # type: ignore[no-any-return]
 
     def validate(self, network: Any, recipe: Recipe) -> Validation:
         """Mean reciprocal rank, both ways, is what is compared: recall of a few items hardly moves."""
+        of_first, of_second = belonging(self.pairs, len(self.first), 0), belonging(self.pairs, len(self.second), 1)
         there, back = both_ways(
-            network, self.first, self.second, members(self.first_group, self.second_group),
-            members(self.second_group, self.first_group), (1, 5), recipe.metric, recipe.candidates,
-        )  # fmt: skip
+            network, self.first, self.second, of_first, of_second, (1, 5), recipe.metric, recipe.candidates
+        )
         figures = {f"recall@{k}": (there.recall_at_k[k] + back.recall_at_k[k]) / 2 for k in (1, 5)}
         figures["mrr"] = (there.mrr + back.mrr) / 2
         return Validation((figures["mrr"],), figures)
 
     def digest(self) -> bytes:
-        arrays = [self.pairs, self.first_group, self.second_group]
-        return b"".join([self.first.digest(), self.second.digest(), *(array.tobytes() for array in arrays)])
+        return b"".join([self.first.digest(), self.second.digest(), self.pairs.tobytes()])
 
 
 @dataclass(frozen=True)
@@ -300,7 +298,8 @@ def _by_folds(
 ) -> Learned:
     """As many epochs as are best on average over `folds` held out in turn, on all of the data.
 
-    The history is the folds' mean. Cost: folds + 1 trainings, the folds' without early stopping.
+    The history is the folds' mean. The log has each fold's records as they come, then the means, without "fold".
+    Cost: folds + 1 trainings, the folds' without early stopping.
     """
     with open_log(files["log"], ()) as write:  # what is wrong with it is told before any training
         fold_of = np.random.default_rng([recipe.seed, 1]).permutation(problem.items) % folds
@@ -309,16 +308,20 @@ def _by_folds(
         for fold in range(folds):
             mine = problem.learned(np.flatnonzero(fold_of != fold))
             theirs = problem.take(np.flatnonzero(fold_of == fold))
-            own = {"checkpoint": None if folder is None else Path(folder, f"fold-{fold}"), "log": None}
-            found.append(_train(recipe, about, mine, theirs, whole, own).history)
+
+            def write_fold(record: Mapping[str, float], fold: int = fold) -> None:
+                write({"fold": fold, **record})
+
+            own: dict[str, Any] = {"checkpoint": None if folder is None else Path(folder, f"fold-{fold}")}
+            found.append(_train(recipe, about, mine, theirs, whole, {**own, "log": write_fold}).history)
         mean = [
             {name: float(np.mean([record[name] for record in records])) for name in records[0]}
             for records in zip(*found, strict=True)
         ]
         best = int(np.argmax([record["mrr" if "mrr" in record else "accuracy"] for record in mean]))
-        learned = _train(recipe, about, problem, None, whole, {**files, "log": None}, stop=best)
         for record in mean:
             write(record)
+        learned = _train(recipe, about, problem, None, whole, {**files, "log": None}, stop=best)
         return learned._replace(history=mean)
 
 
@@ -334,26 +337,3 @@ def split(function: str, count: int, share: float, seed: int) -> tuple[Int64, In
         raise ValueError(f"{function}: validation={share} of {count} items leaves fewer than 2 to learn from")
     order = np.random.default_rng([seed, 1]).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
-
-
-def members(queries: Int64, gallery: Int64) -> list[Int64]:
-    """For each query's group, the gallery rows that are in it."""
-    order = np.argsort(gallery, kind="stable")
-    low, high = (np.searchsorted(gallery[order], queries, side=side) for side in ("left", "right"))
-    return [order[a:b] for a, b in zip(low, high, strict=True)]
-
-
-def groups_of(pairs: Int64, n: int, m: int) -> Int64:
-    """The group of each of n first and m second rows, [n + m]: those that pairs join, directly or through others."""
-    group = np.arange(n + m, dtype=np.int64)
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = int(group[i])
-        return i
-
-    for a, b in pairs:
-        x, y = root(int(a)), root(n + int(b))
-        group[max(x, y)] = min(x, y)
-    return np.array([root(i) for i in range(n + m)], np.int64)

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 from .._optional import require
 
 Write: TypeAlias = Callable[[Mapping[str, float]], None]
+#: A file, a folder, or a writer of one that is open.
+Log: TypeAlias = str | os.PathLike[str] | Write | None
 
 
 @contextmanager
@@ -40,8 +42,9 @@ def progress_meter(epochs: int, progress: bool | None) -> Iterator[Write]:
 
 
 @contextmanager
-def open_log(log: str | os.PathLike[str] | None, history: Sequence[Mapping[str, float]]) -> Iterator[Write]:
-    """A writer of records to a .csv file or a TensorBoard folder, made with their parents; it begins with `history`.
+def open_log(log: Log, history: Sequence[Mapping[str, float]]) -> Iterator[Write]:
+    """A writer of records to a .csv file or a TensorBoard folder, made with their parents, or to another writer; it
+    begins with `history`. The curves of a record's "fold" are fold-0/..., fold-1/... on the board.
 
     Raises:
         ImportError: TensorBoard is asked for and not installed.
@@ -49,6 +52,10 @@ def open_log(log: str | os.PathLike[str] | None, history: Sequence[Mapping[str, 
     """
     if log is None:
         yield lambda record: None
+    elif callable(log):
+        for record in history:
+            log(record)
+        yield log
     elif Path(log).suffix == ".csv":
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w", newline="", encoding="utf-8") as file:
@@ -64,9 +71,10 @@ def open_log(log: str | os.PathLike[str] | None, history: Sequence[Mapping[str, 
         board = SummaryWriter(os.fspath(log))
 
         def add(record: Mapping[str, float]) -> None:
+            prefix = f"fold-{record['fold']:g}/" if "fold" in record else ""
             for name, value in record.items():
-                if name != "epoch" and value == value:
-                    board.add_scalar(name, value, int(record["epoch"]))
+                if name not in ("epoch", "fold") and value == value:
+                    board.add_scalar(prefix + name, value, int(record["epoch"]))
 
         try:
             for record in history:

@@ -54,12 +54,12 @@ class RegionRanking(nn.Module):
         unit = [(nn.functional.normalize(values), borders) for values, borders in (images, texts)]
         return xattn_score(*unit, aggregation="Mean")  # type: ignore[no-any-return]
 
-    def forward(self, regions: Steps, words: Steps, pairs: Tensor, groups: Tensor, done: float) -> Tensor:
-        """The loss of pairs [P, 2] of rows; groups and done as in `Ranking.forward`."""
+    def forward(self, regions: Steps, words: Steps, pairs: Tensor, ignored: Tensor, done: float) -> Tensor:
+        """The loss of pairs [P, 2] of rows; ignored and done as in `Ranking.forward`."""
         set_negatives(self.criterion, done)
         scores = self.scores(regions, words)[pairs[:, 0]][:, pairs[:, 1]]
         # Rows of scores against unit vectors: their dot products are the scores.
-        return self.criterion(scores, torch.eye(len(pairs)).to(scores), groups=groups)  # type: ignore[no-any-return]
+        return self.criterion(scores, torch.eye(len(pairs)).to(scores), ignored=ignored)  # type: ignore[no-any-return]
 
 
 class RegionPairClassifier(nn.Module):

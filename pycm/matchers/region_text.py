@@ -22,7 +22,8 @@ from .encoded import Encoded
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
 from .heads import LOSSES
 from .inputs import Inputs
-from .learning import groups_of, members, split
+from .known import KnownPairs, belonging, unique_texts
+from .learning import split
 from .networks import device_of
 from .region_base import RegionModel, check_share
 from .region_networks import RegionRanking, Score
@@ -114,9 +115,10 @@ class RegionTextMatcher(RegionModel, Matcher):
 
         Args:
             images: N images, or N `Boxes`.
-            texts: N entries: the text of image i, or a list of its texts. Images that share a text are no negatives of
-                each other.
-            validation: the share of the images that is held out for early stopping, or None.
+            texts: N entries: the text of image i, or a list of its texts. A text that several images have, word for
+                word, is right of each of them, and a negative of the others.
+            validation: the share of the images that is held out for early stopping (a text that training images have
+                as well is learned from with those), or None.
             fine_tune: "image", "text" or "all": the encoder is trained as well; see `VideoTextMatcher.fit`.
             checkpoint: a folder for the state of the training; the same call goes on from it.
             log: a .csv file, or a folder for TensorBoard.
@@ -145,11 +147,9 @@ class RegionTextMatcher(RegionModel, Matcher):
         _check_once(function, images, found)
         used, owner = keep_pairs(owner, found.kept)
         flat = [flat[i] for i in used]
-        place = {text: i for i, text in enumerate(dict.fromkeys(flat))}
-        pairs = np.unique(np.stack([owner, np.array([place[text] for text in flat])], 1), axis=0)
-        regions, words = found.features, self._words(function, list(place)).features
+        different, pairs = unique_texts(flat, owner)
+        regions, words = found.features, self._words(function, different).features
         device = device_of(self.device)
-        group = groups_of(pairs, len(regions), len(words))
         held: Any = None
         learned = pairs
         if validation is not None:
@@ -157,11 +157,12 @@ class RegionTextMatcher(RegionModel, Matcher):
             learned = pairs[np.isin(pairs[:, 0], mine)]
             rows = pairs[np.isin(pairs[:, 0], theirs)]
             texts_held = np.unique(rows[:, 1])
+            own = np.stack([np.searchsorted(theirs, rows[:, 0]), np.searchsorted(texts_held, rows[:, 1])], 1)
             held = (
                 _take(regions, theirs), _take(words, texts_held),
-                members(group[theirs], group[len(regions) + texts_held]),
-                members(group[len(regions) + texts_held], group[theirs]),
+                belonging(own, len(theirs), 0), belonging(own, len(texts_held), 1),
             )  # fmt: skip
+        known = KnownPairs(learned)
 
         def taken(rows: Int64) -> tuple[Any, Any]:
             a, b = (np.unique(learned[rows, side]) for side in (0, 1))
@@ -170,9 +171,9 @@ class RegionTextMatcher(RegionModel, Matcher):
         def loss(network: Any, rows: Int64, done: float) -> torch.Tensor:
             batch = learned[rows]
             i, j = (np.unique(batch[:, side], return_inverse=True)[1] for side in (0, 1))
-            index = torch.from_numpy(np.stack([i, j], 1)).to(device)
-            groups = torch.from_numpy(group[batch[:, 0]]).to(device)
-            return network(*taken(rows), index, groups, done)  # type: ignore[no-any-return]
+            places = np.stack([i, j], 1), known.within(batch[:, 0], batch[:, 1])
+            index, ignored = (torch.from_numpy(part).to(device) for part in places)
+            return network(*taken(rows), index, ignored, done)  # type: ignore[no-any-return]
 
         def validate(network: Any, encode: Any) -> Validation:
             scores = _matrix(network, encode(held[0]), encode(held[1]))
@@ -184,7 +185,7 @@ class RegionTextMatcher(RegionModel, Matcher):
 
         scale_by = _take(regions, np.unique(learned[:, 0])), _take(words, np.unique(learned[:, 1]))
         check = None if held is None else validate
-        self._train(regions, words, taken, loss, check, len(learned), options, scale_by, [learned, group], **files)
+        self._train(regions, words, taken, loss, check, len(learned), options, scale_by, [learned], **files)
 
     def match(
         self, images: Sequence[Any], texts: Sequence[str], k: int | tuple[int, int] | None = None, *,
@@ -242,17 +243,22 @@ class RegionTextMatcher(RegionModel, Matcher):
     def evaluate(
         self, images: Sequence[Any], texts: Texts, ks: Sequence[int] = (1, 5, 10), *, on_error: OnError = "raise"
     ) -> ImageTextMetrics:
-        """Recall at k and ranks in both directions, where the matches are known; as `ImageTextMatcher.evaluate`."""
+        """Recall at k and ranks in both directions, where the matches are known.
+
+        As `ImageTextMatcher.evaluate`, but each different text is one candidate of every image and one query, and
+        belongs to all the images that have it, as in training.
+        """
         function = "RegionTextMatcher.evaluate"
         network = self._check_fitted("evaluate")
         check_on_error(function, on_error)
         flat, owner = flatten_texts(function, [_image_of(item) for item in images], texts)
         found = self._regions(function, images, on_error)
         used, owner = keep_pairs(owner, found.kept)
-        scores = _matrix(network, found.features, self._words(function, [flat[i] for i in used]).features)
-        texts_of = [np.flatnonzero(owner == row) for row in range(len(found.names))]
+        different, pairs = unique_texts([flat[i] for i in used], owner)
+        scores = _matrix(network, found.features, self._words(function, different).features)
         return ImageTextMetrics(
-            retrieval_metrics(scores, texts_of, ks), retrieval_metrics(np.ascontiguousarray(scores.T), owner, ks)
+            retrieval_metrics(scores, belonging(pairs, len(found.names), 0), ks),
+            retrieval_metrics(np.ascontiguousarray(scores.T), belonging(pairs, len(different), 1), ks),
         )
 
 

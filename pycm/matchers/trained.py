@@ -28,6 +28,7 @@ from .encoded import Encoded, Options
 from .features import CacheOption, as_cache
 from .heads import LOSSES, LabelClassifier
 from .inputs import Features, Inputs, Streams
+from .known import belonging
 from .learning import Labels, Learned, Pairs, Recipe, learn
 from .linear_start import fit_start, start_rows
 from .networks import device_of
@@ -170,8 +171,8 @@ class TrainedMatcher(Matcher):
         if isinstance(validation, tuple):
             a, b, between = validation
             begin = self._start(a, b)
-            validation = Pairs.of(Inputs(a, begin[0]), Inputs(b, begin[1]), between)
-        problem = Pairs.of(Inputs(first, start[0]), Inputs(second, start[1]), pairs, extra)
+            validation = Pairs(Inputs(a, begin[0]), Inputs(b, begin[1]), between)
+        problem = Pairs(Inputs(first, start[0]), Inputs(second, start[1]), pairs, extra)
         about = {
             "head": self.head,
             "dim": dim,
@@ -291,14 +292,14 @@ class TrainedMatcher(Matcher):
         return torch.sigmoid(torch.from_numpy(score(rows, rows))).numpy()
 
     def _recalls(
-        self, first: Inputs, second: Inputs, owner: npt.NDArray[np.int64], ks: Sequence[int]
+        self, first: Inputs, second: Inputs, pairs: npt.NDArray[np.int64], ks: Sequence[int]
     ) -> tuple[RetrievalMetrics, RetrievalMetrics]:
-        """Metrics both ways, where second row j belongs to first row owner[j]."""
-        of = [np.flatnonzero(owner == row) for row in range(len(first))]
-        return both_ways(self._network, first, second, of, owner, ks, self.metric, self.candidates)
+        """Metrics both ways, where pairs [P, 2] of rows belong together."""
+        own = belonging(pairs, len(first), 0), belonging(pairs, len(second), 1)
+        return both_ways(self._network, first, second, *own, ks, self.metric, self.candidates)
 
     def _exchanged(
-        self, function: str, first: Encoded, second: Encoded, owner: npt.NDArray[np.int64], k: int
+        self, function: str, first: Encoded, second: Encoded, pairs: npt.NDArray[np.int64], k: int
     ) -> dict[str, float]:
         """How much recall at k falls when a stream's rows change clips, for each stream."""
         inputs = list(self._inputs_of(function, first, second))
@@ -307,7 +308,7 @@ class TrainedMatcher(Matcher):
         assert isinstance(features, Streams)
 
         def recall() -> float:
-            there, back = self._recalls(inputs[0], inputs[1], owner, (k,))
+            there, back = self._recalls(inputs[0], inputs[1], pairs, (k,))
             return (there.recall_at_k[k] + back.recall_at_k[k]) / 2
 
         whole, out = recall(), {}

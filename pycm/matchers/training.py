@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, Interrupts
-from .logs import open_log, progress_meter
+from .logs import Log, open_log, progress_meter
 
 #: One epoch's figures: "epoch", "loss", "lr", and those of the validation.
 Record: TypeAlias = dict[str, float]
@@ -127,7 +127,7 @@ def train(
     seed: int,
     identity: str,
     checkpoint: str | os.PathLike[str] | None = None,
-    log: str | os.PathLike[str] | None = None,
+    log: Log = None,
     progress: bool | None = None,
     stop: int | None = None,
     encoders: nn.Module | None = None,
@@ -147,7 +147,7 @@ def train(
             as takes a twentieth of the time), at the end and on Ctrl-C (KeyboardInterrupt follows). A later call goes
             on from it, to the bits of a run that was never cut off; one that had ended is loaded. The same number of
             threads is assumed, as torch's sums depend on it.
-        log: a .csv file, or a folder for TensorBoard.
+        log: a .csv file, or a folder for TensorBoard, or a writer of records.
         stop: end after this epoch, with the learning rates that a training of all `epochs` has until then.
         encoders: the part of `network` that learns at `training.encoder_lr`.
         ahead: is told the rows of the next batch before each step.

@@ -21,6 +21,7 @@ from .adaptation import aligned
 from .base import Head
 from .encoded import Encoded
 from .features import CacheOption, OnError, Texts, check_k, check_on_error, flatten_texts, keep_pairs
+from .known import unique_texts
 from .results import VideoTextMatches, VideoTextMetrics
 from .sides import WORDS, ClipSide, RowSide, WordSide
 from .trained import TrainedMatcher, check_folder, check_unlabelled, check_validation
@@ -167,9 +168,10 @@ class VideoTextMatcher(TrainedMatcher):
 
         Args:
             clips: N clips, each once.
-            texts: N entries: the text of clip i, or a list of its texts. Clips that share a text are no negatives of
-                each other, nor are a clip's own texts. With head="labels" the N labels.
-            validation: the share of the clips that is held out for early stopping; or (clips, texts) for that; or an
+            texts: N entries: the text of clip i, or a list of its texts. A text that several clips have, word for
+                word, is right of each of them, and a negative of the others. With head="labels" the N labels.
+            validation: the share of the clips that is held out for early stopping (a text that training clips have as
+                well is learned from with those); or (clips, texts) for that; or an
                 int: so many folds are held out in turn to find the best number of epochs, for which all clips are then
                 learned from: on few clips one share says little; or None: the last weights are kept.
             fine_tune: whose encoders are trained as well, by the names of `encoders`: streams of an image encoder
@@ -184,7 +186,7 @@ class VideoTextMatcher(TrainedMatcher):
                 trained in the second. Not with head="labels".
             checkpoint: a folder for the state of the training, written every half minute and on Ctrl-C. The same call
                 then goes on from it, to the bits of a run that was never cut off.
-            log: a .csv file, or a folder for TensorBoard.
+            log: a .csv file, or a folder for TensorBoard; with folds their records, by "fold", then the means.
             on_error: "skip" leaves unreadable clips out together with their texts.
             **training: the fields of `Training` by name: epochs, lr, weight_decay, warmup, batch_size, patience,
                 max_norm, label_smoothing, precision, encoder_lr, kept_bytes.
@@ -229,21 +231,22 @@ class VideoTextMatcher(TrainedMatcher):
         first, flat, owner = self._labelled(function, clips, texts, on_error)
         self.errors_ = first.errors
         self._texts.fit(list(dict.fromkeys(flat)), self._options())
-        second, pairs = self._unique_texts(function, flat, owner)
+        second, pairs = self._encoded_texts(function, flat, owner)
         held: Any = validation
         if isinstance(validation, tuple):
             there, others, owner_there = self._labelled(function, validation[0], validation[1], on_error)
-            held = (there.features, *self._unique_texts(function, others, owner_there))
+            texts_there, pairs_there = self._encoded_texts(function, others, owner_there)
+            held = there.features, texts_there.features, pairs_there
         features = first.features if target is None else aligned(first.features, target)
-        self._learn(function, features, second, pairs, held, options, frozen=frozen, **files)
-        return (features, second, pairs, held), (first.names, list(dict.fromkeys(flat)))
+        self._learn(function, features, second.features, pairs, held, options, frozen=frozen, **files)
+        return (features, second.features, pairs, held), (first.names, list(dict.fromkeys(flat)))
 
-    def _unique_texts(self, function: str, flat: Sequence[str], owner: npt.NDArray[np.int64]) -> Any:
+    def _encoded_texts(
+        self, function: str, flat: Sequence[str], owner: npt.NDArray[np.int64]
+    ) -> tuple[Encoded, npt.NDArray[np.int64]]:
         """Each different text once, and the pairs of (clip, text) rows."""
-        place = {text: i for i, text in enumerate(dict.fromkeys(flat))}
-        encoded = self._texts.encode(function, list(place), self._options())
-        pairs = np.stack([owner, np.array([place[text] for text in flat], np.int64)], 1)
-        return encoded.features, np.unique(pairs, axis=0)
+        texts, pairs = unique_texts(flat, owner)
+        return self._texts.encode(function, texts, self._options()), pairs
 
     def _labelled(
         self, function: str, clips: Any, texts: Any, on_error: OnError
@@ -341,7 +344,8 @@ class VideoTextMatcher(TrainedMatcher):
 
         Args:
             clips: N clips, each once and a candidate of every text.
-            texts: texts[i] is the text of clip i, or a list of its texts; all are candidates of every clip.
+            texts: texts[i] is the text of clip i, or a list of its texts. Each different text is one candidate of
+                every clip and one query, and belongs to all the clips that have it, as in training.
             ks: the cutoffs of recall.
             on_error: "skip" leaves unreadable clips out together with their texts.
 
@@ -352,8 +356,8 @@ class VideoTextMatcher(TrainedMatcher):
         self._check_fitted("evaluate", "ranking", "pairs")
         check_on_error(function, on_error)
         first, flat, owner = self._labelled(function, clips, texts, on_error)
-        second = self._texts.encode(function, flat, self._options())
-        return VideoTextMetrics(*self._recalls(*self._inputs_of(function, first, second), owner, ks))
+        second, pairs = self._encoded_texts(function, flat, owner)
+        return VideoTextMetrics(*self._recalls(*self._inputs_of(function, first, second), pairs, ks))
 
     def contributions(self, clips: Any, texts: Texts, k: int = 1) -> dict[str, float]:
         """What each stream is worth: how much recall at k, both ways' mean, falls when its rows change clips.
@@ -364,8 +368,8 @@ class VideoTextMatcher(TrainedMatcher):
         function = f"{type(self).__name__}.contributions"
         self._check_fitted("contributions", "ranking", "pairs")
         first, flat, owner = self._labelled(function, clips, texts, "raise")
-        second = self._texts.encode(function, flat, self._options())
-        return self._exchanged(function, first, second, owner, k)
+        second, pairs = self._encoded_texts(function, flat, owner)
+        return self._exchanged(function, first, second, pairs, k)
 
     def embed_clips(self, clips: Any) -> Features:
         """Rows [N, dim] of the common space, float32; of unit length for distances alone. Errors as `match`."""
