@@ -96,6 +96,8 @@ def sequence_cases(tiny: bool) -> Iterator[SequenceCase]:
         yield case(f"{cell}-256", "a large batch", 256, 32, 512, cell=cell)
         yield case(f"{cell}-1", "one clip while a person waits", 1, 32, 512, cell=cell, ragged=False)
         yield case(f"{cell}-64-train", "a training step", 64, 32, 512, cell=cell, train=True)
-        yield case(f"{cell}-64-train-bf16", "the same in bfloat16", 64, 32, 512, cell=cell, dtype="bfloat16", train=True)
+        yield case(
+            f"{cell}-64-train-bf16", "the same in bfloat16", 64, 32, 512, cell=cell, dtype="bfloat16", train=True
+        )
         yield case(f"{cell}-16-long", "long videos", 16, 256, 512, cell=cell)
     yield case("lstm-128-12-equal", "CLIP4Clip's twelve frames", 128, 12, 512, ragged=False)
