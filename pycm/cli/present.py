@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..evaluate import RetrievalMetrics
 from ..functional import DISTANCES
 from ..report import Candidate, Entry, Facts, Group, Item, Stat, moving_picture, picture
+from ..report.media import MovingPicture
 from ..report.render import amount, duration, ordinal
 from ..streams.registry import needs_sound
 from .caching import short_path
@@ -53,9 +55,15 @@ class Items:
         if self.paths is None:
             return Item(self.names[row])
         if self.kind is CLIP:
-            clip, still, heard = moving_picture(self.paths[row], CLIP_PIXELS, sound=self.sound)
+            clip, still, heard = _playing(self.paths[row].resolve(), self.sound)
             return Item(self.names[row], still, clip, heard)
         return Item(self.names[row], picture(self.paths[row], PICTURE_PIXELS))
+
+
+@lru_cache(maxsize=256)
+def _playing(path: Path, sound: bool) -> MovingPicture:
+    """A clip is encoded once, also where it is a query and a match: the page then holds it once."""
+    return moving_picture(path, CLIP_PIXELS, sound=sound)
 
 
 class Truth(NamedTuple):
