@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as opt
+from .choices import SplitName, SystemName
 
 if TYPE_CHECKING:
     from .pairs import PairOptions
@@ -22,7 +23,7 @@ def train(
     clip_field: opt.ClipField = None,
     label_field: opt.LabelField = None,
     root: opt.Root = None,
-    split: opt.Split = opt.SplitName.all,
+    split: opt.Split = SplitName.all,
     encoder: opt.Encoder = None,
     text_encoder: opt.TextEncoder = None,
     granularity: opt.Granularity = None,
@@ -99,7 +100,7 @@ def evaluate(
     clip_field: opt.ClipField = None,
     label_field: opt.LabelField = None,
     root: opt.Root = None,
-    split: opt.Split = opt.SplitName.all,
+    split: opt.Split = SplitName.all,
     ks: opt.Cutoffs = "1,5,10",
     out: opt.ReportOut = None,
     gallery: opt.GalleryOut = None,
@@ -164,13 +165,13 @@ def _value(choice: Any) -> str | None:
 
 
 def _reading(
-    system: opt.SystemName | None,
+    system: SystemName | None,
     captions: str | None,
     image: str | None,
     clip: str | None,
     label: str | None,
     root: Path | None,
-    split: opt.SplitName,
+    split: SplitName,
     skip: bool,
 ) -> PairOptions:
     from .pairs import PairOptions
