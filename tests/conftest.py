@@ -74,3 +74,17 @@ def threads() -> Iterator[None]:
         pytest.skip("PYCM_NUM_THREADS wins over set_num_threads")
     yield
     pycm.set_num_threads(0)
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The cell of each packing of weights."""
+    made: list[str] = []
+    real = pycm._C.TemporalCell
+
+    def cell(*arguments: Any, **options: Any) -> Any:
+        made.append(arguments[0])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(pycm._C, "TemporalCell", cell)
+    return made

@@ -20,20 +20,6 @@ def ragged() -> torch.Tensor:
     return torch.cat([row[:length] for row, length in zip(frames(), LENGTHS, strict=True)])
 
 
-@pytest.fixture
-def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The cell of each packing."""
-    made: list[str] = []
-    real = pycm._C.TemporalCell
-
-    def cell(*arguments: Any, **options: Any) -> Any:
-        made.append(arguments[0])
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(pycm._C, "TemporalCell", cell)
-    return made
-
-
 class Seen(TorchDispatchMode):
     """Names and arguments of the operators."""
 
