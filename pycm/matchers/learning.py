@@ -221,7 +221,7 @@ def learn(
     """
     if validation is None:
         return _train(recipe, about, problem, None, training, files)
-    if isinstance(validation, (bool, str, float)):
+    if isinstance(validation, float):
         mine, theirs = split(function, problem.items, validation, recipe.seed)
         return _train(recipe, about, problem.learned(mine), problem.take(theirs), training, files)
     if isinstance(validation, (int, np.integer)):
@@ -327,11 +327,6 @@ def _by_folds(
 
 def split(function: str, count: int, share: float, seed: int) -> tuple[Int64, Int64]:
     """Rows to learn from and rows to validate on, both ascending; ValueError where `share` leaves too few."""
-    if not isinstance(share, float) or not 0 < share < 1:
-        raise ValueError(
-            f"{function}: validation must be a share in (0, 1), a number of folds, (items, others) or None, "
-            f"got {share!r}"
-        )
     held = max(2, round(share * count))
     if count - held < 2:
         raise ValueError(f"{function}: validation={share} of {count} items leaves fewer than 2 to learn from")
