@@ -28,7 +28,7 @@ def direct(x: Tensor, lengths: Any, cu_seqlens: Any, weights: Any, options: Opti
     if (
         not _eager()
         or type(x) is not Tensor
-        or type(lengths) is not Tensor
+        or type(lengths) not in (Tensor, int)
         or cu_seqlens is not None
         or type(weights) is not dict
         or len(weights) != len(_NAMES)
@@ -47,7 +47,7 @@ def direct(x: Tensor, lengths: Any, cu_seqlens: Any, weights: Any, options: Opti
     kept = _torch_temporal.packed(options.cell, (*given, None))
     if kept is None or not _fits(x, lengths, given[0]):
         return None
-    steps = lengths.tolist()
+    steps = [lengths] * x.shape[0] if type(lengths) is int else lengths.tolist()
     if not steps or min(steps) < 0 or max(steps) > x.shape[1]:
         return None
     starts = torch.tensor([0, *accumulate(steps)], device="cpu")  # whatever torch's default device is
@@ -59,15 +59,22 @@ def direct(x: Tensor, lengths: Any, cu_seqlens: Any, weights: Any, options: Opti
     return pooled.to(x.dtype)
 
 
-def _fits(x: Tensor, lengths: Tensor, weight_ih: Tensor) -> bool:
+def _fits(x: Tensor, lengths: Tensor | int, weight_ih: Tensor) -> bool:
     return (
         x.is_cpu
-        and lengths.is_cpu
-        and x.layout is lengths.layout is torch.strided
+        and x.layout is torch.strided
         and not x.is_nested
         and x.dtype is weight_ih.dtype
-        and lengths.dtype in (torch.int64, torch.int32)
         and x.ndim == 3
         and x.shape[2] == weight_ih.shape[1]
-        and lengths.shape == x.shape[:1]
+        and (isinstance(lengths, int) or _counts(lengths, x.shape[0]))
+    )
+
+
+def _counts(lengths: Tensor, batch: int) -> bool:
+    return (
+        lengths.is_cpu
+        and lengths.layout is torch.strided
+        and lengths.dtype in (torch.int64, torch.int32)
+        and lengths.shape == (batch,)
     )

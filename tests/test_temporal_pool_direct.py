@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from torch_cases import raises
 
@@ -53,14 +54,14 @@ def test_both_ways_give_the_same_bits(cell: Any, pool: Any, dtype: str, ways: li
     lengths = torch.tensor([7, 0, 3, 1, 7])
     views = (plain, plain.transpose(0, 1).contiguous().transpose(0, 1), torch.cat([plain, plain], 2)[..., ::2])
     for x in (*views, torch._neg_view(plain)):
-        for counts in (lengths, lengths.int()):
+        for counts in (lengths, lengths.int(), 6):
             with torch.no_grad(), Watched():
                 want = pycm.temporal_pool(x, counts, weights, cell, pool)
             with torch.no_grad():
                 got = pycm.temporal_pool(x, counts, weights, cell, pool)
             assert got.dtype == want.dtype
             assert torch.equal(got, want)
-    assert ways == [False, True] * 8
+    assert ways == [False, True] * 12
 
 
 def test_what_else_is_asked_for_goes_the_whole_way(ways: list[bool]) -> None:
@@ -73,7 +74,7 @@ def test_what_else_is_asked_for_goes_the_whole_way(ways: list[bool]) -> None:
         straight = pycm.temporal_pool(x, lengths, weights, "lstm")
         assert ways == [False, False, True]
         calls: list[Callable[[], Any]] = [
-            lambda: pycm.temporal_pool(x, 7, weights, "lstm"),
+            lambda: pycm.temporal_pool(x, np.int64(7), weights, "lstm"),
             lambda: pycm.temporal_pool(x, lengths, bare, "lstm"),
             lambda: pycm.temporal_pool(x, lengths, weights, "lstm", "none"),
             lambda: pycm.temporal_pool(x, lengths, weights, "lstm", h0=state),
@@ -115,6 +116,8 @@ def test_errors_are_the_same_once_the_weights_are_known() -> None:
 
     with torch.no_grad():
         raises(ValueError, ["lengths", "[0, 7]", "8", "row 4"], call(lengths=lengths + torch.tensor([0, 0, 0, 0, 1])))
+        raises(ValueError, ["lengths", "[0, 7]", "8"], call(lengths=8))
+        raises(TypeError, ["lengths", "bool"], call(lengths=True))
         raises(ValueError, ["lengths", "-1"], call(lengths=lengths - 8))
         raises(ValueError, ["lengths", "[5]"], call(lengths=lengths[:3]))
         raises(TypeError, ["lengths", "integers"], call(lengths=lengths.float()))

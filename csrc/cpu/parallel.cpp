@@ -136,16 +136,19 @@ class Pool {
       job_ = &job;
       caller_ = current_processor();
       helpers_ = helpers;
-      pending_ = helpers;
       spins_ = helpers < processors();
       ++epoch_;
     }
     start_.notify_all();
     job.work(0);
-    if (spins_) spin([this] { return pending_.load(std::memory_order_acquire) == 0; });
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return pending_ == 0; });
-    job_ = nullptr;
+    job_ = nullptr;  // who has not come by now is not waited for
+    if (spins_ && working_ > 0) {
+      lock.unlock();
+      spin([this] { return working_.load(std::memory_order_acquire) == 0; });
+      lock.lock();
+    }
+    done_.wait(lock, [this] { return working_ == 0; });
     return true;
   }
 
@@ -162,14 +165,15 @@ class Pool {
       }
       start_.wait(lock, [&] { return epoch_ != seen; });
       seen = epoch_;
-      if (slot > helpers_) continue;
       Job* job = job_;
+      if (job == nullptr || slot > helpers_) continue;
+      ++working_;
       const int caller = spins_ ? caller_ : -1;
       lock.unlock();
       leave_processor(caller);
       job->work(slot);
       lock.lock();
-      if (--pending_ == 0) done_.notify_one();
+      if (--working_ == 0) done_.notify_one();
     }
   }
 
@@ -181,7 +185,7 @@ class Pool {
   int caller_ = -1;  // the processor of the thread that brought the job
   int helpers_ = 0;
   bool spins_ = false;  // there is a processor for every thread
-  std::atomic<int> pending_{0};
+  std::atomic<int> working_{0};  // helpers that have taken up the job
   std::atomic<uint64_t> epoch_{0};
 };
 
