@@ -29,8 +29,8 @@ class _NumPy:
     xp: Any = np
 
     def cell(self, direction: Direction) -> tuple[Any, Any, Any, Any]:
-        x, cu_seqlens, w, cell, reverse, pool, pool_weights, h0, c0 = direction
-        packed = _C.TemporalCell(cell, *(None if part is None else np.ascontiguousarray(part) for part in w))  # type: ignore[arg-type]
+        x, cu_seqlens, w, cell, reverse, pool, pool_weights, h0, c0, int8 = direction
+        packed = _C.TemporalCell(cell, *(None if part is None else np.ascontiguousarray(part) for part in w), int8=int8)  # type: ignore[arg-type, misc]
         batch, steps, dtype = len(cu_seqlens) - 1, int(cu_seqlens[-1]), _work_dtype(w.weight_ih)
         most = x.shape[0] if x.ndim == 2 else x.shape[0] * x.shape[1]
         x = x[:steps] if x.ndim == 2 else x

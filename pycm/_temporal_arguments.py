@@ -40,6 +40,8 @@ def evaluate(function: str, backend: Backend, sequences: Sequences, weights: Any
     """What `pycm.temporal_pool` returns; the options' words are checked (`check_choices`), all else here."""
     x, starts, steps, restore, single = sequences
     layers = layers_of(function, weights, options.cell, x, "x" if options.embedding is None else "embedding")
+    if options.int8_weights and dtype_name(x) == "float64":
+        raise TypeError(f"{function}: int8_weights needs float32, float16 or bfloat16, got float64")
     h0, c0 = options.h0, options.c0
     if single:
         h0, c0 = (state if state is None else state[..., None, :] for state in (h0, c0))

@@ -63,6 +63,7 @@ class Options(NamedTuple):
     batch_first: bool = True
     return_state: bool = False
     embedding: Any = None
+    int8_weights: bool = False
 
 
 class Sequences(NamedTuple):
@@ -98,6 +99,7 @@ class Direction(NamedTuple):
     pool_weights: Any = None
     h0: Any = None
     c0: Any = None
+    int8: bool = False
 
 
 class Backend(Protocol):
@@ -144,7 +146,7 @@ def run(backend: Backend, problem: Problem) -> tuple[Any, list[Any], list[Any]]:
             h0, c0 = (None if state is None else state[index] for state in (o.h0, o.c0))
             own_weights = pool_weights if pool == o.pool else None
             pooled, states, h_n, c_n = backend.cell(
-                Direction(out, run_seqlens, w, o.cell, bool(reverse), pool, own_weights, h0, c0)
+                Direction(out, run_seqlens, w, o.cell, bool(reverse), pool, own_weights, h0, c0, o.int8_weights)
             )
             parts.append(states if pool == "none" else pooled)
             hidden.append(h_n)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from pycm import _torch_temporal_int8 as int8_operator
 from pycm._temporal_arguments import (
     check_embedding,
     check_ids,
@@ -36,11 +37,15 @@ class _Torch:
 
     def cell(self, direction: Direction) -> tuple[Any, Any, Any, Any]:
         if isinstance(direction.x, Words):
-            words, cu_seqlens, weights, cell, reverse, pool, *others = direction
+            words, cu_seqlens, weights, cell, reverse, pool, *others, _ = direction
             return temporal_pool_words(  # type: ignore[no-any-return]
                 words, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none"
             )
-        x, cu_seqlens, weights, cell, reverse, pool, *others = direction
+        x, cu_seqlens, weights, cell, reverse, pool, *others, int8 = direction
+        if int8:
+            return torch.ops.pycm.temporal_pool_int8(  # type: ignore[no-any-return]
+                x, cu_seqlens, *weights, *others, cell, pool, reverse, pool == "none"
+            )
         given = [t for t in (x, *weights, *others) if t is not None]
         trained = torch.is_grad_enabled() and any(map(_requires_grad, given))
         # The dispatcher alone would cost a tenth of a short sequence.
@@ -92,6 +97,8 @@ def temporal_pool(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: 
     values = x.data if isinstance(x, PackedSequence) else x
     states = {"h0": options.h0, "c0": options.c0, "attention": options.attention, "embedding": options.embedding}
     _check_tensors(_POOL, values, weights, options.gpo, **states)
+    if options.int8_weights:
+        int8_operator.check(_POOL, values, _trained(values, options, weights))
     dtype = _autocast_dtype(values if options.embedding is None else options.embedding)
     if dtype is not None and isinstance(weights, Mapping):
         weights = {name: _lowered(tensor, dtype) for name, tensor in weights.items()}
@@ -285,14 +292,19 @@ def _words(x: Any, lengths: Any, cu_seqlens: Any, weights: Any, options: Options
     known = sequences.x.known(None if options.legacy_padding else sequences.cu_seqlens)
     if _has_values(known.ids) and known.ids.numel():
         check_ids(_POOL, known.ids.numpy(), embedding.shape[0])
-    given = (embedding, options.h0, options.c0, options.attention, *_tensors(weights), *_tensors(options.gpo))
-    trained = torch.is_grad_enabled() and any(t is not None and _requires_grad(t) for t in given)
+    trained = _trained(known.ids, options, weights)
     # A table would be cast whole, be it for few ids.
     few = dtype is not None and known.ids.numel() <= embedding.shape[0]
     if trained or few or options.residual or options.legacy_padding or not has_kernel(known):
         vectors = known.vectors()
         return sequences._replace(x=vectors if dtype is None else vectors.to(dtype))
     return sequences._replace(x=known if dtype is None else known._replace(embedding=embedding.to(dtype)))
+
+
+def _trained(values: Tensor, options: Options, weights: Any) -> bool:
+    states = (options.h0, options.c0, options.attention, options.embedding)
+    given = (values, *states, *_tensors(weights), *_tensors(options.gpo))
+    return torch.is_grad_enabled() and any(t is not None and _requires_grad(t) for t in given)
 
 
 def _tensors(mapping: Any) -> Any:

@@ -91,29 +91,31 @@ class _Kept:
         )
 
 
-def _cell(cell: str, weights: Sequence[Optional]) -> Any:
-    return _C.TemporalCell(cell, *[_dense(w) for w in weights], num_threads=torch.get_num_threads())  # type: ignore[arg-type, misc]
+def _cell(cell: str, weights: Sequence[Optional], int8: bool) -> Any:
+    return _C.TemporalCell(cell, *[_dense(w) for w in weights], num_threads=torch.get_num_threads(), int8=int8)  # type: ignore[arg-type, misc]
 
 
-_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by the first of the weights
+# By the first of the weights; in their own dtype, and in 8 bits.
+_packed: tuple[WeakTensorKeyDictionary, ...] = (WeakTensorKeyDictionary(), WeakTensorKeyDictionary())
 _lowered: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-atexit.register(_packed.clear)  # before the module's types go
+for _kept in _packed:
+    atexit.register(_kept.clear)  # before the module's types go
 
 
-def _pack(cell: str, weights: Sequence[Optional]) -> Any:
+def _pack(cell: str, weights: Sequence[Optional], int8: bool) -> Any:
     first = cast(Tensor, weights[0])
     if any(w is not None and w.is_inference() for w in weights):  # these have no version
-        return _cell(cell, weights)
-    kept = packed(cell, weights)
+        return _cell(cell, weights, int8)
+    kept = packed(cell, weights, int8)
     if kept is None:
-        kept = _cell(cell, weights)
-        _packed[first] = _Kept(cell, weights, kept)
+        kept = _cell(cell, weights, int8)
+        _packed[int8][first] = _Kept(cell, weights, kept)
     return kept
 
 
-def packed(cell: str, weights: Sequence[Optional]) -> Any:
+def packed(cell: str, weights: Sequence[Optional], int8: bool) -> Any:
     """What `_pack` has kept of these, None where it has to pack."""
-    kept = _packed.get(cast(Tensor, weights[0]))  # type: ignore[no-untyped-call]
+    kept = _packed[int8].get(cast(Tensor, weights[0]))  # type: ignore[no-untyped-call]
     return kept.value if kept is not None and kept.holds(cell, weights) else None
 
 
@@ -131,7 +133,7 @@ def lowered(weight: Tensor, dtype: torch.dtype) -> Tensor:
 def forget(weights: Iterable[Tensor]) -> None:
     """Drop what is kept of them: `torch.utils.swap_tensors` refuses tensors with weak references."""
     for weight in weights:
-        for kept in (_packed, _lowered):
+        for kept in (*_packed, _lowered):
             kept.pop(weight, None)  # type: ignore[no-untyped-call]
 
 
@@ -159,11 +161,11 @@ def _dense(tensor: Optional) -> Optional:
     return None if tensor is None else tensor.detach().resolve_neg().contiguous()
 
 
-def temporal_pool_cpu(*args: Any) -> tuple[Tensor, ...]:
+def temporal_pool_cpu(*args: Any, int8: bool = False) -> tuple[Tensor, ...]:
     x, cu_seqlens, *weights, pool_weights, h0, c0, cell, pool, reverse, keep_states, keep_reserve = args
     weight_ih, weight_hh, *_ = weights
     _check_tangents("temporal_pool", x=x, weight_ih=weight_ih, weight_hh=weight_hh)
-    packed = _pack(cell, weights)
+    packed = _pack(cell, weights, int8)
     results = _results(x, cu_seqlens, weight_hh, cell, pool, keep_states, keep_reserve)
     pooled, states, h_n, c_n, reserve = results
     steps = int(cu_seqlens[-1])

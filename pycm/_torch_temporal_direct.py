@@ -44,7 +44,7 @@ def direct(x: Tensor, lengths: Any, cu_seqlens: Any, weights: Any, options: Opti
         return None
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *given)):
         return None
-    kept = _torch_temporal.packed(options.cell, (*given, None))
+    kept = _torch_temporal.packed(options.cell, (*given, None), options.int8_weights)
     if kept is None or not _fits(x, lengths, given[0]):
         return None
     steps = [lengths] * x.shape[0] if type(lengths) is int else lengths.tolist()

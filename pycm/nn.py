@@ -93,6 +93,7 @@ class TemporalPool(nn.Module):
         num_layers, bias, batch_first, dropout, bidirectional, proj_size: as in torch.
         combine: two directions as one: ``concat``, ``average`` or ``sum``.
         residual, normalize_states, normalize, legacy_padding: as in `pycm.temporal_pool`.
+        int8_weights: as there; for inference, be it of a module that was trained without: the attribute may be set.
 
     Attributes:
         weight_ih_l0, ...: the parameters, with torch's names, shapes and initialisation: the state_dict of an
@@ -124,6 +125,7 @@ class TemporalPool(nn.Module):
         normalize_states: bool = False,
         normalize: bool = False,
         legacy_padding: bool = False,
+        int8_weights: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -154,7 +156,7 @@ class TemporalPool(nn.Module):
         self.num_layers, self.bias, self.bidirectional = num_layers, bias, bidirectional
         self.batch_first, self.dropout = batch_first, float(dropout)
         self.residual, self.normalize_states, self.normalize = residual, normalize_states, normalize
-        self.legacy_padding = legacy_padding
+        self.legacy_padding, self.int8_weights = legacy_padding, int8_weights
         state, directions = proj_size or hidden_size, 2 if bidirectional else 1
         features = state * (directions if combine == "concat" else 1)
         if residual and features != input_size:
@@ -191,7 +193,7 @@ class TemporalPool(nn.Module):
         Args:
             rnn: an ``nn.LSTM`` or ``nn.GRU``.
             pool: as in the constructor.
-            **options: `combine`, `residual`, `normalize_states`, `normalize`, `legacy_padding`.
+            **options: `combine`, `residual`, `normalize_states`, `normalize`, `legacy_padding`, `int8_weights`.
 
         Raises:
             TypeError: for another module, or an RNN whose weights are not plain parameters.
@@ -279,6 +281,7 @@ class TemporalPool(nn.Module):
             batch_first=self.batch_first,
             return_state=return_state,
             embedding=embedding,
+            int8_weights=self.int8_weights,
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -297,7 +300,7 @@ class TemporalPool(nn.Module):
         for name, plain in (
             ("num_layers", 1), ("bias", True), ("batch_first", True), ("dropout", 0.0), ("bidirectional", False),
             ("proj_size", 0), ("combine", "concat"), ("residual", False), ("normalize_states", False),
-            ("normalize", False), ("legacy_padding", False),
+            ("normalize", False), ("legacy_padding", False), ("int8_weights", False),
         ):  # fmt: skip
             if (value := getattr(self, name)) != plain:
                 given.append(f"{name}={value!r}")

@@ -33,6 +33,7 @@ def temporal_pool(
     batch_first: bool = True,
     return_state: bool = False,
     embedding: Any = None,
+    int8_weights: bool = False,
 ) -> Any:
     """Run an LSTM or GRU over sequences and pool its states, without packing and without keeping them.
 
@@ -75,6 +76,10 @@ def temporal_pool(
             in `embedding`; the padding_idx of an ``nn.Embedding`` is not known here: that row gets a gradient where its
             id occurs. On CUDA and without a gradient the first layer multiplies the V vectors by its weights where
             they are fewer than the steps.
+        int8_weights: round the weights' rows and what they are multiplied with, inputs and states, to 8 bits, each row
+            with a scale of its own (its largest value is 127), and add the products as integers; the rest is fp32. A
+            quarter of the bytes, which is what one sequence waits for; on the CPU and without a gradient. The states
+            are off by some 1e-3; a row of x with an infinity or a nan gives nan.
 
     Returns:
         ``[B, F]`` (``[F]`` for a single sequence), in x's dtype, kind and device; F is P for one direction or combined
@@ -84,11 +89,12 @@ def temporal_pool(
         ``[layers * directions, B, ...]``; a row of length 0 leaves its initial state.
 
     Raises:
-        TypeError: for integers in x without `embedding` or others with it, another dtype in the weights, or no array.
-        ValueError: for shapes that do not fit, lengths outside x, ids outside `embedding`, an unknown name, or a pool's
-            parameter missing.
-        NotImplementedError: for a tensor with a forward-mode tangent or under ``torch.func.grad`` and its like, or
-            neither on the CPU nor on a CUDA device.
+        TypeError: for integers in x without `embedding` or others with it, another dtype in the weights, float64 with
+            `int8_weights`, or no array.
+        ValueError: for shapes that do not fit, lengths outside x, ids outside `embedding`, an unknown name, a pool's
+            parameter missing, or `int8_weights` where a gradient is wanted.
+        NotImplementedError: for `int8_weights` on another device, a tensor with a forward-mode tangent or under
+            ``torch.func.grad`` and its like, or neither on the CPU nor on a CUDA device.
 
     A row's result does not depend on the other rows, on the number of threads or on the padding, to the bit (on
     CUDA: but for the rounding of torch's product of the inputs). States and sums are fp32 (fp64 for float64). Torch
@@ -104,7 +110,7 @@ def temporal_pool(
     """
     options = Options(
         cell, pool, combine, h0, c0, attention, gpo, residual, normalize_states, normalize, dropout, legacy_padding,
-        batch_first, return_state, embedding,
+        batch_first, return_state, embedding, int8_weights,
     )  # fmt: skip
     check_choices("temporal_pool", options)
     return _implementation(x).temporal_pool(x, lengths, cu_seqlens, weights, options)

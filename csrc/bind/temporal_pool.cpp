@@ -86,8 +86,14 @@ struct Parameters {
 class TemporalCell {
  public:
   TemporalCell(nb::handle cell, nb::handle weight_ih, nb::handle weight_hh, nb::handle bias_ih, nb::handle bias_hh,
-               nb::handle weight_hr, int num_threads) {
-    const Parameters parameters("TemporalCell", cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr);
+               nb::handle weight_hr, int num_threads, bool int8) {
+    Parameters parameters("TemporalCell", cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr);
+    CellWeights& w = parameters.weights;
+    check(!int8 || w.dtype != DType::kFloat64, "TemporalCell: int8 needs float32, float16 or bfloat16, got float64");
+    check(!int8 || std::max({w.input_size, w.hidden_size, w.state_size}) <= kMaxInt8Depth,
+          "TemporalCell: int8 needs at most ", kMaxInt8Depth, " inputs, units and states, got ", w.input_size, ", ",
+          w.hidden_size, " and ", w.state_size);
+    w.int8 = int8;
     const int thread_count = threads(num_threads);
     nb::gil_scoped_release release;
     packed_ = cpu::pack_cell(parameters.weights, thread_count);
@@ -263,12 +269,13 @@ void temporal_pool_backward(nb::handle cell, nb::handle x, nb::handle cu_seqlens
 
 void bind_temporal_pool(nb::module_& module) {
   nb::class_<TemporalCell>(module, "TemporalCell")
-      .def(nb::init<nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, int>(),
+      .def(nb::init<nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, nb::handle, int, bool>(),
            nb::sig("def __init__(self, cell: str, weight_ih: typing.Any, weight_hh: typing.Any, bias_ih: typing.Any = "
-                   "None, bias_hh: typing.Any = None, weight_hr: typing.Any = None, num_threads: int = 0) -> None"),
+                   "None, bias_hh: typing.Any = None, weight_hr: typing.Any = None, num_threads: int = 0, int8: bool = "
+                   "False) -> None"),
            nb::arg("cell").none(), nb::arg("weight_ih").none(), nb::arg("weight_hh").none(),
            nb::arg("bias_ih").none() = nb::none(), nb::arg("bias_hh").none() = nb::none(),
-           nb::arg("weight_hr").none() = nb::none(), nb::arg("num_threads") = 0)
+           nb::arg("weight_hr").none() = nb::none(), nb::arg("num_threads") = 0, nb::arg("int8") = false)
       .def_prop_ro("cell", [](const TemporalCell& self) { return name_of(self.shape().cell); })
       .def_prop_ro("dtype", [](const TemporalCell& self) { return name_of(self.shape().dtype); })
       .def_prop_ro("input_size", [](const TemporalCell& self) { return self.shape().input_size; })

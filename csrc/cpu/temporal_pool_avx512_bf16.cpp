@@ -5,8 +5,7 @@ namespace pycm::cpu {
 namespace {
 
 // A word is two elements; their products are added to the sum in fp32.
-struct Bf16Word {
-  using Vec = VecF;
+struct Bf16Word : SumWord<VecF> {
   using Word = uint32_t;
   static PYCM_INLINE __m512i column(const Word* b) { return _mm512_loadu_si512(b); }
   static PYCM_INLINE __m512i row(const Word* a) { return _mm512_set1_epi32(static_cast<int>(*a)); }

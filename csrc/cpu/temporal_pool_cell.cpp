@@ -31,6 +31,17 @@ const Bf16Kernels* bf16_kernels() {
   return nullptr;
 }
 
+const Int8Kernels& int8_kernels() {
+#if defined(__x86_64__)
+  const char* level = kernels().level;
+  if (std::strcmp(level, "avx512_vnni") == 0 || std::strcmp(level, "avx512_bf16") == 0)
+    return recurrent_int8_avx512_vnni;
+  if (std::strcmp(level, "avx512") == 0) return recurrent_int8_avx512;
+  if (std::strncmp(level, "avx2", 4) == 0) return recurrent_int8_avx2;
+#endif
+  return recurrent_int8_scalar;
+}
+
 constexpr int64_t kHugePage = 2 << 20;
 
 void use_huge_pages(void* data, int64_t bytes) {
@@ -84,7 +95,7 @@ void pack_matrix(const void* matrix, DType dtype, int64_t dim, int64_t panels, c
     const int n = count(p);
     for (int r = 0; r < n; ++r) {
       const void* row = static_cast<const char*>(matrix) + (first(p) + r) * dim * item_size(dtype);
-      std::memcpy(block + r * words, into.operand.read(row, dtype, dim, converted),
+      std::memcpy(block + r * words, into.operand.read(row, dtype, dim, converted, true),
                   static_cast<size_t>(words) * sizeof(T));
     }
     pack_panel(block, words, n, words, columns, out.get() + p * size);
@@ -94,8 +105,8 @@ void pack_matrix(const void* matrix, DType dtype, int64_t dim, int64_t panels, c
 }  // namespace
 
 template <class T>
-PackedWeights<T>::PackedWeights(const CellWeights& weights, const Bf16Kernels* bf16, int num_threads)
-    : kernels(recurrent_kernels<T>()), operand(bf16) {
+PackedWeights<T>::PackedWeights(const CellWeights& weights, const Operand<T>& as, int num_threads)
+    : kernels(recurrent_kernels<T>()), operand(as) {
   const int columns = kernels.columns, gates = gates_of(weights.cell);
   const int64_t units = weights.hidden_size, state = weights.state_size;
   groups = ceil_div(units, columns);
@@ -155,11 +166,13 @@ std::shared_ptr<const PackedCell> pack_cell(const CellWeights& weights, int num_
                      w.projection_panels * w.operand.words(weights.hidden_size));
   };
   if (weights.dtype == DType::kFloat64) {
-    packed->f64 = std::make_unique<PackedWeights<double>>(weights, nullptr, num_threads);
+    packed->f64 = std::make_unique<PackedWeights<double>>(weights, Operand<double>(), num_threads);
     count(*packed->f64, 8);
   } else {
-    packed->f32 = std::make_unique<PackedWeights<float>>(
-        weights, weights.dtype == DType::kBFloat16 ? bf16_kernels() : nullptr, num_threads);
+    const Operand<float> operand = weights.int8                        ? Operand<float>(int8_kernels())
+                                   : weights.dtype == DType::kBFloat16 ? Operand<float>(bf16_kernels())
+                                                                       : Operand<float>();
+    packed->f32 = std::make_unique<PackedWeights<float>>(weights, operand, num_threads);
     count(*packed->f32, 4);
   }
   return packed;

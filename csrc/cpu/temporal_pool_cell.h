@@ -35,15 +35,17 @@ struct Tiles {
   int height(int64_t tile) const { return static_cast<int>(first(tile + 1) - first(tile)); }
 };
 
-// How rows become operands of a product: as elements of T, or rounded to bf16, two in a word.
+// How rows become operands of a product: as elements of T, or rounded to bf16, two in a word, or to 8 bits, four in one.
 template <class T>
 class Operand {
  public:
-  explicit Operand(const Bf16Kernels* bf16) : bf16_(bf16) {}
+  Operand() = default;
+  explicit Operand(const Bf16Kernels* bf16) : bf16_(bf16) {}  // null: as elements
+  explicit Operand(const Int8Kernels& int8) : int8_(&int8) {}
 
-  int64_t elements() const { return bf16_ != nullptr ? 2 : 1; }  // of a word
-  int64_t words(int64_t dim) const { return ceil_div(dim, elements()); }
-  // One word of each of `count` columns: of this row, and of the next one where a word holds two.
+  int64_t elements() const { return int8_ != nullptr ? 4 : bf16_ != nullptr ? 2 : 1; }  // of a word
+  int64_t words(int64_t dim) const { return ceil_div(dim, elements()) + (int8_ != nullptr ? kInt8Tail : 0); }
+  // One word of each of `count` columns: of this row, and of the next one where a word holds two. Not for 8 bits.
   void join(const T* row, const T* next, int64_t count, T* out) const {
     if constexpr (sizeof(T) == 4) {
       if (bf16_ != nullptr) return bf16_->pair(row, next, count, out);
@@ -53,11 +55,13 @@ class Operand {
   void product(const RecurrentKernels<T>& kernels, const ProductTile<T>& tile) const {
     if constexpr (sizeof(T) == 4) {
       if (bf16_ != nullptr) return bf16_->product(tile);
+      if (int8_ != nullptr) return int8_->product(tile);
     }
     kernels.product(tile);
   }
-  // The words of a row: the row itself or what is written to scratch [2 * dim + 2].
-  const T* read(const void* row, DType dtype, int64_t dim, T* scratch) const {
+  // The words of a row, one of the weights or of what they are multiplied with: the row itself or what is written to
+  // scratch [scratch_size(dim)].
+  const T* read(const void* row, DType dtype, int64_t dim, T* scratch, bool weights = false) const {
     if constexpr (sizeof(T) == 8) {
       return static_cast<const double*>(row);
     } else {
@@ -68,11 +72,15 @@ class Operand {
       }
       const float* values = static_cast<const float*>(row);
       if (dtype != DType::kFloat32) {
-        float* wide = scratch + dim / 2 + 1;
+        float* wide = scratch + words(dim);
         const auto* halves = static_cast<const uint16_t*>(row);
         if (dtype == DType::kFloat16) cpu::kernels().widen_f16(halves, dim, wide);
         else cpu::kernels().widen_bf16(halves, dim, wide);
         values = wide;
+      }
+      if (int8_ != nullptr) {
+        int8_->round(values, dim, weights, reinterpret_cast<uint32_t*>(scratch));
+        return scratch;
       }
       if (bf16_ == nullptr) return values;
       scratch[dim / 2] = 0;
@@ -83,7 +91,8 @@ class Operand {
   static int64_t scratch_size(int64_t dim) { return 2 * dim + 2; }
 
  private:
-  const Bf16Kernels* bf16_;
+  const Bf16Kernels* bf16_ = nullptr;
+  const Int8Kernels* int8_ = nullptr;
 };
 
 // `count` rows as a tile's first operand; row(i), called in order, is where row i lies. scratch: count * scratch_size(dim).
@@ -112,7 +121,7 @@ struct PackedWeights {
   Buffer<T> input_bias, hidden_bias;  // empty without biases; hidden_bias also where b_ih + b_hh serves
   bool has_bias = false, has_hidden_bias = false;
 
-  PackedWeights(const CellWeights& weights, const Bf16Kernels* bf16, int num_threads);
+  PackedWeights(const CellWeights& weights, const Operand<T>& as, int num_threads);
   int64_t input_panel(int64_t input_size) const { return operand.words(input_size) * kernels.columns; }
 };
 

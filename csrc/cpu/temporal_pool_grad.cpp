@@ -192,7 +192,7 @@ void weight_gradients(Problem<T, C>& p, bool accumulate, int num_threads) {
   const TemporalPoolGradArgs& args = p.args;
   const CellWeights& shape = p.shape;
   const int64_t h = shape.hidden_size, i = shape.input_size, n = shape.state_size;
-  const Operand<T> widened(nullptr);
+  const Operand<T> widened;
   const int64_t words = p.operand.words(p.steps), elements = p.operand.elements(), wide = widened.scratch_size(i);
   StepPanels<T> xs, hs, ms;
   xs.reserve(args.grad_weight_ih != nullptr ? words : 0, i, p.columns);

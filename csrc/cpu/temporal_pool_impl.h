@@ -4,7 +4,7 @@
 // Product: a tile of `height` rows x (panels x 2 vectors) stays in registers while the depth runs; a step loads the vectors
 // of the panels and broadcasts `height` elements. 12 rows x 1 panel fill 24 of AVX-512's registers (24 multiply-adds for 14
 // loads); of fewer rows several panels are taken at once, so that 1 row still has 8 independent sums and reads the weights
-// at the memory's speed. A sum runs over the depth in one chain per kChain words, whatever the tile: a row's bits do not
+// at the memory's speed. A sum runs over the depth in one chain per Word::kChain words, whatever the tile: a row's bits do not
 // depend on its neighbours.
 // Only plain loops may stand here: an inline function shared with another file would carry this level's instructions.
 
@@ -27,7 +27,6 @@ namespace {
 #define PYCM_INLINE inline __attribute__((always_inline))
 
 constexpr int kVectors = 2;
-constexpr int64_t kChain = 512;
 template <class V>
 constexpr int kColumns = kVectors * V::N;
 
@@ -44,10 +43,22 @@ constexpr int panels_at_once(int height) { return at_most(kMaxPanels, kFullHeigh
 
 // ---- products ----
 
+// Words whose sums are what is wanted.
+template <class V>
+struct SumWord {
+  using Vec = V;
+  using Sum = V;
+  static constexpr int64_t kChain = 512, kTail = 0;
+  static PYCM_INLINE V zero() { return V::zero(); }
+  template <class Word>
+  static PYCM_INLINE V value(V sum, const Word*, const Word*) {
+    return sum;
+  }
+};
+
 // One word is one element.
 template <class V>
-struct PlainWord {
-  using Vec = V;
+struct PlainWord : SumWord<V> {
   using Word = typename V::T;
   static PYCM_INLINE V column(const Word* b) { return V::load(b); }
   static PYCM_INLINE V row(const Word* a) { return V::set(*a); }
@@ -64,14 +75,14 @@ PYCM_INLINE void product_tile(const ProductTile<typename Op::Vec::T>& tile, int 
   const Word* b = static_cast<const Word*>(tile.b) + panel * tile.b_panel;
   const T* start = tile.start == nullptr ? nullptr : tile.start + panel * kColumns<V>;
   T* c = tile.c + panel * tile.c_panel;
-  const int64_t b_panel = tile.b_panel;
-  for (int64_t begin = 0;; begin += kChain) {
-    const int64_t steps = tile.words - begin < kChain ? tile.words - begin : kChain;
-    V sum[kHeight][kAll];
+  const int64_t b_panel = tile.b_panel, depth = tile.words == 0 ? 0 : tile.words - Op::kTail;
+  for (int64_t begin = 0;; begin += Op::kChain) {
+    const int64_t steps = depth - begin < Op::kChain ? depth - begin : Op::kChain;
+    typename Op::Sum sum[kHeight][kAll];
 #pragma GCC unroll 12
     for (int i = 0; i < kHeight; ++i)
 #pragma GCC unroll 8
-      for (int j = 0; j < kAll; ++j) sum[i][j] = V::zero();
+      for (int j = 0; j < kAll; ++j) sum[i][j] = Op::zero();
     for (int64_t w = 0; w < steps; ++w) {
       decltype(Op::column(b)) column[kAll];
 #pragma GCC unroll 8
@@ -90,11 +101,14 @@ PYCM_INLINE void product_tile(const ProductTile<typename Op::Vec::T>& tile, int 
 #pragma GCC unroll 8
       for (int j = 0; j < kAll; ++j) {
         T* out = c + i * tile.c_row + j / kVectors * tile.c_panel + j % kVectors * V::N;
-        if (tile.add || begin != 0) sum[i][j] = V::load(out) + sum[i][j];
-        else if (start != nullptr) sum[i][j] = V::load(start + j * V::N) + sum[i][j];
-        sum[i][j].store(out);
+        V value = V::zero();
+        if (Op::kTail == 0 || depth > 0)
+          value = Op::value(sum[i][j], a + i, b + j / kVectors * b_panel + j % kVectors * V::N);
+        if (tile.add || begin != 0) value = V::load(out) + value;
+        else if (start != nullptr) value = V::load(start + j * V::N) + value;
+        value.store(out);
       }
-    if (begin + kChain >= tile.words) return;
+    if (begin + Op::kChain >= depth) return;
   }
 }
 

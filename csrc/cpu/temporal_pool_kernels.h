@@ -2,6 +2,7 @@
 // level; sums may round differently from level to level, but never with the height of a tile.
 //
 //   temporal_pool_impl.h      the loops, written once over vec.h
+//   temporal_pool_int8.h      words of 8-bit elements for them
 //   temporal_pool_<level>.cpp the same loops compiled for one level
 #pragma once
 
@@ -16,7 +17,7 @@ constexpr int kMaxProductHeight = 12;
 constexpr int kMaxPanels = 4;  // that a tile of few rows meets at once
 
 // c[i][p][j] = start[p][j] + sum over w of a[w][i] * b[p][w][j], or the same added to c, for i < height, p < panels, j < columns.
-// One operand is packed "depth first", a word holds one element of T, or two of bf16.
+// One operand is packed "depth first", a word holds one element of T, two of bf16, or four of 8 bits (Int8Kernels).
 template <class T>
 struct ProductTile {
   int height = 0, panels = 0;
@@ -99,18 +100,31 @@ struct Bf16Kernels {
   void (*pair)(const float* even, const float* odd, int64_t count, float* out);
 };
 
-#define PYCM_DECLARE_LEVEL(level)                             \
-  extern const RecurrentKernels<float> recurrent_f32_##level; \
-  extern const RecurrentKernels<double> recurrent_f64_##level;
+// Operands of 8 bits, each row with a scale of its own: words of four elements, then kInt8Tail more. Sums are exact
+// integers, so every level finds the same products.
+constexpr int kInt8Tail = 2;  // the scale, a float; of weights 128 times the sum of the row's codes
+struct Int8Kernels {
+  void (*product)(const ProductTile<float>& tile);
+  // To codes * max|row| / 127: of weights as they are, of what they are multiplied with 128 greater, so that they have no
+  // sign. A row that is not finite has a scale of NaN.
+  void (*round)(const float* row, int64_t dim, bool weights, uint32_t* words);
+};
+
+#define PYCM_DECLARE_LEVEL(level)                              \
+  extern const RecurrentKernels<float> recurrent_f32_##level;  \
+  extern const RecurrentKernels<double> recurrent_f64_##level; \
+  extern const Int8Kernels recurrent_int8_##level;
 PYCM_DECLARE_LEVEL(scalar)
 PYCM_DECLARE_LEVEL(avx2)    // x86-64 only
 PYCM_DECLARE_LEVEL(avx512)  // x86-64 only
 #undef PYCM_DECLARE_LEVEL
-extern const Bf16Kernels recurrent_bf16_avx512;  // x86-64 only
+extern const Bf16Kernels recurrent_bf16_avx512;       // x86-64 only
+extern const Int8Kernels recurrent_int8_avx512_vnni;  // x86-64 only
 
 // Of the level in use (cpu/kernels.h).
 template <class T>
 const RecurrentKernels<T>& recurrent_kernels();
 const Bf16Kernels* bf16_kernels();  // null where bf16 is widened to fp32
+const Int8Kernels& int8_kernels();
 
 }  // namespace pycm::cpu

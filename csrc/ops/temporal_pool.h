@@ -18,6 +18,8 @@ namespace cpu {
 class PackedCell;
 }  // namespace cpu
 
+constexpr int64_t kMaxInt8Depth = 1 << 17;  // elements of a row of 8 bits whose products' sum still fits 32
+
 // A layer's parameters as torch has them, all of one dtype, contiguous. Borrowed.
 struct CellWeights {
   Cell cell = Cell::kLstm;
@@ -28,6 +30,8 @@ struct CellWeights {
   const void* bias_ih = nullptr;                            // [G * H] or null, both or none
   const void* bias_hh = nullptr;
   const void* weight_hr = nullptr;  // [P, H], null without a projection (LSTM only)
+  // Products of 8-bit weights and inputs, rounded with a scale for each row; no backward pass. Not for float64.
+  bool int8 = false;
 };
 
 // Sequences: row b is steps cu_seqlens[b] ... cu_seqlens[b + 1] of ragged [S, I] values, or the first that many steps of

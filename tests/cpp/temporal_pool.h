@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -53,8 +54,23 @@ struct PoolData {
   }
 };
 
-// Row b's states in the order of processing, from the equations.
-inline std::vector<std::vector<double>> plain_states(const PoolCase& p, const PoolData& data, int64_t b) {
+// What a row is in 8 bits: its largest value is 127.
+inline std::vector<double> rounded_to_int8(const double* row, int64_t dim) {
+  float largest = 0;
+  for (int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(static_cast<float>(row[d])));
+  std::vector<double> values(row, row + dim);
+  for (double& value : values)
+    value = largest == 0 ? 0 : std::nearbyintf(static_cast<float>(value) * (127 / largest)) * (largest / 127);
+  return values;
+}
+
+// Row b's states in the order of processing, from the equations; int8: of rows in 8 bits.
+inline std::vector<std::vector<double>> plain_states(const PoolCase& p, const PoolData& data, int64_t b, bool int8) {
+  const auto product = [=](const double* x, const double* y, int64_t dim) {
+    if (!int8) return std::inner_product(x, x + dim, y, 0.0);
+    const std::vector<double> weights = rounded_to_int8(x, dim), values = rounded_to_int8(y, dim);
+    return std::inner_product(weights.begin(), weights.end(), values.begin(), 0.0);
+  };
   const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
   const int64_t n = p.states();
   std::vector<double> h(static_cast<size_t>(n)), c(static_cast<size_t>(p.units));
@@ -69,9 +85,7 @@ inline std::vector<std::vector<double>> plain_states(const PoolCase& p, const Po
       const int64_t row = gate * p.units + u, dim = input ? p.inputs : n;
       const double* w = data.input[input ? kWeightIh : kWeightHh].data() + row * dim;
       const double* v = input ? data.input[kX].data() + step * dim : h.data();
-      double total = data.input[input ? kBiasIh : kBiasHh][row];
-      for (int64_t d = 0; d < dim; ++d) total += w[d] * v[d];
-      return total;
+      return data.input[input ? kBiasIh : kBiasHh][row] + product(w, v, dim);
     };
     const auto both = [&](int64_t gate, int64_t u) { return sum(gate, u, true) + sum(gate, u, false); };
     std::vector<double> next(static_cast<size_t>(p.units));
@@ -88,7 +102,7 @@ inline std::vector<std::vector<double>> plain_states(const PoolCase& p, const Po
     if (p.projection > 0) {
       std::vector<double> projected(static_cast<size_t>(n));
       for (int64_t d = 0; d < n; ++d)
-        for (int64_t u = 0; u < p.units; ++u) projected[d] += data.input[kWeightHr][d * p.units + u] * next[u];
+        projected[d] = product(data.input[kWeightHr].data() + d * p.units, next.data(), p.units);
       next = projected;
     }
     states.push_back(h = next);
@@ -96,8 +110,8 @@ inline std::vector<std::vector<double>> plain_states(const PoolCase& p, const Po
   return states;
 }
 
-inline std::vector<double> plain_pool(const PoolCase& p, const PoolData& data, int64_t b) {
-  const std::vector<std::vector<double>> states = plain_states(p, data, b);
+inline std::vector<double> plain_pool(const PoolCase& p, const PoolData& data, int64_t b, bool int8) {
+  const std::vector<std::vector<double>> states = plain_states(p, data, b, int8);
   std::vector<double> out(static_cast<size_t>(width_of(p.pool) * p.states()));
   if (states.empty()) return out;
   std::vector<double> softmax(states.size());
@@ -142,7 +156,8 @@ inline uint16_t to_bfloat16(double value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// The data as T, x ragged or padded with NaN, behind the arguments of both passes; x and the weights in bf16 for `half`.
+// The data as T, x ragged or padded with NaN, behind the arguments of both passes; x and the weights in bf16 for `half`;
+// products of 8 bits for `int8`.
 template <class T>
 struct PoolCall {
   std::vector<T> input[kPoolInputs], x;
@@ -151,7 +166,7 @@ struct PoolCall {
   TemporalPoolArgs args;
   std::vector<T> out, states, reserve;
 
-  PoolCall(const PoolCase& p, const PoolData& data, bool half = false) {
+  PoolCall(const PoolCase& p, const PoolData& data, bool half = false, bool int8 = false) {
     for (int i = 0; i < kPoolInputs; ++i) input[i].assign(data.input[i].begin(), data.input[i].end());
     const DType dtype = half ? DType::kBFloat16 : sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
     const int64_t longest = *std::max_element(p.lengths.begin(), p.lengths.end());
@@ -169,8 +184,8 @@ struct PoolCall {
       for (T value : values) halves[i].push_back(to_bfloat16(value));
       return halves[i].data();
     };
-    weights = {p.cell,           dtype,          p.inputs,       p.units,         p.states(), given(kWeightIh),
-               given(kWeightHh), given(kBiasIh), given(kBiasHh), given(kWeightHr)};
+    weights = {p.cell,           dtype,          p.inputs,       p.units,          p.states(), given(kWeightIh),
+               given(kWeightHh), given(kBiasIh), given(kBiasHh), given(kWeightHr), int8};
     args.x = {given(kX), dtype, p.batch(), data.offsets.data(), p.inputs, p.padded, longest * p.inputs};
     args.reverse = p.reverse;
     args.pool = {p.pool, pointer(input[kPoolWeights])};
@@ -188,11 +203,11 @@ struct PoolCall {
 };
 
 template <class T>
-void test_pool_values(const PoolCase& p, const PoolData& data, const std::string& what) {
-  const PoolCall<T> call(p, data);
+void test_pool_values(const PoolCase& p, const PoolData& data, const std::string& what, bool int8 = false) {
+  const PoolCall<T> call(p, data, false, int8);
   double error = 0;
   for (int64_t b = 0; b < p.batch(); ++b) {
-    const std::vector<double> want = plain_pool(p, data, b);
+    const std::vector<double> want = plain_pool(p, data, b, int8);
     for (size_t i = 0; i < want.size(); ++i) {
       const double difference = std::fabs(call.out[b * want.size() + i] - want[i]);
       error = difference <= error ? error : difference;  // NaN stays
@@ -287,6 +302,12 @@ inline void test_pool_gradient(const PoolCase& p, const PoolData& data, const st
   }
 }
 
+// One step, as a state that is off by a rounding may become another code.
+inline void test_pool_int8(PoolCase p, const std::string& what) {
+  for (int64_t& length : p.lengths) length = std::min<int64_t>(length, 1);
+  test_pool_values<float>(p, PoolData(p), what + " int8", true);
+}
+
 inline void test_pool_case(const PoolCase& p, const std::string& level) {
   const PoolData data(p);
   const std::string what = "temporal_pool " + level + " " + name_of(p.cell) + " " + name_of(p.pool) + " batch " +
@@ -294,6 +315,7 @@ inline void test_pool_case(const PoolCase& p, const std::string& level) {
   test_pool_values<float>(p, data, what + " float32");
   test_pool_values<double>(p, data, what + " float64");
   test_pool_gradient(p, data, what);
+  test_pool_int8(p, what);
   if (p.pool == Pool::kMean || p.pool == Pool::kLastMean) test_pool_half(p, data, what);  // others choose by value
 }
 
