@@ -45,13 +45,14 @@ class Member {
       const int64_t begin = share * items / members, end = (share + 1) * items / members;
       int64_t& before = before_[static_cast<size_t>(share)];
       std::atomic<int64_t>& next = team_.next_[static_cast<size_t>(share)].value;
-      int64_t taken = next.load(std::memory_order_relaxed);
+      int64_t taken = next.load(std::memory_order_relaxed), done = 0;
       while (taken < before + end - begin) {
         if (!next.compare_exchange_weak(taken, taken + 1, std::memory_order_relaxed)) continue;
         f(backwards ? end - 1 - (taken - before) : begin + taken - before);
-        team_.done_.value.fetch_add(1, std::memory_order_release);
+        ++done;
         taken = next.load(std::memory_order_relaxed);
       }
+      if (done > 0) team_.done_.value.fetch_add(done, std::memory_order_release);  // at once: it is everybody's line
       before += end - begin;
     }
     total_ += items;
