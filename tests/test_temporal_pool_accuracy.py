@@ -22,7 +22,7 @@ SHAPES: dict[str, tuple[dict[str, Any], str]] = {
     "one": ({}, "concat"),
     "no-bias": ({"bias": False}, "concat"),
     "layers": ({"num_layers": 3}, "concat"),
-    "projection": ({"proj_size": 4}, "concat"),
+    "projection": ({"proj_size": 24}, "concat"),
     "concat": ({"bidirectional": True, "num_layers": 2}, "concat"),
     "average": ({"bidirectional": True}, "average"),
     "sum": ({"bidirectional": True}, "sum"),

@@ -10,7 +10,7 @@ import pytest
 from test_temporal_pool_accuracy import PAIRS, POOL, Case, by_pycm, case_of, torch, ways_of
 from torch import Tensor
 
-# With three threads rows enough for each to own some; of fewer they share the units. More steps than one chunk has.
+# Three threads own rows of all of these, and share the units where there are fewer; the steps are more than a chunk's.
 LENGTHS = [14, *np.random.default_rng(9).integers(0, 14, 38).tolist()]
 ROW = 5
 PICKS = ([ROW], [38, ROW], [*range(1, 39, 2)], np.random.default_rng(10).permutation(39).tolist())
@@ -52,7 +52,7 @@ def same_bits(found: Sequence[Tensor], want: Sequence[Tensor]) -> None:
 @POOL
 @pytest.mark.parametrize(("cell", "shape"), [pair for pair in PAIRS if pair[1] in ("one", "projection", "concat")])
 def test_rows_beside_a_row_change_no_bit(cell: str, shape: str, pool: str, dtype: Any) -> None:
-    case = case_of(cell, pool, shape, LENGTHS, hidden=24).to(dtype)
+    case = case_of(cell, pool, shape, LENGTHS, hidden=136).to(dtype)
     ways = [way.to(dtype) for way in ways_of(by_pycm(case))]
     whole = trained(case, ways)
     for rows in PICKS:
