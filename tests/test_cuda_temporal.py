@@ -70,17 +70,77 @@ def test_every_team(gpu: Any, cell: str, hidden: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_it_queues_and_is_captured(gpu: Any) -> None:
-    module = temporal("gru", "meanmax", torch.float16, gpu, bidirectional=True)
-    x, lengths = steps(7, 33, 20, 42).half().to(gpu), torch.tensor(LENGTHS, device=gpu)
-    want = module(x, lengths)
+POOL = pytest.mark.parametrize("pool", pycm.temporal.POOLS)
+CELL = pytest.mark.parametrize("cell", pycm.temporal.CELLS)
+
+
+def queued(cell: str, pool: str, device: Any) -> tuple[Any, Any]:
+    """A module, and frames."""
+    module = temporal(cell, pool, torch.float16, device, bidirectional=True, num_layers=2, combine="average")
+    return module, steps(7, 33, 20, 42).half().to(device)
+
+
+def trained(module: Any, x: Any, **counts: Any) -> list[Any]:
+    pooled = module(x, **counts)
+    return [pooled, *torch.autograd.grad(pooled.float().square().sum(), list(module.parameters()))]
+
+
+def same_bits(found: Any, want: Any) -> None:
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, want, strict=True))
+
+
+@POOL
+@CELL
+def test_nothing_waits_for_the_device(gpu: Any, cell: str, pool: str) -> None:
+    """Inference and training, whatever knows the lengths, and wherever that is."""
+    module, x = queued(cell, pool, gpu)
+    lengths = torch.tensor(LENGTHS)
+    ragged = torch.cat([row[:length] for row, length in zip(x, LENGTHS, strict=True)])
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    calls = [
+        *((x, {"lengths": counts}) for counts in (lengths, lengths.int(), list(LENGTHS), lengths.to(gpu))),
+        *((ragged, {"lengths": counts}) for counts in (lengths, lengths.to(gpu))),
+        *((ragged, {"cu_seqlens": counts}) for counts in (starts, starts.to(gpu))),
+    ]
+    want = [trained(module, values, **counts) for values, counts in calls]  # makes what is kept for the next time, too
+    torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        module(x, lengths).sum().backward()
+        with torch.no_grad():
+            pooled = [module(values, **counts) for values, counts in calls]
+        found = [trained(module, values, **counts) for values, counts in calls]
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    same_bits(pooled, [first for first, *_ in want])
+    for ours, theirs in zip(found, want, strict=True):
+        same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@POOL
+@CELL
+def test_a_captured_graph_gives_the_same_bits(gpu: Any, cell: str, pool: str, training: bool) -> None:
+    """Of frames and lengths that it has not seen: launches depend on shapes alone."""
+    module, x = queued(cell, pool, gpu)
+    lengths = torch.tensor(LENGTHS, device=gpu)
+
+    def call() -> list[Any]:
+        if training:
+            return trained(module, x, lengths=lengths)
+        with torch.no_grad():
+            return [module(x, lengths)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # as torch asks for before a capture
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        captured = module(x, lengths)
-    graph.replay()
-    assert torch.equal(captured, want)
+    with torch.cuda.graph(graph):
+        captured = call()
+    for seed, counts in ((43, LENGTHS), (44, (33, 1, 0, 0, 20, 2, 31)), (45, (0,) * 7)):
+        x.copy_(steps(7, 33, 20, seed))
+        lengths.copy_(torch.tensor(counts))
+        graph.replay()
+        same_bits(captured, call())

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import temporal_cases as cases
-from temporal_cases import CELLS, expected
-from tolerances import TEMPORAL, TEMPORAL_GRADIENT, TEMPORAL_LOW_PRECISION_RATIO
+from temporal_cases import CELLS
+from tolerances import TEMPORAL, TEMPORAL_GRADIENT
 from torch_cases import raises
 
 import pycm
@@ -58,28 +58,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
     assert error <= tolerance, error
 
 
-# ---- against torch's own ----
-
-
-@pytest.mark.parametrize("pool", ["mean", "max", "last"])
-@pytest.mark.parametrize("kinds", [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False}, {"proj_size": 4}])
-@CELL
-def test_values_and_gradients_of_torch(cell: str, kinds: dict[str, Any], pool: str) -> None:
-    if cell == "gru" and "proj_size" in kinds:
-        kinds = {"num_layers": 3}
-    rnn = rnn_of(cell, 21, 33, **kinds)
-    lengths = (17, 3, 29, 1, 8, 29)
-    x = frames(lengths, 21).requires_grad_()
-    shared = dict(rnn.named_parameters())
-    mine = pycm.temporal_pool(x, torch.tensor(lengths), shared, cell, pool)
-    theirs = plain_pool(*states_of(rnn, x, lengths), pool)
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=TEMPORAL["float32"])
-    weight = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(2))
-    inputs = [x, *shared.values()]
-    for ours, want in zip(
-        torch.autograd.grad(mine, inputs, weight), torch.autograd.grad(theirs, inputs, weight), strict=True
-    ):
-        close(ours, want, TEMPORAL_GRADIENT)
+# ---- against torch's own: at sizes; everything else is in test_temporal_pool_accuracy.py ----
 
 
 @CELL
@@ -100,25 +79,6 @@ def test_gradients_at_sizes(cell: str, batch: int, steps: int, hidden: int) -> N
         torch.autograd.grad(mine, inputs, weight), torch.autograd.grad(theirs, inputs, weight), strict=True
     ):
         close(ours, want, TEMPORAL_GRADIENT)
-
-
-@CELL
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_is_as_good_as_torch(cell: str, dtype: torch.dtype) -> None:
-    lengths = (40, 33, 17, 40)
-    weights = cases.rnn_weights(cell, 24, 48)
-    rnn = rnn_of(cell, 24, 48).to(dtype)
-    rnn.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
-    x = frames(lengths, 24, dtype=dtype)
-    rounded = {name: w.detach().double().numpy() for name, w in rnn.state_dict().items()}
-    parts = [row[:length].double().numpy() for row, length in zip(x, lengths, strict=True)]
-    want = torch.from_numpy(expected(parts, rounded, cell, "mean")[0])
-    mine = pycm.temporal_pool(x, lengths, rnn.state_dict(), cell, "mean")
-    assert mine.dtype == dtype
-    with torch.no_grad():
-        theirs = plain_pool(*states_of(rnn, x, lengths), "mean")
-    ours, torchs = ((found.double() - want).norm().item() for found in (mine, theirs))
-    assert ours <= TEMPORAL_LOW_PRECISION_RATIO * torchs
 
 
 # ---- every form of sequences ----

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 import temporal_cases as cases
+from test_temporal_pool_reserve import arguments
 from test_temporal_pool_torch import CELL, LENGTHS, close, frames, rnn_of, torch
 from tolerances import TEMPORAL, TEMPORAL_GRADIENT
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_cases import raises
 
 import pycm
+from pycm import _torch_cuda, _torch_temporal_cuda, _torch_temporal_runs
+from pycm.temporal import POOLS, STATE_POOLS
 
 STARTS = torch.tensor(cases.offsets([range(length) for length in LENGTHS]))
 
@@ -157,6 +161,45 @@ def test_counts_of_the_cpu_are_moved_without_a_wait() -> None:
         moves = [kinds for name, _, kinds in seen.calls if "_to_copy" in name and str(kinds.get("device")) == "meta"]
         assert moves
         assert all(kinds.get("non_blocking") for kinds in moves)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@CELL
+def test_cuda_reads_no_values(cell: str, pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors that have none: what reads one on the host, and so waits for the device, cannot go on."""
+    monkeypatch.setattr(_torch_temporal_cuda, "_call", lambda *arguments: None)
+    monkeypatch.setattr(_torch_cuda, "_on", lambda device: contextlib.nullcontext())
+    for name in ("_RUN_BYTES", "_TRAINING_RUN_BYTES"):
+        monkeypatch.setattr(_torch_temporal_runs, name, 1)  # so several runs
+    for padded in (False, True):
+        given = arguments(cell, pool, padded, [20, 0, 9], 8, 5 if cell == "lstm" else 0, torch.float32, padded)
+        given = [value.to("meta") if isinstance(value, torch.Tensor) else value for value in given]
+        _torch_temporal_cuda.temporal_pool(*given, pool == "none", False)
+        pooled, states, h_n, c_n, reserve = _torch_temporal_cuda.temporal_pool(*given, True, True)
+        inputs = [given[0], *given[2:7], *given[8:10], given[7]]
+        grads = _torch_temporal_cuda.temporal_pool_backward(
+            *given[:10], states, reserve, *((None, states) if pool == "none" else (pooled, None)), h_n,
+            c_n if cell == "lstm" else None, *given[10:], [tensor is not None for tensor in inputs],
+        )  # fmt: skip
+        for grad, tensor in zip(grads, inputs, strict=True):
+            assert tensor is None or grad.shape == tensor.shape
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_calls_the_operators_reads_no_values_either(pool: str) -> None:
+    head = {"residual": True, "normalize_states": True} if pool in STATE_POOLS else {}
+    module = pycm.nn.TemporalPool(6, 6, "gru", pool, 2, bidirectional=True, combine="sum", device="meta", **head)
+    x, steps = torch.empty(4, 7, 6, device="meta"), torch.empty(15, 6, device="meta")
+    for device in ("cpu", "meta"):
+        lengths, starts = (counts.to(device) for counts in (torch.tensor(LENGTHS), STARTS))
+        for given in (
+            (x, {"lengths": lengths}),
+            (steps, {"lengths": lengths}),
+            (steps, {"cu_seqlens": starts}),
+        ):
+            with torch.no_grad():
+                module(given[0], **given[1])
+            module(given[0], **given[1]).sum().backward()
 
 
 def test_lists_are_read_on_the_cpu_whatever_the_default_device_is() -> None:
