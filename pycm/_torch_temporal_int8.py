@@ -1,4 +1,4 @@
-"""Temporal pooling with products of 8 bits as a torch operator: one direction of one layer, on the CPU, no gradient."""
+"""Temporal pooling with an 8-bit recurrence as a torch operator: one direction of one layer, CPU, no gradient."""
 
 from __future__ import annotations
 

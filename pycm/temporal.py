@@ -76,10 +76,10 @@ def temporal_pool(
             in `embedding`; the padding_idx of an ``nn.Embedding`` is not known here: that row gets a gradient where its
             id occurs. On CUDA and without a gradient the first layer multiplies the V vectors by its weights where
             they are fewer than the steps.
-        int8_weights: round the weights' rows and what they are multiplied with, inputs and states, to 8 bits, each row
-            with a scale of its own (its largest value is 127), and add the products as integers; the rest is fp32. A
-            quarter of the bytes, which is what one sequence waits for; on the CPU and without a gradient. The states
-            are off by some 1e-3; a row of x with an infinity or a nan gives nan.
+        int8_weights: round the rows of ``weight_hh`` and ``weight_hr`` and the states they are multiplied with to 8
+            bits, each with a scale of its own (the largest value is 127), and add the products as integers: a quarter
+            of the bytes that one sequence waits for at every step. The product with x and all else stay as they are.
+            On the CPU and without a gradient. States are off by some 1e-3.
 
     Returns:
         ``[B, F]`` (``[F]`` for a single sequence), in x's dtype, kind and device; F is P for one direction or combined

@@ -243,6 +243,9 @@ def test_trained_speaker_encoder(resemblyzer: Any, recordings: list[tuple[str, n
     theirs = torch.cat([encoder(mel[None]) for mel in mels])
     states = pycm.nn.TemporalPool.from_torch(encoder.lstm, "last")(torch.cat(mels), lengths)
     same(normalize(torch.relu(encoder.linear(states)), dim=1), theirs)
+    module = pycm.nn.TemporalPool.from_torch(encoder.lstm, "last", int8_weights=True)
+    rounded = normalize(torch.relu(encoder.linear(module(torch.cat(mels), lengths))), dim=1)
+    assert 0.99 < float((rounded * theirs).sum(1).min()) < 0.999999
     speakers = np.array([speaker for speaker, _ in recordings])
     alike, likeness = speakers[:, None] == speakers, (theirs @ theirs.T).numpy()
     np.fill_diagonal(likeness, np.nan)

@@ -90,9 +90,8 @@ class TemporalCell {
     Parameters parameters("TemporalCell", cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr);
     CellWeights& w = parameters.weights;
     check(!int8 || w.dtype != DType::kFloat64, "TemporalCell: int8 needs float32, float16 or bfloat16, got float64");
-    check(!int8 || std::max({w.input_size, w.hidden_size, w.state_size}) <= kMaxInt8Depth,
-          "TemporalCell: int8 needs at most ", kMaxInt8Depth, " inputs, units and states, got ", w.input_size, ", ",
-          w.hidden_size, " and ", w.state_size);
+    check(!int8 || std::max(w.hidden_size, w.state_size) <= kMaxInt8Depth, "TemporalCell: int8 needs at most ",
+          kMaxInt8Depth, " units and states, got ", w.hidden_size, " and ", w.state_size);
     w.int8 = int8;
     const int thread_count = threads(num_threads);
     nb::gil_scoped_release release;

@@ -108,7 +108,7 @@ class Group {
 
  private:
   bool projects() const { return w_.projection_panels > 0; }
-  int64_t words_x() const { return w_.operand.words(shape_.input_size); }
+  int64_t words_x() const { return w_.input_operand.words(shape_.input_size); }
   int64_t words_h() const { return w_.operand.words(shape_.state_size); }
   int64_t words_m() const { return w_.operand.words(shape_.hidden_size); }
   int64_t length(int64_t j) const { return args_.x.length(rows_[static_cast<size_t>(j)]); }
@@ -163,7 +163,7 @@ class Group {
         const int64_t j = at++ - first[step];
         return args_.x.step(rows_[static_cast<size_t>(j)], time(j, begin + static_cast<int64_t>(step)));
       };
-      pack_tile(w_.kernels, w_.operand, tiles.height(i), shape_.input_size, args_.x.dtype, scratch.row.get(),
+      pack_tile(w_.kernels, w_.input_operand, tiles.height(i), shape_.input_size, args_.x.dtype, scratch.row.get(),
                 packed_x_.get() + from * words_x(), row);
     });
     member.phase(w_.groups, [&](int64_t g) {
@@ -172,7 +172,7 @@ class Group {
         tile.height = tiles.height(i);
         tile.a = packed_x_.get() + tiles.first(i) * words_x();
         tile.c = input_.get() + (g * total + tiles.first(i)) * tile.c_row;
-        w_.operand.product(w_.kernels, tile);
+        w_.input_operand.product(w_.kernels, tile);
       }
     });
   }

@@ -83,9 +83,9 @@ T element(const void* data, DType dtype, int64_t i) {
 // Panels of `columns` rows of a matrix [.., dim]; panel p starts at row first(p) and has count(p) of them.
 template <class T, class First, class Count>
 void pack_matrix(const void* matrix, DType dtype, int64_t dim, int64_t panels, const PackedWeights<T>& into,
-                 Buffer<T>& out, int num_threads, First first, Count count) {
+                 const Operand<T>& operand, Buffer<T>& out, int num_threads, First first, Count count) {
   const int columns = into.kernels.columns;
-  const int64_t words = into.operand.words(dim), size = words * columns;
+  const int64_t words = operand.words(dim), size = words * columns;
   reserve_large(out, panels * size);
   const int threads = threads_for(static_cast<double>(panels * size), 1 << 16, num_threads);
   Buffer<T> rows(threads * columns * words), scratch(threads * Operand<T>::scratch_size(dim));
@@ -95,7 +95,7 @@ void pack_matrix(const void* matrix, DType dtype, int64_t dim, int64_t panels, c
     const int n = count(p);
     for (int r = 0; r < n; ++r) {
       const void* row = static_cast<const char*>(matrix) + (first(p) + r) * dim * item_size(dtype);
-      std::memcpy(block + r * words, into.operand.read(row, dtype, dim, converted, true),
+      std::memcpy(block + r * words, operand.read(row, dtype, dim, converted, true),
                   static_cast<size_t>(words) * sizeof(T));
     }
     pack_panel(block, words, n, words, columns, out.get() + p * size);
@@ -105,8 +105,9 @@ void pack_matrix(const void* matrix, DType dtype, int64_t dim, int64_t panels, c
 }  // namespace
 
 template <class T>
-PackedWeights<T>::PackedWeights(const CellWeights& weights, const Operand<T>& as, int num_threads)
-    : kernels(recurrent_kernels<T>()), operand(as) {
+PackedWeights<T>::PackedWeights(const CellWeights& weights, const Operand<T>& of_input, const Operand<T>& of_states,
+                                int num_threads)
+    : kernels(recurrent_kernels<T>()), input_operand(of_input), operand(of_states) {
   const int columns = kernels.columns, gates = gates_of(weights.cell);
   const int64_t units = weights.hidden_size, state = weights.state_size;
   groups = ceil_div(units, columns);
@@ -119,9 +120,10 @@ PackedWeights<T>::PackedWeights(const CellWeights& weights, const Operand<T>& as
     const auto row = [=](int64_t p, int gate) { return gate * units + p / gates * columns; };
     const auto input_row = [=](int64_t p) { return row(p, C::input_gate(static_cast<int>(p % gates))); };
     const auto hidden_row = [=](int64_t p) { return row(p, C::hidden_gate(static_cast<int>(p % gates))); };
-    pack_matrix(weights.weight_ih, weights.dtype, weights.input_size, groups * gates, *this, input, num_threads,
-                input_row, count);
-    pack_matrix(weights.weight_hh, weights.dtype, state, groups * gates, *this, hidden, num_threads, hidden_row, count);
+    pack_matrix(weights.weight_ih, weights.dtype, weights.input_size, groups * gates, *this, input_operand, input,
+                num_threads, input_row, count);
+    pack_matrix(weights.weight_hh, weights.dtype, state, groups * gates, *this, operand, hidden, num_threads,
+                hidden_row, count);
     has_bias = weights.bias_ih != nullptr;
     if (!has_bias) return;
     has_hidden_bias = C::kFirstHidden > 0;
@@ -145,7 +147,7 @@ PackedWeights<T>::PackedWeights(const CellWeights& weights, const Operand<T>& as
   });
   if (weights.weight_hr != nullptr)
     pack_matrix(
-        weights.weight_hr, weights.dtype, units, projection_panels, *this, projection, num_threads,
+        weights.weight_hr, weights.dtype, units, projection_panels, *this, operand, projection, num_threads,
         [=](int64_t p) { return p * columns; },
         [=](int64_t p) { return static_cast<int>(std::min<int64_t>(columns, state - p * columns)); });
 }
@@ -160,19 +162,19 @@ std::shared_ptr<const PackedCell> pack_cell(const CellWeights& weights, int num_
   packed->shape.weight_hr = nullptr;
   const auto count = [&](const auto& w, int64_t size) {
     const int64_t gates = gates_of(weights.cell), columns = w.kernels.columns;
-    packed->bytes = size * columns *
-                    (w.groups * gates *
-                         (w.operand.words(weights.input_size) + w.operand.words(weights.state_size) + 2 * w.has_bias) +
-                     w.projection_panels * w.operand.words(weights.hidden_size));
+    packed->bytes =
+        size * columns *
+        (w.groups * gates *
+             (w.input_operand.words(weights.input_size) + w.operand.words(weights.state_size) + 2 * w.has_bias) +
+         w.projection_panels * w.operand.words(weights.hidden_size));
   };
   if (weights.dtype == DType::kFloat64) {
-    packed->f64 = std::make_unique<PackedWeights<double>>(weights, Operand<double>(), num_threads);
+    packed->f64 = std::make_unique<PackedWeights<double>>(weights, Operand<double>(), Operand<double>(), num_threads);
     count(*packed->f64, 8);
   } else {
-    const Operand<float> operand = weights.int8                        ? Operand<float>(int8_kernels())
-                                   : weights.dtype == DType::kBFloat16 ? Operand<float>(bf16_kernels())
-                                                                       : Operand<float>();
-    packed->f32 = std::make_unique<PackedWeights<float>>(weights, operand, num_threads);
+    const Operand<float> plain(weights.dtype == DType::kBFloat16 ? bf16_kernels() : nullptr);
+    packed->f32 = std::make_unique<PackedWeights<float>>(
+        weights, plain, weights.int8 ? Operand<float>(int8_kernels()) : plain, num_threads);
     count(*packed->f32, 4);
   }
   return packed;

@@ -115,14 +115,13 @@ void pack_panel(const T* rows, int64_t row_stride, int count, int64_t words, int
 template <class T>
 struct PackedWeights {
   const RecurrentKernels<T>& kernels;
-  Operand<T> operand;
+  Operand<T> input_operand, operand;  // of x and weight_ih; of states, weight_hh and weight_hr
   int64_t groups, projection_panels;
   Buffer<T> input, hidden, projection;
   Buffer<T> input_bias, hidden_bias;  // empty without biases; hidden_bias also where b_ih + b_hh serves
   bool has_bias = false, has_hidden_bias = false;
 
-  PackedWeights(const CellWeights& weights, const Operand<T>& as, int num_threads);
-  int64_t input_panel(int64_t input_size) const { return operand.words(input_size) * kernels.columns; }
+  PackedWeights(const CellWeights& weights, const Operand<T>& of_input, const Operand<T>& of_states, int num_threads);
 };
 
 class PackedCell {

@@ -30,7 +30,8 @@ struct CellWeights {
   const void* bias_ih = nullptr;                            // [G * H] or null, both or none
   const void* bias_hh = nullptr;
   const void* weight_hr = nullptr;  // [P, H], null without a projection (LSTM only)
-  // Products of 8-bit weights and inputs, rounded with a scale for each row; no backward pass. Not for float64.
+  // weight_hh, weight_hr and what they multiply are rounded to 8 bits, with a scale for each row: what comes from memory at
+  // every step. No backward pass; not for float64.
   bool int8 = false;
 };
 

@@ -64,10 +64,10 @@ inline std::vector<double> rounded_to_int8(const double* row, int64_t dim) {
   return values;
 }
 
-// Row b's states in the order of processing, from the equations; int8: of rows in 8 bits.
+// Row b's states in the order of processing, from the equations; int8: states and what multiplies them in 8 bits.
 inline std::vector<std::vector<double>> plain_states(const PoolCase& p, const PoolData& data, int64_t b, bool int8) {
-  const auto product = [=](const double* x, const double* y, int64_t dim) {
-    if (!int8) return std::inner_product(x, x + dim, y, 0.0);
+  const auto product = [=](const double* x, const double* y, int64_t dim, bool input = false) {
+    if (!int8 || input) return std::inner_product(x, x + dim, y, 0.0);
     const std::vector<double> weights = rounded_to_int8(x, dim), values = rounded_to_int8(y, dim);
     return std::inner_product(weights.begin(), weights.end(), values.begin(), 0.0);
   };
@@ -85,7 +85,7 @@ inline std::vector<std::vector<double>> plain_states(const PoolCase& p, const Po
       const int64_t row = gate * p.units + u, dim = input ? p.inputs : n;
       const double* w = data.input[input ? kWeightIh : kWeightHh].data() + row * dim;
       const double* v = input ? data.input[kX].data() + step * dim : h.data();
-      return data.input[input ? kBiasIh : kBiasHh][row] + product(w, v, dim);
+      return data.input[input ? kBiasIh : kBiasHh][row] + product(w, v, dim, input);
     };
     const auto both = [&](int64_t gate, int64_t u) { return sum(gate, u, true) + sum(gate, u, false); };
     std::vector<double> next(static_cast<size_t>(p.units));
