@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ pytest.importorskip("av")
 pytest.importorskip("cv2")
 pytest.importorskip("sklearn")
 
+from pycm.audio import read_sound
 from pycm.bench.clip_tasks import OPPOSITES, Thumbnail, backwards, moving_digits, spoken_clips
 from pycm.matchers import VideoTextMatcher
 from pycm.streams import Appearance, ClipFeatures, Motion, Speech, encode_clips
@@ -77,6 +79,21 @@ def test_whether_clips_run_backwards() -> None:
         right.append(matcher.score(*test))
     assert right[0] == pytest.approx(0.5, abs=0.02)
     assert right[1] >= 0.9
+
+
+def test_calls_are_parted_by_pauses(tmp_path: Path) -> None:
+    for n in range(3):
+        with wave.open(str(tmp_path / f"7_ann_{n}.wav"), "wb") as file:
+            file.setparams((1, 2, 16000, 0, "NONE", ""))
+            file.writeframes((8000 * np.sin(0.2 * (n + 1) * np.arange(4800))).astype(np.int16).tobytes())
+    files, captions, speakers = spoken_clips(sorted(tmp_path.glob("*.wav")), tmp_path, calls=2, pause=0.25)
+    assert (len(files), set(captions), set(speakers)) == (3, {"the digit seven"}, {"ann"})
+    for file in files:
+        sound = read_sound(file)
+        assert sound is not None
+        assert abs(len(sound) - 13600) <= 2048  # whole frames of the codec
+        loud = [np.abs(sound[begin : begin + 3000]).max() > 0.1 for begin in (1000, 5300, 9400)]
+        assert loud == [True, False, True]
 
 
 def test_which_digit_is_said_behind_a_card(tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ def weights(tmp_path: Path) -> tuple[Path, nn.LSTM]:
 
 def mel_windows(sound: Any) -> Any:
     """Power in 40 of Slaney's mel bands, of 25 ms every 10 ms, from the definition, at -30 dB of full scale."""
-    sound = sound.astype(np.float64) * 10**-1.5 / np.sqrt(np.mean(sound.astype(np.float64) ** 2))
     count = 1 + (len(sound) - 400) // 160
+    sound = sound[: 160 * (count - 1) + 400].astype(np.float64)
+    sound *= 10**-1.5 / np.sqrt(np.mean(sound**2))
     parts = np.stack([sound[160 * i : 160 * i + 400] for i in range(count)]) * np.hanning(401)[:-1]
     power = np.abs(np.fft.rfft(parts)) ** 2
 
@@ -63,8 +64,9 @@ def test_steps_are_states_of_the_layer(weights: tuple[Path, nn.LSTM], layer: int
     below = nn.LSTM(40, 256, layer, batch_first=True)
     below.load_state_dict({name: value for name, value in lstm.state_dict().items() if int(name[-1]) < layer})
     for i, sound in enumerate(sounds):
+        read = np.concatenate([np.zeros((25, 40), np.float32), mel_windows(sound)])  # after silence
         with torch.no_grad():
-            want = below(torch.from_numpy(mel_windows(sound))[None])[0][0, ::3].numpy()
+            want = below(torch.from_numpy(read)[None])[0][0, 25::3].numpy()
         np.testing.assert_allclose(got.values[got.cu_seqlens[i] : got.cu_seqlens[i + 1]], want, atol=2e-5)
         times = got.times[got.cu_seqlens[i] : got.cu_seqlens[i + 1]]
         np.testing.assert_allclose(times, 0.0125 + 0.03 * np.arange(len(want)))
@@ -88,13 +90,43 @@ def test_silence_is_left_out(weights: tuple[Path, nn.LSTM]) -> None:
     assert 0.47 < steps.times.min() < steps.times.max() < 1.03
 
 
+def test_an_utterance_does_not_depend_on_what_was_said_before(weights: tuple[Path, nn.LSTM]) -> None:
+    said = tone(0.4, 500.0)
+
+    def steps(before: Any, seconds: float, **options: Any) -> Any:
+        """Of what is `said` after `before` and a pause."""
+        silence = np.zeros(round(seconds * RATE), np.float32)
+        found = Voice(weights=weights[0], **options).extract([clip(np.concatenate([before, silence, said]))])
+        own = found.times > (len(before) + len(silence)) / RATE - 0.02
+        return found.values[own], found.times[own] - seconds
+
+    nothing, other = np.zeros(RATE // 2, np.float32), tone(0.5, 900.0) / 2
+    alone, times = steps(nothing, 0.3)
+    assert 15 <= len(alone) <= 23
+    for before in (tone(0.5), other):
+        for got, want in zip(steps(before, 0.3), (alone, times), strict=True):
+            assert np.array_equal(got, want)
+    for read_on in (steps(other, 0.1), steps(other, 0.3, pause=0.5), steps(other, 0.3, pause=np.inf)):
+        assert np.abs(read_on[0][:5] - alone[:5]).max() > 1e-3
+
+
+def test_silent_sounds(weights: tuple[Path, nn.LSTM]) -> None:
+    stream = Voice(weights=weights[0])
+    nothing = stream.extract([clip(None), clip(np.empty(0, np.float32))])
+    assert nothing.present.tolist() == [False, False]
+    zeros = stream.extract([clip(np.zeros(RATE // 4, np.float32))])
+    assert len(zeros.times) > 10
+    assert np.isfinite(zeros.values).all()
+
+
 def test_what_it_is_made_of_is_in_the_fingerprint(weights: tuple[Path, nn.LSTM], tmp_path: Path) -> None:
     path = weights[0]
     other = tmp_path / "other.pt"
     known = torch.load(path)["model_state"]
     torch.save({"model_state": {name: value + 1 for name, value in known.items()}}, other)
-    streams = [Voice(weights=path), Voice(1, weights=path), Voice(stride=1, weights=path), Voice(weights=other)]
-    assert len({stream.fingerprint for stream in streams}) == 4
+    settings: list[dict[str, Any]] = [{}, {"layer": 1}, {"stride": 1}, {"silence": 2.0}, {"pause": 0.3}]
+    streams = [*(Voice(weights=path, **own) for own in settings), Voice(weights=other)]
+    assert len({stream.fingerprint for stream in streams}) == 6
     assert Voice(weights=path, name="other").fingerprint == streams[0].fingerprint
 
 
@@ -105,6 +137,8 @@ def test_bad_settings_and_weights(weights: tuple[Path, nn.LSTM], tmp_path: Path,
         Voice(stride=0, weights=weights[0])
     with pytest.raises(ValueError, match="silence must be positive"):
         Voice(silence=0.0, weights=weights[0])
+    with pytest.raises(ValueError, match=r"Voice: pause must be positive, got -0\.1"):
+        Voice(pause=-0.1, weights=weights[0])
     torch.save({"model_state": {}}, tmp_path / "empty.pt")
     with pytest.raises(ValueError, match=r"empty\.pt does not hold the weights of a speaker encoder"):
         Voice(weights=tmp_path / "empty.pt")

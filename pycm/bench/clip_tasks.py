@@ -100,6 +100,7 @@ def spoken_clips(
     *,
     speeds: Sequence[float] = (1.0,),
     calls: int = 3,
+    pause: float = 0.25,
     limit: int | None = None,
     seed: int = 0,
 ) -> tuple[list[Path], list[str], list[str]]:
@@ -110,6 +111,7 @@ def spoken_clips(
         folder: where the MP4 files are written.
         speeds: the digit is called at each of these speeds, pitch and all: other voices, for training.
         calls: how many of a speaker's recordings of the digit follow each other in a clip.
+        pause: seconds of silence between them.
         limit: of the clips of each speaker, digit and speed; None is every choice of `calls` recordings.
         seed: of the choice and of the card's way.
 
@@ -117,6 +119,7 @@ def spoken_clips(
         The files, their captions and their speakers.
     """
     draw = np.random.default_rng(seed)
+    silence = np.zeros(round(16000 * pause), np.float32)
     takes: dict[tuple[str, str], list[Path]] = {}
     for recording in sorted(recordings):
         digit, speaker, _ = recording.stem.split("_")
@@ -130,7 +133,8 @@ def spoken_clips(
             heard = [read_sound(recording, sample_rate=round(16000 / speed)) for recording in own]
             choices = list(combinations(range(len(own)), calls))
             for n in draw.permutation(len(choices))[:limit]:
-                sound = np.concatenate([heard[take] for take in draw.permutation(choices[n])])
+                called = [part for take in draw.permutation(choices[n]) for part in (silence, heard[take])]
+                sound = np.concatenate(called[1:])
                 path = folder / f"{digit}_{speaker}_{speed:g}_{n}.mp4"
                 write_clip(path, card(draw, max(2, round(12.5 * len(sound) / 16000))), fps=12.5, sound=sound)
                 files.append(path)
