@@ -164,13 +164,13 @@ told is the direction of a known clip. A digit's caption is compared with its op
     "sound": """## Where only sound tells
 
 A speaker who was not heard in training says a digit, three recordings a quarter of a second apart, while a card hides
-the picture: MP4 files, written and read by PyAV; 250 clips of one recording each, of the five others, are learned from. `motion` sees
-the card alone, `sound` and `speech` hear mel bands. The chosen stream is that, among `speech` and the three layers of
-the pretrained LSTM of `voice`, which did best where each of the other five was held out in turn. All are the mean of
-five matchers by other seeds. What they share (sizes, dropout, epochs) was settled with these six speakers in view: the
-figures are optimistic by what that is worth. `speech` is normalised over a clip, and single recordings are short for
-that: learned from clips of three recordings at three speeds it told 86.7 % in an earlier run, of clips without pauses. `voice`
-read those in one piece, and told 88.3 %.""",
+the picture: MP4 files, written and read by PyAV; 250 clips of one recording each, of the five others, are learned
+from. `motion` sees the card alone, `sound` and `speech` hear mel bands. The chosen stream is that, among `speech` and
+the three layers of the pretrained LSTM of `voice`, which did best where each of the other five was held out in turn.
+All are the mean of five matchers by other seeds. What they share (sizes, dropout, epochs) was settled with these six
+speakers in view: the figures are optimistic by what that is worth. `speech` is normalised over a clip, and single
+recordings are short for that: learned from clips of three recordings at three speeds it told 86.7 % in an earlier run,
+of clips without pauses. `voice` read those in one piece, and told 88.3 %.""",
     "tuning": """## Training the encoders as well
 
 Still pictures of `emoji/` and their English names: 300 to learn from, the 289 of the split rule held out and the
