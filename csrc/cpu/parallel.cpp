@@ -184,7 +184,7 @@ class Pool {
   Job* job_ = nullptr;
   int caller_ = -1;  // the processor of the thread that brought the job
   int helpers_ = 0;
-  bool spins_ = false;  // there is a processor for every thread
+  bool spins_ = false;           // there is a processor for every thread
   std::atomic<int> working_{0};  // helpers that have taken up the job
   std::atomic<uint64_t> epoch_{0};
 };
