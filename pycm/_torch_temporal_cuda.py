@@ -2,7 +2,7 @@
 
 The inputs' product, and what the backward pass computes again, is held for one run of steps at a time: see
 `_torch_temporal_runs`. A forward pass of one run reads x where it lies. What a training step holds for each step of T
-is the states, in the weights' type where products alone read them, and the gradient of x in x's; between runs, c.
+is the states, in the weights' type unless they are the result, and the gradient of x in x's; between runs, c.
 CONTRIBUTING.md counts it.
 """
 
@@ -219,15 +219,14 @@ def temporal_pool_backward(
                 gate += _mm(earlier, weight.T, dtype)
             return gates, None
 
-        # What reaches the states from outside: of linear pools the kernel finds it, of others all of it is held.
+        # What reaches the states from outside: of linear pools the kernel finds it, of others a run's is held.
         grad_pool_weights = _like(pool_weights, work, needs[8])
         given = None if grad_states is None else _plain(grad_states)
         pooled = None if pool == "none" else _dense(grad_pooled)
+        pool_gradient = None
         if pooled is not None and pool not in LINEAR:
-            given = torch.zeros_like(states) if given is None else given.clone(memory_format=torch.contiguous_format)
-            grad_pool_weights = _pool_backward(
-                states, steps.cu_seqlens, pool_weights, pooled, pool, reverse, (True, needs[8]), given
-            )[1]
+            pool_gradient = _PoolGradient(states, steps.cu_seqlens, pool_weights, pooled, pool, needs[8])
+            grad_pool_weights = pool_gradient.of_weights
         of_rows = _of_rows(pool, pooled, runs.lengths)
 
         # The runs, from the last: step by step, and sums over its steps.
@@ -251,8 +250,10 @@ def temporal_pool_backward(
             ends = (_dense(grad_h_n), _dense(grad_c_n)) if index + 1 == runs.count else (grad_h, grad_c)
             begins = (grad_h if index > 0 or needs[6] else None, grad_c if index > 0 or needs[7] else None)
             grads = None if given is None else given[run.state].to(work)
-            if m is not None and grads is None:
+            if grads is None and (m is not None or pool_gradient is not None):
                 grads = x.new_zeros((runs.rows, state), dtype=work)
+            if pool_gradient is not None:
+                pool_gradient.add(run.state, run.row, grads)
             _call(
                 "temporal_recurrence_backward",
                 x,
@@ -327,31 +328,37 @@ def pool_states(x: Tensor, cu_seqlens: Tensor, pool_weights: Optional, pool: str
     return out
 
 
+class _PoolGradient:
+    """That of a pool's weights, and of any of the states x, which are stored in 16 bits or as the gradients are."""
+
+    def __init__(
+        self, x: Tensor, cu_seqlens: Tensor, pool_weights: Optional, grad: Tensor, pool: str, needs_weights: bool
+    ) -> None:
+        self.x = x
+        self.of_weights = _like(pool_weights, grad.dtype, needs_weights)
+        summary = None
+        if pool == "attention":
+            summary = grad.new_empty(2, x.shape[0])
+        elif pool in ("max", "meanmax"):
+            summary = grad.new_empty(cu_seqlens.shape[0] - 1, x.shape[1], dtype=torch.int64)
+        self.arguments = _dense(x), cu_seqlens.contiguous(), pool, _dense(pool_weights), _dense(grad), summary
+        _call("pool_states_summary", x, *self.arguments, self.of_weights if needs_weights else None)
+
+    def add(self, vectors: Tensor, rows: Tensor, grad_x: Tensor) -> None:
+        """Adds that of x[vectors], each of its row, to grad_x."""
+        _call("pool_states_gradient", self.x, *self.arguments, vectors, rows, grad_x)
+
+
 def pool_states_backward(
     x: Tensor, cu_seqlens: Tensor, pool_weights: Optional, grad: Tensor, pool: str, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
     """The operator of the same name."""
     with _torch_cuda._on(x.device):
-        return _pool_backward(x, cu_seqlens, pool_weights, grad, pool, False, needs, torch.zeros_like(_plain(x)))
-
-
-def _pool_backward(
-    x: Tensor,
-    cu_seqlens: Tensor,
-    pool_weights: Optional,
-    grad: Tensor,
-    pool: str,
-    reverse: bool,
-    needs: Sequence[bool],
-    grad_x: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Adds to grad_x."""
-    grad_weights = _like(pool_weights, x.dtype, needs[1])
-    skips = not needs[0] and pool in ("attention", "gpo")
-    _call(
-        "pool_states_backward",
-        x,
-        *(_dense(x), cu_seqlens.contiguous(), pool, _dense(pool_weights), reverse, _dense(grad)),
-        *(None if skips else grad_x, grad_weights if needs[1] else None),
-    )
-    return (grad_x if needs[0] else x.new_empty(0)), grad_weights
+        gradient = _PoolGradient(x, cu_seqlens, pool_weights, grad, pool, needs[1])
+        if not needs[0]:
+            return x.new_empty(0), gradient.of_weights
+        grad_x = x.new_zeros(x.shape)
+        vectors = torch.arange(x.shape[0], device=x.device)
+        # A row that is empty ends where it begins, so this is the row that has the vector; past the last it is none.
+        gradient.add(vectors, torch.searchsorted(cu_seqlens, vectors, right=True) - 1, grad_x)
+        return grad_x, gradient.of_weights

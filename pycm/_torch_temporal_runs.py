@@ -18,7 +18,7 @@ from pycm._torch_arguments import _score_dtype
 
 # What a run's steps may take, unless 8 steps of every row take more: of a forward pass alone, and of a training step.
 _RUN_BYTES = 128 << 20
-_TRAINING_RUN_BYTES = 30 << 20
+_TRAINING_RUN_BYTES = 27 << 20
 # Whose gradient asks for no values of the states.
 LINEAR = ("last", "first", "mean", "lastmean")
 
@@ -69,15 +69,15 @@ class Division(NamedTuple):
 
 
 def training_runs(x: Tensor, batch: int, cell: str, weight_hh: Tensor) -> Division:
-    """For a step the gates and c, or both shares of a GRU's gates: little else is there at the same time."""
-    numbers = weight_hh.shape[0] * 2 if cell == "gru" else weight_hh.shape[0] // 4 * 5
+    """For a step its gradient and the gates and c, or both shares of a GRU's gates: little else is there beside them."""
+    numbers = weight_hh.shape[0] // GATES[cell] * (7 if cell == "gru" else 6)
     bytes_a_step = numbers * _score_dtype(weight_hh.dtype).itemsize
     return Division.of(x, batch, most_steps(batch, bytes_a_step, _TRAINING_RUN_BYTES))
 
 
 def states_dtype(pool: str, dtype: torch.dtype) -> torch.dtype:
-    """Of the states that are kept for a backward pass, for weights of this dtype."""
-    return dtype if pool in LINEAR else _score_dtype(dtype)
+    """Of the states, for weights of this dtype: as products read them, unless they are the result."""
+    return _score_dtype(dtype) if pool == "none" else dtype
 
 
 def memory_shape(x: Tensor, batch: int, cell: str, weight_hh: Tensor, keep: bool = True) -> tuple[int, int, int]:

@@ -33,7 +33,6 @@ class Arguments {
 
   Arrays inputs, results;
 
- private:
   void* data(const char* name, nb::handle object, DType dtype, std::initializer_list<int64_t> shape, Content content,
              Arrays& list) {
     if (object.is_none()) return nullptr;
@@ -55,6 +54,7 @@ class Arguments {
     return array.data;
   }
 
+ private:
   const char* function_;
   std::deque<DeviceArg> arrays_;
 };
@@ -207,47 +207,97 @@ struct BackwardCall : RecurrenceCall {
   }
 };
 
-// Its outputs are None where there is nothing to write.
 struct PoolCall {
   Arguments arguments;
   PoolStatesDeviceArgs args;
+  bool weighs = false;
+  int64_t weights = 0;  // how many
 
-  PoolCall(const char* function, bool backward, nb::handle x, nb::handle cu_seqlens, nb::handle pool,
-           nb::handle pool_weights, bool reverse, nb::handle out, nb::handle grad_x, nb::handle grad_pool_weights)
+  PoolCall(const char* function, nb::handle x, nb::handle cu_seqlens, nb::handle pool, nb::handle pool_weights)
       : arguments(function) {
     PoolStatesArgs& states = args.pool;
     const DeviceArg& values = arguments.add("x", x);
-    states.dtype = values.array().dtype;
-    if (work_of(states.dtype) != states.dtype)
-      throw TypeError(text(function, ": x must be float32 or float64, got ", name_of(states.dtype)));
+    args.x_dtype = values.array().dtype;
+    states.dtype = work_of(args.x_dtype);
     check(values.array().ndim == 2, function, ": x must have shape [S, F], got ", values.shape());
     args.rows = values.size(0);
     states.dim = values.size(1);
-    states.x = arguments.input("x", x, states.dtype, {args.rows, states.dim});
+    states.x = arguments.input("x", x, args.x_dtype, {args.rows, states.dim});
     const DeviceArg& starts = arguments.add("cu_seqlens", cu_seqlens, Content::kInt64);
     check(starts.array().ndim == 1 && starts.size(0) >= 1, function, ": cu_seqlens must have shape [B + 1], got ",
           starts.shape());
     states.batch = starts.size(0) - 1;
-    states.cu_seqlens = static_cast<int64_t*>(
-        arguments.input("cu_seqlens", cu_seqlens, DType::kFloat32, {states.batch + 1}, Content::kInt64));
+    states.cu_seqlens = integers("cu_seqlens", cu_seqlens, {states.batch + 1});
     const Pool kind = states.pool.pool = parse_pool(function, string_arg(function, "pool", pool));
     const bool alone = kind == Pool::kMean || kind == Pool::kMax || kind == Pool::kMeanMax ||
                        kind == Pool::kAttention || kind == Pool::kGpo;
-    check(alone || (backward && kind != Pool::kNone), function,
-          ": pool must be mean, max, meanmax, attention or gpo, got '", name_of(kind), "'");
-    const bool weighs = kind == Pool::kAttention || kind == Pool::kGpo;
+    check(alone, function, ": pool must be mean, max, meanmax, attention or gpo, got '", name_of(kind), "'");
+    weighs = kind == Pool::kAttention || kind == Pool::kGpo;
     check(pool_weights.is_none() != weighs, function, ": pool_weights must be ", weighs ? "given" : "None",
           " for pool ", name_of(kind));
-    const int64_t weights = kind == Pool::kGpo ? args.rows : states.dim;
+    weights = kind == Pool::kGpo ? args.rows : states.dim;
     states.pool.weights = arguments.input("pool_weights", pool_weights, states.dtype, {weights});
-    args.reverse = reverse;
-    const std::initializer_list<int64_t> pooled = {states.batch, width_of(kind) * states.dim};
-    if (!backward) args.out = arguments.result("out", out, states.dtype, pooled);
-    else args.grad_out = arguments.input("grad_out", out, states.dtype, pooled);
-    check(weighs || (grad_pool_weights.is_none() && !(backward && grad_x.is_none())), function,
-          ": grad_x must be given, and grad_pool_weights be None, for pool ", name_of(kind));
-    args.grad_x = arguments.input("grad_x", grad_x, states.dtype, {args.rows, states.dim});
-    args.grad_pool_weights = arguments.result("grad_pool_weights", grad_pool_weights, states.dtype, {weights});
+    width_ = width_of(kind) * states.dim;
+  }
+  int64_t* integers(const char* name, nb::handle object, std::initializer_list<int64_t> shape) {
+    return static_cast<int64_t*>(arguments.input(name, object, DType::kFloat32, shape, Content::kInt64));
+  }
+  void out(nb::handle object) {
+    args.out = arguments.result("out", object, args.pool.dtype, {args.pool.batch, width_});
+  }
+  void grad_out(nb::handle object) {
+    args.grad_out = arguments.input("grad_out", object, args.pool.dtype, {args.pool.batch, width_});
+  }
+  // Written by one part of the backward pass, read by the other.
+  void summary(nb::handle object, bool written) {
+    const Pool kind = args.pool.pool.pool;
+    const bool summed = kind == Pool::kMax || kind == Pool::kMeanMax || kind == Pool::kAttention;
+    check(object.is_none() != summed, arguments.function(), ": summary must be ", summed ? "given" : "None",
+          " for pool ", name_of(kind));
+    Arrays& list = written ? arguments.results : arguments.inputs;
+    if (kind == Pool::kAttention)
+      args.summary = arguments.data("summary", object, args.pool.dtype, {2, args.rows}, Content::kFloat, list);
+    else
+      args.summary =
+          arguments.data("summary", object, DType::kFloat32, {args.pool.batch, args.pool.dim}, Content::kInt64, list);
+  }
+
+ private:
+  int64_t width_ = 0;
+};
+
+struct PoolForwardCall : PoolCall {
+  PoolForwardCall(nb::handle x, nb::handle starts, nb::handle pool, nb::handle weights, nb::handle out_)
+      : PoolCall("pool_states", x, starts, pool, weights) {
+    out(out_);
+  }
+};
+
+// grad_pool_weights is None where it is not wanted.
+struct PoolSummaryCall : PoolCall {
+  PoolSummaryCall(nb::handle x, nb::handle starts, nb::handle pool, nb::handle pool_weights, nb::handle grad,
+                  nb::handle summary_, nb::handle grad_pool_weights)
+      : PoolCall("pool_states_backward", x, starts, pool, pool_weights) {
+    grad_out(grad);
+    summary(summary_, true);
+    check(weighs || grad_pool_weights.is_none(), arguments.function(), ": grad_pool_weights must be None for pool ",
+          name_of(args.pool.pool.pool));
+    args.grad_pool_weights = arguments.result("grad_pool_weights", grad_pool_weights, args.pool.dtype, {weights});
+  }
+};
+
+struct PoolGradientCall : PoolCall {
+  PoolGradientCall(nb::handle x, nb::handle starts, nb::handle pool, nb::handle pool_weights, nb::handle grad,
+                   nb::handle summary_, nb::handle vectors, nb::handle rows_of, nb::handle grad_x)
+      : PoolCall("pool_states_backward", x, starts, pool, pool_weights) {
+    grad_out(grad);
+    summary(summary_, false);
+    const DeviceArg& chosen = arguments.add("vectors", vectors, Content::kInt64);
+    check(chosen.array().ndim == 1, arguments.function(), ": vectors must have shape [C], got ", chosen.shape());
+    args.count = chosen.size(0);
+    args.vectors = integers("vectors", vectors, {args.count});
+    args.rows_of = integers("rows_of", rows_of, {args.count});
+    args.grad_x = arguments.input("grad_x", grad_x, args.pool.dtype, {args.count, args.pool.dim});
   }
 };
 
@@ -276,9 +326,12 @@ constexpr const char* kBackwardArguments =
     "grad_c0: typing.Any";
 constexpr const char* kPoolArguments =
     "x: typing.Any, cu_seqlens: typing.Any, pool: str, pool_weights: typing.Any, out: typing.Any";
-constexpr const char* kPoolBackwardArguments =
-    "x: typing.Any, cu_seqlens: typing.Any, pool: str, pool_weights: typing.Any, reverse: bool, grad_out: typing.Any, "
-    "grad_x: typing.Any, grad_pool_weights: typing.Any";
+constexpr const char* kPoolSummaryArguments =
+    "x: typing.Any, cu_seqlens: typing.Any, pool: str, pool_weights: typing.Any, grad_out: typing.Any, "
+    "summary: typing.Any, grad_pool_weights: typing.Any";
+constexpr const char* kPoolGradientArguments =
+    "x: typing.Any, cu_seqlens: typing.Any, pool: str, pool_weights: typing.Any, grad_out: typing.Any, "
+    "summary: typing.Any, vectors: typing.Any, rows_of: typing.Any, grad_x: typing.Any";
 
 using H = nb::handle;
 
@@ -357,29 +410,40 @@ void bind_cuda_temporal(nb::module_& module) {
   define(
       module, "cuda_pool_states", kPoolArguments,
       [](H x, H starts, H pool, H weights, H out) {
-        return cuda::pool_states_workspace_bytes(
-            PoolCall("pool_states", false, x, starts, pool, weights, false, out, nb::none(), nb::none()).args);
+        return cuda::pool_states_workspace_bytes(PoolForwardCall(x, starts, pool, weights, out).args);
       },
       [](H x, H starts, H pool, H weights, H out, H workspace, uintptr_t stream) {
-        const PoolCall call("pool_states", false, x, starts, pool, weights, false, out, nb::none(), nb::none());
+        const PoolForwardCall call(x, starts, pool, weights, out);
         queue(call, call.args, &cuda::pool_states, &cuda::pool_states_workspace_bytes, workspace, stream);
       },
       nb::arg("x"), nb::arg("cu_seqlens"), nb::arg("pool"), nb::arg("pool_weights").none(), nb::arg("out"));
   define(
-      module, "cuda_pool_states_backward", kPoolBackwardArguments,
-      [](H x, H starts, H pool, H weights, bool reverse, H grad, H grad_x, H grad_weights) {
-        return cuda::pool_states_backward_workspace_bytes(
-            PoolCall("pool_states_backward", true, x, starts, pool, weights, reverse, grad, grad_x, grad_weights).args);
+      module, "cuda_pool_states_summary", kPoolSummaryArguments,
+      [](H x, H starts, H pool, H weights, H grad, H summary, H grad_weights) {
+        return cuda::pool_states_summary_workspace_bytes(
+            PoolSummaryCall(x, starts, pool, weights, grad, summary, grad_weights).args);
       },
-      [](H x, H starts, H pool, H weights, bool reverse, H grad, H grad_x, H grad_weights, H workspace,
-         uintptr_t stream) {
-        const PoolCall call("pool_states_backward", true, x, starts, pool, weights, reverse, grad, grad_x,
-                            grad_weights);
-        queue(call, call.args, &cuda::pool_states_backward, &cuda::pool_states_backward_workspace_bytes, workspace,
+      [](H x, H starts, H pool, H weights, H grad, H summary, H grad_weights, H workspace, uintptr_t stream) {
+        const PoolSummaryCall call(x, starts, pool, weights, grad, summary, grad_weights);
+        queue(call, call.args, &cuda::pool_states_summary, &cuda::pool_states_summary_workspace_bytes, workspace,
               stream);
       },
-      nb::arg("x"), nb::arg("cu_seqlens"), nb::arg("pool"), nb::arg("pool_weights").none(), nb::arg("reverse"),
-      nb::arg("grad_out"), nb::arg("grad_x").none(), nb::arg("grad_pool_weights").none());
+      nb::arg("x"), nb::arg("cu_seqlens"), nb::arg("pool"), nb::arg("pool_weights").none(), nb::arg("grad_out"),
+      nb::arg("summary").none(), nb::arg("grad_pool_weights").none());
+  define(
+      module, "cuda_pool_states_gradient", kPoolGradientArguments,
+      [](H x, H starts, H pool, H weights, H grad, H summary, H vectors, H rows, H grad_x) {
+        return cuda::pool_states_gradient_workspace_bytes(
+            PoolGradientCall(x, starts, pool, weights, grad, summary, vectors, rows, grad_x).args);
+      },
+      [](H x, H starts, H pool, H weights, H grad, H summary, H vectors, H rows, H grad_x, H workspace,
+         uintptr_t stream) {
+        const PoolGradientCall call(x, starts, pool, weights, grad, summary, vectors, rows, grad_x);
+        queue(call, call.args, &cuda::pool_states_gradient, &cuda::pool_states_gradient_workspace_bytes, workspace,
+              stream);
+      },
+      nb::arg("x"), nb::arg("cu_seqlens"), nb::arg("pool"), nb::arg("pool_weights").none(), nb::arg("grad_out"),
+      nb::arg("summary").none(), nb::arg("vectors"), nb::arg("rows_of"), nb::arg("grad_x"));
 }
 
 }  // namespace pycm::bind

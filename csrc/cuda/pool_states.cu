@@ -22,29 +22,53 @@ constexpr int kThreads = 128;
 template <class V>
 constexpr V kInfinity = std::numeric_limits<V>::infinity();
 
+// V: the type of sums. X: how x is stored.
+struct Single {
+  using V = float;
+  using X = float;
+  __device__ static V value(X x) { return x; }
+};
+struct Double {
+  using V = double;
+  using X = double;
+  __device__ static V value(X x) { return x; }
+};
+struct Half {
+  using V = float;
+  using X = uint16_t;
+  __device__ static V value(X x) { return half_to_float(x); }
+};
+struct BFloat {
+  using V = float;
+  using X = uint16_t;
+  __device__ static V value(X x) { return bfloat16_to_float(x); }
+};
+
 struct Problem {
   const int64_t* cu_seqlens;
   int64_t batch, dim, rows;
   Pool pool;
-  bool reverse;
   const void *x, *weights, *grad_out;
-  void *out, *grad_x, *grad_weights;
+  void *out, *grad_weights, *summary, *grad_x;
+  const int64_t *vectors, *rows_of;
   // Scratch. Of attention: scores, and products of x and grad_out [rows], shares of grad_weights [batch, dim]. Of gpo's
   // grad_weights: sorted x [rows, dim].
   void *scores, *products, *shares, *sorted;
 };
 
-template <class V>
+template <class N>
 struct Row {
+  using V = typename N::V;
+  using X = typename N::X;
   int64_t begin, length;
-  const V* x;  // of this thread's feature
+  const X* x;  // of this thread's feature
 
   __device__ Row(const Problem& p, int64_t b, int64_t d)
       : begin(p.cu_seqlens[b]),
         length(p.cu_seqlens[b + 1] - begin),
-        x(static_cast<const V*>(p.x) + begin * p.dim + d),
+        x(static_cast<const X*>(p.x) + begin * p.dim + d),
         dim_(p.dim) {}
-  __device__ V operator[](int64_t t) const { return x[t * dim_]; }
+  __device__ V operator[](int64_t t) const { return N::value(x[t * dim_]); }
 
   // How many of the row's values stand before that of t: greater ones, and equal ones that are earlier; NaN is greatest.
   __device__ int64_t rank(int64_t t) const {
@@ -79,8 +103,9 @@ __device__ V exponential(V x) {
 }
 
 // result[t] = x[t] . with, or . with[the row of t]
-template <class V>
+template <class N>
 __global__ void dot_kernel(const Problem p, const void* x, const void* with, bool by_row, void* result) {
+  using V = typename N::V;
   const int lane = threadIdx.x % kWarp;
   const int64_t t = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (t >= p.cu_seqlens[p.batch]) return;
@@ -92,7 +117,7 @@ __global__ void dot_kernel(const Problem p, const void* x, const void* with, boo
     }
   V sum = 0;
   for (int64_t d = lane; d < p.dim; d += kWarp)
-    sum += static_cast<const V*>(x)[t * p.dim + d] * static_cast<const V*>(with)[row * p.dim + d];
+    sum += N::value(static_cast<const typename N::X*>(x)[t * p.dim + d]) * static_cast<const V*>(with)[row * p.dim + d];
   for (int bits = kWarp / 2; bits > 0; bits /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bits);
   if (lane == 0) static_cast<V*>(result)[t] = sum;
 }
@@ -128,12 +153,13 @@ struct Softmax {
   __device__ V operator()(int64_t t) const { return exponential(scores[t] - greatest) / sum; }
 };
 
-template <class V>
+template <class N>
 __global__ void pool_kernel(const Problem p) {
+  using V = typename N::V;
   using F = Scalar<V>;
   const int64_t b = blockIdx.x, d = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   const bool mine = d < p.dim;
-  const Row<V> row(p, b, mine ? d : 0);
+  const Row<N> row(p, b, mine ? d : 0);
   V* out = static_cast<V*>(p.out) + b * (p.pool == Pool::kMeanMax ? 2 : 1) * p.dim + d;
   if (p.pool == Pool::kAttention) {
     const Softmax<V> share(p, row.begin, row.length);
@@ -161,53 +187,66 @@ __global__ void pool_kernel(const Problem p) {
   if (p.pool == Pool::kMeanMax) out[p.dim] = most.v;
 }
 
-// Adds to grad_x what the pool hands on.
-template <class V>
-__global__ void pool_backward_kernel(const Problem p) {
+// What the gradients of all vectors have in common, and the rows' shares of the weights' gradient.
+template <class N>
+__global__ void summary_kernel(const Problem p) {
+  using V = typename N::V;
   const int64_t b = blockIdx.x, d = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   const bool mine = d < p.dim;
-  const Row<V> row(p, b, mine ? d : 0);
-  const bool two = p.pool == Pool::kMeanMax || p.pool == Pool::kLastMean;
-  const V* grads = static_cast<const V*>(p.grad_out) + b * (two ? 2 : 1) * p.dim;
-  const V grad = mine ? grads[d] : V(0), second = mine && two ? grads[p.dim + d] : V(0);
-  V* grad_x = static_cast<V*>(p.grad_x) + row.begin * p.dim + d;
-  const auto add_mean = [&](V from) {
-    for (int64_t t = 0; t < row.length; ++t) grad_x[t * p.dim] += from * (V(1) / static_cast<V>(row.length));
-  };
-  const auto add_at = [&](int64_t t, V from) { grad_x[t * p.dim] += from; };
+  const Row<N> row(p, b, mine ? d : 0);
   if (p.pool == Pool::kAttention) {
     const Softmax<V> share(p, row.begin, row.length);
     const V* products = static_cast<const V*>(p.products) + row.begin;
     const V mean =
         over_row(row.length, V(0), [&](int64_t t) { return share(t) * products[t]; }, [](V a, V b) { return a + b; });
-    if (!mine) return;
-    V sum = 0;
-    for (int64_t t = 0; t < row.length; ++t) {
-      const V a = share(t), score = a * (products[t] - mean);
-      sum += score * row[t];
-      if (p.grad_x != nullptr) grad_x[t * p.dim] += a * grad + score * static_cast<const V*>(p.weights)[d];
+    const auto of_score = [&](int64_t t) { return share(t) * (products[t] - mean); };
+    V* of_grad = static_cast<V*>(p.summary) + row.begin;
+    for (int64_t t = threadIdx.x; blockIdx.y == 0 && t < row.length; t += kThreads) {
+      of_grad[t] = share(t);
+      of_grad[p.rows + t] = of_score(t);
     }
-    if (p.shares != nullptr) static_cast<V*>(p.shares)[b * p.dim + d] = sum;
+    if (!mine || p.shares == nullptr) return;
+    V sum = 0;
+    for (int64_t t = 0; t < row.length; ++t) sum += of_score(t) * row[t];
+    static_cast<V*>(p.shares)[b * p.dim + d] = sum;
     return;
   }
-  if (!mine || row.length == 0) return;
-  const int64_t last = p.reverse ? 0 : row.length - 1, first = row.length - 1 - last;
+  if (!mine) return;
+  if (p.sorted != nullptr) {
+    for (int64_t t = 0; t < row.length; ++t)
+      static_cast<typename N::X*>(p.sorted)[(row.begin + row.rank(t)) * p.dim + d] = row.x[t * p.dim];
+  } else {
+    static_cast<int64_t*>(p.summary)[b * p.dim + d] = row.begin + row.greatest();
+  }
+}
+
+// Adds to grad_x what the pool hands on: a block has 128 features of one vector.
+template <class N>
+__global__ void gradient_kernel(const Problem p) {
+  using V = typename N::V;
+  const int64_t d = int64_t{blockIdx.y} * kThreads + threadIdx.x;
+  const int64_t b = p.rows_of[blockIdx.x], vector = p.vectors[blockIdx.x];
+  if (d >= p.dim || b < 0 || b >= p.batch) return;
+  const Row<N> row(p, b, d);
+  const int64_t t = vector - row.begin;
+  if (t < 0 || t >= row.length) return;
+  const V* grads = static_cast<const V*>(p.grad_out) + b * (p.pool == Pool::kMeanMax ? 2 : 1) * p.dim + d;
+  const V mean = V(1) / static_cast<V>(row.length);
+  const auto is_greatest = [&] { return static_cast<const int64_t*>(p.summary)[b * p.dim + d] == vector; };
+  V grad = 0;
   switch (p.pool) {
-    case Pool::kLast: return add_at(last, grad);
-    case Pool::kFirst: return add_at(first, grad);
-    case Pool::kMean: return add_mean(grad);
-    case Pool::kMax: return add_at(row.greatest(), grad);
-    case Pool::kMeanMax: return add_mean(grad), add_at(row.greatest(), second);
-    case Pool::kLastMean: return add_at(last, grad), add_mean(second);
-    case Pool::kGpo:
-      for (int64_t t = 0; t < row.length; ++t) {
-        const int64_t rank = row.rank(t);
-        if (p.grad_x != nullptr) grad_x[t * p.dim] += static_cast<const V*>(p.weights)[row.begin + rank] * grad;
-        if (p.sorted != nullptr) static_cast<V*>(p.sorted)[(row.begin + rank) * p.dim + d] = row[t];
-      }
-      return;
+    case Pool::kMean: grad = grads[0] * mean; break;
+    case Pool::kMax: grad = is_greatest() ? grads[0] : V(0); break;
+    case Pool::kMeanMax: grad = grads[0] * mean + (is_greatest() ? grads[p.dim] : V(0)); break;
+    case Pool::kAttention: {
+      const V* of_grad = static_cast<const V*>(p.summary);
+      grad = of_grad[vector] * grads[0] + of_grad[p.rows + vector] * static_cast<const V*>(p.weights)[d];
+      break;
+    }
+    case Pool::kGpo: grad = static_cast<const V*>(p.weights)[row.begin + row.rank(t)] * grads[0]; break;
     default: return;
   }
+  static_cast<V*>(p.grad_x)[blockIdx.x * p.dim + d] += grad;
 }
 
 // The shares of all rows, in turn.
@@ -220,7 +259,9 @@ __global__ void sum_rows_kernel(const Problem p) {
   static_cast<V*>(p.grad_weights)[d] = sum;
 }
 
-Problem problem_of(const PoolStatesDeviceArgs& args, bool backward, Workspace& workspace) {
+enum class Part { kForward, kSummary, kGradient };
+
+Problem problem_of(const PoolStatesDeviceArgs& args, Part part, Workspace& workspace) {
   const PoolStatesArgs& pool = args.pool;
   Problem p{};
   p.cu_seqlens = pool.cu_seqlens;
@@ -228,21 +269,24 @@ Problem problem_of(const PoolStatesDeviceArgs& args, bool backward, Workspace& w
   p.dim = pool.dim;
   p.rows = args.rows;
   p.pool = pool.pool.pool;
-  p.reverse = args.reverse;
   p.x = pool.x;
   p.weights = pool.pool.weights;
   p.out = args.out;
   p.grad_out = args.grad_out;
-  p.grad_x = args.grad_x;
   p.grad_weights = args.grad_pool_weights;
-  const auto take = [&](bool wanted, int64_t count) -> void* {
-    return wanted ? workspace.take<char>(count * item_size(pool.dtype)) : nullptr;
+  p.summary = args.summary;
+  p.vectors = args.vectors;
+  p.rows_of = args.rows_of;
+  p.grad_x = args.grad_x;
+  const auto take = [&](bool wanted, int64_t count, DType dtype) -> void* {
+    return wanted ? workspace.take<char>(count * item_size(dtype)) : nullptr;
   };
-  const bool attention = p.pool == Pool::kAttention, wanted = backward && p.grad_weights != nullptr;
-  p.scores = take(attention, p.rows);
-  p.products = take(attention && backward, p.rows);
-  p.shares = take(attention && wanted, p.batch * p.dim);
-  p.sorted = take(p.pool == Pool::kGpo && wanted, p.rows * p.dim);
+  const bool attention = p.pool == Pool::kAttention && part != Part::kGradient;
+  const bool wanted = part == Part::kSummary && p.grad_weights != nullptr;
+  p.scores = take(attention, p.rows, pool.dtype);
+  p.products = take(attention && part == Part::kSummary, p.rows, pool.dtype);
+  p.shares = take(attention && wanted, p.batch * p.dim, pool.dtype);
+  p.sorted = take(p.pool == Pool::kGpo && wanted, p.rows * p.dim, args.x_dtype);
   return p;
 }
 
@@ -256,38 +300,57 @@ Grid grid_of(int64_t x, int64_t y, void* stream) {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-template <class V>
-void run(const Problem& p, bool backward, void* stream) {
-  const Grid dots = grid_of(ceil_div(p.rows, kThreads / kWarp), 1, stream);
-  const Grid rows = grid_of(p.batch, ceil_div(p.dim, kThreads), stream);
-  if (p.pool == Pool::kAttention && p.rows > 0) {
-    launch(&dot_kernel<V>, dots, "pool_states: scores", p, p.x, p.weights, false, p.scores);
-    if (backward) launch(&dot_kernel<V>, dots, "pool_states: products", p, p.x, p.grad_out, true, p.products);
+template <class N>
+void run(const Problem& p, Part part, int64_t count, void* stream) {
+  using V = typename N::V;
+  const int64_t parts = ceil_div(p.dim, kThreads);
+  if (part == Part::kGradient) {
+    if (count > 0) launch(&gradient_kernel<N>, grid_of(count, parts, stream), "pool_states: gradient", p);
+    return;
   }
-  if (!backward) return launch(&pool_kernel<V>, rows, "pool_states", p);
-  launch(&pool_backward_kernel<V>, rows, "pool_states: gradient", p);
+  const Grid dots = grid_of(ceil_div(p.rows, kThreads / kWarp), 1, stream), rows = grid_of(p.batch, parts, stream);
+  if (p.scores != nullptr && p.rows > 0)
+    launch(&dot_kernel<N>, dots, "pool_states: scores", p, p.x, p.weights, false, p.scores);
+  if (p.products != nullptr && p.rows > 0)
+    launch(&dot_kernel<N>, dots, "pool_states: products", p, p.x, p.grad_out, true, p.products);
+  if (part == Part::kForward) return launch(&pool_kernel<N>, rows, "pool_states", p);
+  if (p.summary == nullptr && p.sorted == nullptr) return;
+  launch(&summary_kernel<N>, rows, "pool_states: summary", p);
   if (p.shares != nullptr)
-    launch(&sum_rows_kernel<V>, grid_of(ceil_div(p.dim, kThreads), 1, stream), "pool_states: gradient of the weights",
-           p);
+    launch(&sum_rows_kernel<V>, grid_of(parts, 1, stream), "pool_states: gradient of the weights", p);
   if (p.sorted != nullptr && p.rows > 0)
-    launch(&dot_kernel<V>, dots, "pool_states: gradient of the weights", p, static_cast<const void*>(p.sorted),
+    launch(&dot_kernel<N>, dots, "pool_states: gradient of the weights", p, static_cast<const void*>(p.sorted),
            p.grad_out, true, p.grad_weights);
 }
 
-int64_t run(const PoolStatesDeviceArgs& args, bool backward, const CudaContext* context) {
+int64_t run(const PoolStatesDeviceArgs& args, Part part, const CudaContext* context) {
   Workspace workspace(context == nullptr ? nullptr : context->workspace);
-  const Problem p = problem_of(args, backward, workspace);
+  const Problem p = problem_of(args, part, workspace);
   if (context == nullptr || p.batch == 0 || p.dim == 0) return workspace.used();
-  if (args.pool.dtype == DType::kFloat64) run<double>(p, backward, context->stream);
-  else run<float>(p, backward, context->stream);
+  switch (args.x_dtype) {
+    case DType::kFloat64: run<Double>(p, part, args.count, context->stream); break;
+    case DType::kFloat32: run<Single>(p, part, args.count, context->stream); break;
+    case DType::kFloat16: run<Half>(p, part, args.count, context->stream); break;
+    case DType::kBFloat16: run<BFloat>(p, part, args.count, context->stream); break;
+  }
   return 0;
 }
 
 }  // namespace
 
-int64_t pool_states_workspace_bytes(const PoolStatesDeviceArgs& args) { return run(args, false, nullptr); }
-void pool_states(const PoolStatesDeviceArgs& args, const CudaContext& context) { run(args, false, &context); }
-int64_t pool_states_backward_workspace_bytes(const PoolStatesDeviceArgs& args) { return run(args, true, nullptr); }
-void pool_states_backward(const PoolStatesDeviceArgs& args, const CudaContext& context) { run(args, true, &context); }
+int64_t pool_states_workspace_bytes(const PoolStatesDeviceArgs& args) { return run(args, Part::kForward, nullptr); }
+void pool_states(const PoolStatesDeviceArgs& args, const CudaContext& context) { run(args, Part::kForward, &context); }
+int64_t pool_states_summary_workspace_bytes(const PoolStatesDeviceArgs& args) {
+  return run(args, Part::kSummary, nullptr);
+}
+void pool_states_summary(const PoolStatesDeviceArgs& args, const CudaContext& context) {
+  run(args, Part::kSummary, &context);
+}
+int64_t pool_states_gradient_workspace_bytes(const PoolStatesDeviceArgs& args) {
+  return run(args, Part::kGradient, nullptr);
+}
+void pool_states_gradient(const PoolStatesDeviceArgs& args, const CudaContext& context) {
+  run(args, Part::kGradient, &context);
+}
 
 }  // namespace pycm::cuda

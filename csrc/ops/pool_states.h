@@ -28,23 +28,34 @@ void pool_states_backward(const PoolStatesArgs& args, const void* grad_out, void
 
 }  // namespace cpu
 
-// On CUDA every pointer is of the device, x has `rows` >= S rows, and the pools that temporal_pool's kernel computes as it goes
-// have their gradients here too: `last` and `first` are those of the order of processing.
+// On CUDA every pointer is of the device, and x has `rows` >= S rows, which may be of 16 bits where all else is float32. The
+// backward pass has two parts, so that the gradient need not be held for all vectors at once: what is found by going through
+// the rows, and from that the gradient of any vectors.
 struct PoolStatesDeviceArgs {
   PoolStatesArgs pool;
+  DType x_dtype = DType::kFloat32;  // of x alone
   int64_t rows = 0;
-  bool reverse = false;
   void* out = nullptr;                // forward
   const void* grad_out = nullptr;     // backward: [B, W * F]
-  void* grad_x = nullptr;             // [rows, F], added to
   void* grad_pool_weights = nullptr;  // attention [F], gpo [rows]; null where not wanted
+  // Of max and meanmax int64 [B, F], the vector that each greatest value is from; of attention [2, rows], how much of grad_out
+  // and of the weights the gradient of a vector is; else null.
+  void* summary = nullptr;
+  // Vector c is x[vectors[c]], of row rows_of[c]; one outside its row has no gradient.
+  const int64_t *vectors = nullptr, *rows_of = nullptr;
+  int64_t count = 0;
+  void* grad_x = nullptr;  // [count, F], added to
 };
 
 namespace cuda {
 int64_t pool_states_workspace_bytes(const PoolStatesDeviceArgs& args);
 void pool_states(const PoolStatesDeviceArgs& args, const CudaContext& context);
-int64_t pool_states_backward_workspace_bytes(const PoolStatesDeviceArgs& args);
-void pool_states_backward(const PoolStatesDeviceArgs& args, const CudaContext& context);
+// Writes the summary and the gradient of the weights.
+int64_t pool_states_summary_workspace_bytes(const PoolStatesDeviceArgs& args);
+void pool_states_summary(const PoolStatesDeviceArgs& args, const CudaContext& context);
+// Adds to grad_x, by the summary.
+int64_t pool_states_gradient_workspace_bytes(const PoolStatesDeviceArgs& args);
+void pool_states_gradient(const PoolStatesDeviceArgs& args, const CudaContext& context);
 }  // namespace cuda
 
 }  // namespace pycm

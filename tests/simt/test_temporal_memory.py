@@ -53,8 +53,8 @@ def counted(dispatched: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_torch_temporal_cuda, "_mm", product)
 
 
-def step(of_x: bool) -> int:
-    module = pycm.nn.TemporalPool(HIDDEN, HIDDEN, "lstm", "mean").half()
+def step(pool: str, of_x: bool) -> int:
+    module = pycm.nn.TemporalPool(HIDDEN, HIDDEN, "lstm", pool).half()
     x = torch.zeros(BATCH, STEPS, HIDDEN, dtype=torch.float16, requires_grad=of_x)
     wanted = [*module.parameters(), *([x] if of_x else [])]
     lengths = torch.full((BATCH,), STEPS)
@@ -62,8 +62,9 @@ def step(of_x: bool) -> int:
 
 
 @pytest.mark.parametrize("arch", ["90"], indirect=True)
-def test_a_third_of_cudnn(counted: None) -> None:
+@pytest.mark.parametrize("pool", ["mean", "max", "meanmax", "attention", "gpo"])
+def test_a_third_of_cudnn(counted: None, pool: str) -> None:
     """Without a gradient of x beside cuDNN's least, with one beside what it takes of [B, T, I]."""
     for of_x, copies in ((False, 0), (True, 2)):
-        found = step(of_x)
+        found = step(pool, of_x)
         assert 3 * found <= cudnn_bytes(copies), f"{found / MIB:.0f} of {cudnn_bytes(copies) / MIB:.0f} MiB"

@@ -429,6 +429,27 @@ def test_nan_and_infinity_are_ordered_as_on_the_cpu(temporal: Any) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@ANY_ARCH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("pool", STATE_POOLS)
+def test_states_in_16_bits_are_pooled_as_their_values(temporal: Any, pool: str, dtype: Any) -> None:
+    """The gradients of some vectors, in any order, to the bit; of vectors of no row none."""
+    rng = np.random.default_rng(0)
+    starts, count, dim = torch.tensor([0, 3, 3, 43, 44, 53]), 55, 131
+    x = torch.from_numpy(rng.standard_normal((count, dim)).round(1)).to(dtype)  # with ties
+    weights = {"attention": torch.randn(dim) / 4, "gpo": torch.rand(count)}.get(pool)
+    grad = torch.randn(5, (2 if pool == "meanmax" else 1) * dim)
+    some = torch.tensor([52, 0, 7, 43, 54, 20])
+    rows = torch.searchsorted(starts, some, right=True) - 1
+    want = temporal.pool_states_backward(x.float(), starts, weights, grad, pool, [True, weights is not None])
+    gradient = temporal._PoolGradient(x, starts, weights, grad, pool, weights is not None)
+    found = torch.ones(len(some), dim)
+    gradient.add(some, rows, found)
+    torch.testing.assert_close(found, want[0][some] + 1, rtol=0, atol=0)
+    assert want[0][some[:4]].any(1).all() or pool == "max"
+    torch.testing.assert_close(gradient.of_weights, want[1], rtol=0, atol=0)
+
+
 # ---- the public functions ----
 
 
