@@ -69,7 +69,7 @@ class Division(NamedTuple):
 
 
 def training_runs(x: Tensor, batch: int, cell: str, weight_hh: Tensor) -> Division:
-    """For a step its gradient and the gates and c, or both shares of a GRU's gates: little else is there beside them."""
+    """For a step its gradient and the gates and c, or both shares of a GRU's gates: little else is there then."""
     numbers = weight_hh.shape[0] // GATES[cell] * (7 if cell == "gru" else 6)
     bytes_a_step = numbers * _score_dtype(weight_hh.dtype).itemsize
     return Division.of(x, batch, most_steps(batch, bytes_a_step, _TRAINING_RUN_BYTES))
