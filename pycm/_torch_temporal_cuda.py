@@ -252,7 +252,7 @@ def temporal_pool_backward(
             grads = None if given is None else given[run.state].to(work)
             if grads is None and (m is not None or pool_gradient is not None):
                 grads = x.new_zeros((runs.rows, state), dtype=work)
-            if pool_gradient is not None:
+            if pool_gradient is not None and grads is not None:
                 pool_gradient.add(run.state, run.row, grads)
             _call(
                 "temporal_recurrence_backward",

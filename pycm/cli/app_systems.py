@@ -38,6 +38,7 @@ def train(
     loss: opt.Loss = None,
     space: opt.Space = None,
     bits: opt.Bits = None,
+    hubness: opt.Hubness = None,
     metric: opt.Metric = None,
     seed: opt.Seed = None,
     epochs: opt.Epochs = None,
@@ -79,7 +80,8 @@ def train(
 
     own = {"encoder": encoder, "text_encoder": text_encoder, "granularity": _value(granularity), "score": _value(score),
            "streams": streams, "sampling": sampling, "cell": _value(cell), "pool": pool, "hidden": hidden, "dim": dim,
-           "head": _value(head), "loss": loss, "space": space, "bits": bits, "metric": _value(metric), "seed": seed,
+           "head": _value(head), "loss": loss, "space": space, "bits": bits, "hubness": hubness,
+           "metric": _value(metric), "seed": seed,
            "epochs": epochs, "lr": lr, "batch_size": batch_size, "fine_tune": fine_tune, "encoder_lr": encoder_lr,
            "patience": patience, "validation": validation, "checkpoint": checkpoint, "log": log, "target": target,
            "unlabelled": unlabelled, "threshold": threshold, "fusion": _value(fusion), "candidates": candidates,

@@ -200,7 +200,8 @@ def code_bits(matcher: Any) -> int | None:
     """How many bits the codes have that a matcher makes of its items; None where it makes none."""
     from ..spaces import ITQ
 
-    return matcher.space.bits if isinstance(matcher.space, ITQ) else None
+    space = getattr(matcher, "embedding_space", None) or matcher.space
+    return space.bits if isinstance(space, ITQ) else None
 
 
 def tell_of_the_classifier(console: Any, matcher: Any) -> None:

@@ -204,6 +204,16 @@ Bits = Annotated[
         help="Codes of so many bits (ITQ), ranked by Hamming distance.",
     ),
 ]
+Hubness = Annotated[
+    int | None,
+    typer.Option(
+        "--hubness",
+        rich_help_panel=MATCHER_PANEL,
+        min=1,
+        metavar="K",
+        help="Less how near an item is to the K nearest that are learned from: for hubs, which are near to all.",
+    ),
+]
 Seed = Annotated[
     int | None, typer.Option("--seed", rich_help_panel=MATCHER_PANEL, metavar="N", help="Of all that is random.")
 ]

@@ -13,6 +13,7 @@ from ..functional import DISTANCES
 from ..report import Candidate, Entry, Facts, Group, Item, Stat, moving_picture, picture
 from ..report.media import MovingPicture
 from ..report.render import amount, duration, ordinal
+from ..spaces.base import BaseSpace
 from ..streams.registry import needs_sound
 from .caching import short_path
 from .embedding import code_bits
@@ -171,7 +172,7 @@ def stats(results: Results, metrics: Sequence[RetrievalMetrics] | None = None) -
 def score_name(metric: str, bits: int | None = None) -> str:
     """What a reader calls the scores of a metric, between codes of so many bits."""
     if bits is not None:
-        return f"{bits} − 2 × Hamming distance"
+        return f"{bits} − 2 × Hamming distance" if metric == "dot" else f"1 − 2 × Hamming distance / {bits}"
     names = {
         "pearson": "Pearson correlations",
         "dot": "dot products",
@@ -254,7 +255,16 @@ def _space(matcher: Any) -> str:
         return f"learned, of regions and words: {score}"
     if (bits := code_bits(matcher)) is not None:
         return f"{type(matcher.space.space).__name__}, as codes of {bits} bits"
+    if isinstance(getattr(matcher.space, "space", None), BaseSpace):
+        return f"{type(matcher.space.space).__name__}, {type(matcher.space).__name__}"
     return "shared by the encoders" if matcher.space is None else type(matcher.space).__name__
+
+
+def _embeddings(matcher: Any) -> str:
+    """What is done to the embeddings of a network."""
+    if (bits := code_bits(matcher)) is not None:
+        return f"codes of {bits} bits"
+    return str(type(matcher.embedding_space).__name__)
 
 
 def _parts(matcher: Any, system: System) -> list[tuple[str, str]]:
@@ -270,6 +280,8 @@ def _parts(matcher: Any, system: System) -> list[tuple[str, str]]:
         made.append(("Streams", ", ".join(str(getattr(stream, "name", stream)) for stream in matcher.streams)))
         shown = ("cell", "pool", "head", "sampling")
         made += [(name.capitalize(), str(options[name])) for name in shown if name in options]
+        if options.get("embedding_space") is not None:
+            made.append(("Embeddings", _embeddings(matcher)))
     if system is VIDEO_LABELS:
         return made
     return [*made, ("Metric", matcher.metric + (" (smaller is better)" if matcher.metric in DISTANCES else ""))]

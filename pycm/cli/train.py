@@ -31,11 +31,11 @@ _FIT |= {"precision", "warmup", "weight_decay"}
 _LESS = {"target", "unlabelled", "threshold"}
 _CLIPS = _FIT | {"streams", "sampling", "cell", "pool", "hidden", "dim", "head", "seed", "target"}
 _CLIPS |= {"bidirectional", "dropout", "input_dropout"}
-_RANKED = {"loss", "space", "space_streams", "metric", "candidates"}
+_RANKED = {"loss", "space", "space_streams", "bits", "hubness", "metric", "candidates"}
 _REGIONS = "image-text with --granularity region"
 #: The options that each system has a use for.
 _TAKES = {
-    IMAGE_TEXT.name: _LESS | {"granularity", "encoder", "text_encoder", "space", "bits", "metric"},
+    IMAGE_TEXT.name: _LESS | {"granularity", "encoder", "text_encoder", "space", "bits", "hubness", "metric"},
     _REGIONS: _FIT | {"granularity", "encoder", "text_encoder", "score", "dim", "loss", "seed"},
     VIDEO_TEXT.name: _CLIPS | _LESS | _RANKED | {"text_encoder"},
     VIDEO_LABELS.name: _CLIPS | {"label_smoothing"},
@@ -153,7 +153,14 @@ def _check_given(given: Mapping[str, Any], system: System, gallery: Path | None)
         raise CommandError("--space-streams: no space reads them without --space")
     if "encoder_lr" in given and "fine_tune" not in given:
         raise CommandError("--encoder-lr: no encoder is trained without --fine-tune")
-    if "bits" in given and given.get("metric", "dot") != "dot":
+    if "bits" in given and "hubness" in given:
+        raise CommandError("--bits and --hubness do not go together")
+    for option in ("bits", "hubness"):
+        if option in given and pairs:
+            raise CommandError(f"{_flag(option)}: it is of embeddings that rank, by --head ranking")
+    # A network learns by the metric that its codes are ranked by, the closed form by none.
+    by_hamming = ("dot",) if system is IMAGE_TEXT else ("cosine", "dot")
+    if "bits" in given and given.get("metric", "dot") not in by_hamming:
         raise CommandError(f"--bits: codes are ranked by Hamming distance, not by --metric {given['metric']}")
     if ("unlabelled" in given) != ("threshold" in given):
         raise CommandError("--unlabelled and --threshold go together")
@@ -208,7 +215,7 @@ def _items(kind: Kind, path: Path) -> list[Any]:
 def _matcher(given: Mapping[str, Any], system: System, cache: Any, device: str | None) -> Any:
     """An unfitted matcher with the options given, under the names that its constructor has for them."""
     from .. import matchers
-    from ..spaces import CCA, ITQ, Ridge
+    from ..spaces import CCA, ITQ, HubnessCorrection, Identity, Ridge
 
     own = dict(given)
     regions = own.pop("granularity", "image") == "region"
@@ -226,6 +233,8 @@ def _matcher(given: Mapping[str, Any], system: System, cache: Any, device: str |
         space = spaces[own.pop("space", "ridge")]()
         if "bits" in own:
             space, own["metric"] = ITQ(space, own.pop("bits")), "dot"
+        if "hubness" in own:
+            space = HubnessCorrection(space, own.pop("hubness"))
         spec = own.pop("image_encoder", DEFAULT_SPECS[0])
         text_spec = own.pop("text_encoder", default_text_spec(spec))
         return matchers.ImageTextMatcher(spec, text_spec, space, cache=cache, device=device, **own)
@@ -233,6 +242,10 @@ def _matcher(given: Mapping[str, Any], system: System, cache: Any, device: str |
         own["space"] = spaces[own["space"]]()
     for option in {"streams", "space_streams"} & own.keys():
         own[option] = tuple(name.strip() for name in own[option].split(","))
+    if "bits" in own:
+        own["embedding_space"] = ITQ(Identity(), own.pop("bits"))
+    if "hubness" in own:
+        own["embedding_space"] = HubnessCorrection(Identity(), own.pop("hubness"))
     if own.get("fusion") == "both":
         own["fusion"] = ("h0", "steps")
     if own.get("cell") == "none":

@@ -15,6 +15,7 @@ from ..encoders import Encoder
 from ..encoders.base import Features, check_items
 from ..functional import Metric
 from ..spaces import Ridge
+from ..spaces.base import BaseSpace
 from .adaptation import aligned
 from .encoded import Encoded
 from .features import CacheOption, OnError, check_k, check_on_error
@@ -44,9 +45,9 @@ class ImageVideoMatcher(TrainedMatcher):
 
     Args:
         image_encoder: an image encoder, or the spec of one.
-        streams, cell, pool, hidden, dim, metric, loss, sampling, space, space_streams, bidirectional, dropout,
-            input_dropout, cache, workers, batch_size, seed, device, progress: as in `VideoTextMatcher`. The linear
-            start of `space` maps the image's features to the clip's mean step; where both are of one encoder,
+        streams, cell, pool, hidden, dim, metric, loss, sampling, space, space_streams, embedding_space, bidirectional,
+            dropout, input_dropout, cache, workers, batch_size, seed, device, progress: as in `VideoTextMatcher`. The
+            linear start of `space` maps the image's features to the clip's mean step; where both are of one encoder,
             `Ridge(toward="identity")` is the one to take.
         fusion: how the classifier's GRU is told of the image: "h0", the image's state opens it; "steps", it is joined
             to each step; or both.
@@ -54,7 +55,7 @@ class ImageVideoMatcher(TrainedMatcher):
         candidates: how many embeddings each item proposes to the classifier; None: all pairs.
 
     Attributes:
-        space_, history_, pseudo_pairs_: as in `VideoTextMatcher`.
+        space_, embedding_space_, history_, pseudo_pairs_: as in `VideoTextMatcher`.
         errors_: (name, reason) of each image and clip that the last `fit` left out.
 
     An image is a path, a PIL image or an array; or a list of several images of the same thing, which the LSTM reads in
@@ -88,6 +89,7 @@ class ImageVideoMatcher(TrainedMatcher):
         sampling: Any = "uniform:16",
         space: Ridge | None = None,
         space_streams: Sequence[str] | None = None,
+        embedding_space: BaseSpace | None = None,
         bidirectional: bool = False,
         dropout: float = 0.2,
         input_dropout: float = 0.0,
@@ -104,8 +106,9 @@ class ImageVideoMatcher(TrainedMatcher):
             raise ValueError(f"{name}: head must be ranking or pairs, got {head!r}")
         self._set_options(
             cell=cell, pool=pool, hidden=hidden, dim=dim, bidirectional=bidirectional, dropout=dropout,
-            input_dropout=input_dropout, head=head, metric=metric, loss=loss, space=space, candidates=candidates,
-            cache=cache, workers=workers, batch_size=batch_size, seed=seed, device=device, progress=progress,
+            input_dropout=input_dropout, head=head, metric=metric, loss=loss, space=space,
+            embedding_space=embedding_space, candidates=candidates, cache=cache, workers=workers, batch_size=batch_size,
+            seed=seed, device=device, progress=progress,
         )  # fmt: skip
         kinds = (fusion,) if isinstance(fusion, str) else tuple(fusion)
         if not kinds or any(kind not in _FUSIONS for kind in kinds):

@@ -21,7 +21,7 @@ from .inputs import Inputs
 from .known import Int64, KnownPairs, belonging
 from .logs import open_log
 from .networks import make_network
-from .scoring import both_ways
+from .scoring import both_ways, embedded
 from .towers import RowTower, SequenceTower
 from .training import Record, Training, Validation, train
 from .tuning import FineTuned, Tuning, before, read_ahead
@@ -141,8 +141,9 @@ class Pairs:
         """Mean reciprocal rank, both ways, is what is compared: recall of a few items hardly moves."""
         of_first, of_second = belonging(self.pairs, len(self.first), 0), belonging(self.pairs, len(self.second), 1)
         there, back = both_ways(
-            network, self.first, self.second, of_first, of_second, (1, 5), recipe.metric, recipe.candidates
-        )
+            network, self.first, self.second, *embedded(network, self.first, self.second), of_first, of_second,
+            (1, 5), recipe.metric, recipe.candidates,
+        )  # fmt: skip
         figures = {f"recall@{k}": (there.recall_at_k[k] + back.recall_at_k[k]) / 2 for k in (1, 5)}
         figures["mrr"] = (there.mrr + back.mrr) / 2
         return Validation((figures["mrr"],), figures)
@@ -196,11 +197,12 @@ class Labels:
 
 
 class Learned(NamedTuple):
-    """A trained network, its history, and the trained copies of encoders by the ids of these."""
+    """A trained network, its history, the trained copies of encoders by the ids of these, and what encodes by them."""
 
     network: nn.Module
     history: list[Record]
     tuned: dict[int, TorchEncoder]
+    encode: Callable[[Inputs], Inputs]
 
 
 def learn(
@@ -265,7 +267,7 @@ def _train(
         progress=recipe.progress, stop=stop, encoders=None if tuned is None else tuned.encoders,
         ahead=None if tuned is None else problem.read_ahead,
     )  # fmt: skip
-    return Learned(network, history, {} if tuned is None else tuned.finished())
+    return Learned(network, history, {} if tuned is None else tuned.finished(), encode)
 
 
 def _identity(

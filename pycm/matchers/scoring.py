@@ -29,12 +29,16 @@ def by_blocks(function: Any, inputs: Inputs) -> Float32:
     return np.concatenate(out)
 
 
+def embedded(network: Any, first: Inputs, second: Inputs) -> tuple[Float32, Float32]:
+    """Both sides' embeddings by the network."""
+    return by_blocks(network.first, first), by_blocks(network.second, second)
+
+
 def both_ways(
-    network: Any, first: Inputs, second: Inputs, of_first: Any, of_second: Any, ks: Sequence[int], metric: Metric,
-    candidates: int | None,
+    network: Any, first: Inputs, second: Inputs, a: Float32, b: Float32, of_first: Any, of_second: Any,
+    ks: Sequence[int], metric: Metric, candidates: int | None,
 ) -> tuple[RetrievalMetrics, RetrievalMetrics]:  # fmt: skip
-    """Metrics of the ranking that `match` gives, where the positives of both sides' rows are known."""
-    a, b = by_blocks(network.first, first), by_blocks(network.second, second)
+    """Metrics of the ranking that `match` gives by the embeddings a and b, where both sides' positives are known."""
     there: Any = (a, b, metric)
     back: Any = (b, a, metric)
     if isinstance(network, PairClassifier):

@@ -3,6 +3,7 @@ weights of fine-tuned encoders."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from .._files import atomic_write
 from .._optional import require
 from ..encoders.descriptor import TextDescriptor
-from ..spaces import Ridge
+from ..spaces import Ridge, load_space
 from ..text import load_text_encoder  # from there, so that every descriptor is known
 from .networks import load_weights, make_network, read_weights, weights_of
 from .sides import ClipSide, RowSide, WordSide
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from .trained import TrainedMatcher
 
 _FORMAT = 1
-_NETWORK = "network.safetensors"
+_NETWORK, _EMBEDDING_SPACE = "network.safetensors", "embedding_space"
 # What depends on the machine, and what config.json has in a form of its own.
-_NOT_SAVED = {"cache", "workers", "batch_size", "device", "progress", "space", "streams"}
+_NOT_SAVED = {"cache", "workers", "batch_size", "device", "progress", "space", "streams", _EMBEDDING_SPACE}
 
 
 def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
@@ -67,6 +68,7 @@ def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
         "encoders": encoders,
         "vocabulary": vocabulary,
         "space": matcher.space_ is not None,
+        _EMBEDDING_SPACE: matcher.embedding_space_ is not None,
         "labels": matcher.labels_,
         "network": matcher._about,
         "fine_tuned": fine_tuned,
@@ -79,6 +81,8 @@ def save(matcher: TrainedMatcher, folder: str | os.PathLike[str]) -> None:
                 file.write(data)
         if matcher.space_ is not None:
             matcher.space_.save(parts / SPACE)
+        if matcher.embedding_space_ is not None:
+            matcher.embedding_space_.save(parts / _EMBEDDING_SPACE)
         if fitted is not None:
             fitted.save(parts / TEXT_ENCODER)
 
@@ -123,8 +127,13 @@ def load(
     for name in [name for name in arguments if name.endswith("_encoder") and arguments[name] is None]:
         del arguments[name]  # a classifier of labels has none
     space = Ridge.load(path.parent / parts / SPACE) if has_space else None
-    matcher = kind(**{**arguments, "space": None if space is None else Ridge(**space.get_params())})
-    matcher.space_ = space
+    after = load_space(path.parent / parts / _EMBEDDING_SPACE) if document.get(_EMBEDDING_SPACE) else None
+    arguments |= {
+        "space": None if space is None else Ridge(**space.get_params()),
+        _EMBEDDING_SPACE: copy.deepcopy(after),
+    }
+    matcher = kind(**arguments)
+    matcher.space_, matcher.embedding_space_ = space, after
     device = matcher._options().device
     for side in matcher._sides:
         if isinstance(side, WordSide):

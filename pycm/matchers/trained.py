@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from ..encoders.module import TorchEncoder
 from ..evaluate import RetrievalMetrics
 from ..functional import DISTANCES, METRICS, Matches, similarity, topk
 from ..spaces import Ridge
+from ..spaces.base import BaseSpace
 from ..video import check_workers
 from . import storage_trained
 from .adaptation import extended, pseudo_pairs
@@ -32,7 +34,7 @@ from .known import belonging
 from .learning import Labels, Learned, Pairs, Recipe, learn
 from .linear_start import fit_start, start_rows
 from .networks import device_of
-from .scoring import PairScorer, both_ways, by_blocks, pair_matches, pair_matrix
+from .scoring import PairScorer, both_ways, by_blocks, embedded, pair_matches, pair_matrix
 from .sides import ClipSide
 from .training import Record, Training
 from .tuning import FineTune, Tuning, before, chosen, names_of, tuning
@@ -46,12 +48,14 @@ class TrainedMatcher(Matcher):
 
     head: Head
     space: Ridge | None
+    embedding_space: BaseSpace | None
     _sides: tuple[Any, Any]
 
     def _set_options(
         self, *, cell: Any, pool: Any, hidden: int, dim: int, bidirectional: bool, dropout: float,
-        input_dropout: float, head: Any, metric: Any, loss: Any, space: Any, candidates: int | None,
-        cache: CacheOption, workers: int | None, batch_size: int, seed: int, device: Any, progress: bool | None,
+        input_dropout: float, head: Any, metric: Any, loss: Any, space: Any, embedding_space: Any,
+        candidates: int | None, cache: CacheOption, workers: int | None, batch_size: int, seed: int, device: Any,
+        progress: bool | None,
     ) -> None:  # fmt: skip
         """Check and keep the options that all have."""
         name = type(self).__name__
@@ -75,6 +79,13 @@ class TrainedMatcher(Matcher):
             raise TypeError(f"{name}: space must be a Ridge or None, got {type(space).__name__}")
         if space is not None and head == "labels":
             raise ValueError(f"{name}: space must be None for head='labels', got {space!r}")
+        if embedding_space is not None and not isinstance(embedding_space, BaseSpace):
+            kind = type(embedding_space).__name__
+            raise TypeError(f"{name}: embedding_space must be a space of pycm.spaces or None, got {kind}")
+        if embedding_space is not None and head != "ranking":
+            raise ValueError(f"{name}: embedding_space must be None for head={head!r}, got {embedding_space!r}")
+        if embedding_space is not None and metric == "pearson":
+            raise ValueError(f"{name}: metric 'pearson' does not keep the order of an embedding_space")
         check_batch_size(name, batch_size)
         check_seed(name, seed)
         check_workers(name, workers)
@@ -82,6 +93,7 @@ class TrainedMatcher(Matcher):
         self.cell, self.pool, self.hidden, self.dim = cell, pool, int(hidden), int(dim)
         self.bidirectional, self.dropout, self.input_dropout = bool(bidirectional), float(dropout), float(input_dropout)
         self.head, self.metric, self.loss, self.space, self.candidates = head, metric, loss, space, candidates
+        self.embedding_space = embedding_space
         self.cache, self.workers, self.batch_size = cache, workers, batch_size
         self._cache = as_cache(cache)
         self.seed, self.device, self.progress = seed, device, progress
@@ -89,6 +101,7 @@ class TrainedMatcher(Matcher):
         self._about: dict[str, Any] = {}
         self._tuning: Tuning | None = None  # while `fit` trains encoders
         self.space_: Ridge | None = None
+        self.embedding_space_: BaseSpace | None = None
         self.labels_: list[Any] = []
         self.history_: list[Record] = []
         self.pseudo_pairs_ = 0
@@ -173,6 +186,7 @@ class TrainedMatcher(Matcher):
             begin = self._start(a, b)
             validation = Pairs(Inputs(a, begin[0]), Inputs(b, begin[1]), between)
         problem = Pairs(Inputs(first, start[0]), Inputs(second, start[1]), pairs, extra)
+        self._ranked_by(*trial_rows(len(first), len(second), dim), pairs)  # what it refuses, before any long work
         about = {
             "head": self.head,
             "dim": dim,
@@ -182,7 +196,21 @@ class TrainedMatcher(Matcher):
             "unit": self.metric in DISTANCES,
             "options": self._network_options(),
         }
-        self._keep(about, learn(function, recipe, about, problem, validation, training, files))
+        learned = learn(function, recipe, about, problem, validation, training, files)
+        self._keep(about, learned)
+        if self.embedding_space is not None:
+            # The linear start's rows are here of maps that were not fitted to them: new items' will be like that.
+            a, b = (
+                by_blocks(lambda part, embed=embed: embed(learned.encode(part)), inputs)
+                for embed, inputs in (
+                    (learned.network.first, problem.first), (learned.network.second, problem.second)
+                )
+            )  # fmt: skip
+            self.embedding_space_ = self._ranked_by(a, b, pairs)
+
+    def _ranked_by(self, first: Any, second: Any, pairs: npt.NDArray[np.int64]) -> BaseSpace | None:
+        """A copy of `embedding_space`, fitted to embeddings of both sides; ValueError as its `fit`."""
+        return None if self.embedding_space is None else copy.deepcopy(self.embedding_space).fit(first, second, pairs)
 
     def _learn_again(
         self, function: str, known: tuple[Features, Features, npt.NDArray[np.int64], Any],
@@ -194,7 +222,7 @@ class TrainedMatcher(Matcher):
         encoders are trained, this is the learning in which they are."""
         a, b, pairs, validation = known
         inputs = self._inputs_of(function, *(one._replace(features=before(one.features)) for one in (first, second)))
-        found = pseudo_pairs(self._rows(0, inputs[0]), self._rows(1, inputs[1]), self.metric, threshold)
+        found = pseudo_pairs(*embedded(self._network, *inputs), self.metric, threshold)
         left, i = extended(a, names[0], first, found[:, 0])
         found, i = found[i >= len(a)], i[i >= len(a)]
         if not len(found) and self._tuning is None:
@@ -266,9 +294,12 @@ class TrainedMatcher(Matcher):
         return self._inputs(function, 0, first), self._inputs(function, 1, second)
 
     def _rows(self, which: int, inputs: Inputs) -> npt.NDArray[np.float32]:
-        """The embeddings [N, dim]."""
+        """The rows that are ranked: the embeddings [N, dim], or what `embedding_space` makes of them."""
         network: Any = self._network
-        return by_blocks(getattr(network, ("first", "second")[which]), inputs)
+        rows = by_blocks(getattr(network, ("first", "second")[which]), inputs)
+        if (space := self.embedding_space_) is None:
+            return rows
+        return space.transform_images(rows) if which == 0 else space.transform_texts(rows)
 
     def _ranked(self, function: str, first: Encoded, second: Encoded, ks: tuple[int, int]) -> tuple[Matches, Matches]:
         """The best of both ways."""
@@ -296,7 +327,8 @@ class TrainedMatcher(Matcher):
     ) -> tuple[RetrievalMetrics, RetrievalMetrics]:
         """Metrics both ways, where pairs [P, 2] of rows belong together."""
         own = belonging(pairs, len(first), 0), belonging(pairs, len(second), 1)
-        return both_ways(self._network, first, second, *own, ks, self.metric, self.candidates)
+        rows = self._rows(0, first), self._rows(1, second)
+        return both_ways(self._network, first, second, *rows, *own, ks, self.metric, self.candidates)
 
     def _exchanged(
         self, function: str, first: Encoded, second: Encoded, pairs: npt.NDArray[np.int64], k: int
@@ -330,7 +362,8 @@ class TrainedMatcher(Matcher):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the matcher to `folder`, made if missing: config.json, and parts-*/ with network.safetensors, space/,
-        text_encoder/, and encoder-*.safetensors with the weights of fine-tuned encoders that training changed.
+        embedding_space/, text_encoder/, and encoder-*.safetensors with the weights of fine-tuned encoders that training
+        changed.
 
         Streams and encoders given as specs are saved by them, fitted text encoders as they are; others are named only,
         and `load` asks for them, as they were before any fine-tuning. What the folder held before stays whole until the
@@ -359,6 +392,12 @@ class TrainedMatcher(Matcher):
             TypeError: an option that is none of these.
         """
         return storage_trained.load(cls, folder, options, strict=strict)  # type: ignore[return-value]
+
+
+def trial_rows(first: int, second: int, dim: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Rows [first, dim] and [second, dim] of noise."""
+    random = np.random.default_rng(0)
+    return tuple(random.standard_normal((count, dim), dtype=np.float32) for count in (first, second))  # type: ignore[return-value]
 
 
 def check_folder(function: str, **paths: str | os.PathLike[str] | None) -> None:

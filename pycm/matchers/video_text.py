@@ -15,6 +15,7 @@ from ..encoders import Encoder
 from ..encoders.base import Features
 from ..functional import Metric
 from ..spaces import Ridge
+from ..spaces.base import BaseSpace
 from ..streams import ClipFeatures
 from ..video import clip_name
 from .adaptation import aligned
@@ -61,6 +62,10 @@ class VideoTextMatcher(TrainedMatcher):
             the networks add, beginning with nothing. Early stopping then keeps only what helps on the validation
             clips. For small data.
         space_streams: the streams that the linear start reads; None is the first.
+        embedding_space: a space of `pycm.spaces` that is fitted to the training items' embeddings when the network is;
+            its rows are then what is ranked and what `embed_clips` and `embed_texts` give.
+            `HubnessCorrection(Identity())` takes back what makes some items near to everything, above all in a gallery
+            of clips that were trained on; `ITQ(Identity(), bits=64)` makes codes. With head="ranking".
         bidirectional: clips are read backwards as well.
         dropout: of the projections and the MLPs.
         input_dropout: of the streams' features. Worth trying where people, places or styles in training are few.
@@ -73,7 +78,7 @@ class VideoTextMatcher(TrainedMatcher):
         progress: None shows bars on a terminal only, True always, False never.
 
     Attributes:
-        space_: after `fit`, the fitted linear start; `space` itself stays as it was given.
+        space_, embedding_space_: after `fit`, the fitted spaces; those that were given stay as they were.
         history_: after `fit`, one record an epoch: "epoch", "loss", "lr", and the validation's figures.
         pseudo_pairs_: how many pairs the last `fit` found among what nobody paired.
         errors_: (name, reason) of each clip that it left out.
@@ -109,6 +114,7 @@ class VideoTextMatcher(TrainedMatcher):
         sampling: Any = "uniform:16",
         space: Ridge | None = None,
         space_streams: Sequence[str] | None = None,
+        embedding_space: BaseSpace | None = None,
         bidirectional: bool = False,
         dropout: float = 0.2,
         input_dropout: float = 0.0,
@@ -123,8 +129,9 @@ class VideoTextMatcher(TrainedMatcher):
         name = type(self).__name__
         self._set_options(
             cell=cell, pool=pool, hidden=hidden, dim=dim, bidirectional=bidirectional, dropout=dropout,
-            input_dropout=input_dropout, head=head, metric=metric, loss=loss, space=space, candidates=candidates,
-            cache=cache, workers=workers, batch_size=batch_size, seed=seed, device=device, progress=progress,
+            input_dropout=input_dropout, head=head, metric=metric, loss=loss, space=space,
+            embedding_space=embedding_space, candidates=candidates, cache=cache, workers=workers, batch_size=batch_size,
+            seed=seed, device=device, progress=progress,
         )  # fmt: skip
         self.streams, self.text_encoder = tuple(streams), text_encoder
         self.sampling, self.space_streams = sampling, space_streams

@@ -9,6 +9,7 @@ from .cca import CCA
 from .conse import ConSE
 from .coral import CORAL
 from .hubness import HubnessCorrection
+from .identity import Identity
 from .itq import ITQ, pack_codes, unpack_codes
 from .ridge import Ridge
 
@@ -18,6 +19,7 @@ __all__ = [
     "ITQ",
     "ConSE",
     "HubnessCorrection",
+    "Identity",
     "Ridge",
     "Space",
     "load_space",
