@@ -20,7 +20,7 @@ from PIL import Image  # noqa: E402
 from pycm import matchers  # noqa: E402
 from pycm.cli.main import run  # noqa: E402
 from pycm.encoders import load_image  # noqa: E402
-from pycm.spaces import CORAL, ITQ, Ridge  # noqa: E402
+from pycm.spaces import CORAL, ITQ, HubnessCorrection, Identity, Ridge  # noqa: E402
 from pycm.video import write_clip  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("cache_home")
@@ -243,6 +243,55 @@ def test_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         capsys.readouterr()
         assert call(*command) == 2
         assert told in error(capsys)
+
+
+def test_codes_of_clips_and_the_correction_of_hubs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clips_with_labels(tmp_path)
+    clips = sorted((tmp_path / "clips").iterdir())
+    texts = [f"it goes {'right' if i % 2 else 'left'} as number{i}" for i in range(16)]
+    rows = [f"clips/{clip.name},{text}" for clip, text in zip(clips, texts, strict=True)]
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("\n".join(["clip,caption", *rows]) + "\n")
+    options = ["--streams", "motion", "--text-encoder", "words", "--sampling", "uniform:8", "--hidden", "8",
+               "--dim", "8", "--validation", "none", "--epochs", "3"]  # fmt: skip
+    for given, space, told, scores in (
+        (["--bits", "6"], ITQ(Identity(), 6), "codes of 6 bits", "1 − 2 × Hamming distance / 6"),
+        (["--hubness", "4"], HubnessCorrection(Identity(), 4), "HubnessCorrection", "cosines"),
+    ):
+        made = tmp_path / given[1]
+        assert call("train", pairs, *options, *given, "--out", made, "--gallery", made / "g") == 0
+        matcher = matchers.VideoTextMatcher(
+            ("motion",), "words", sampling="uniform:8", hidden=8, dim=8, embedding_space=space, progress=False
+        )
+        matcher.fit(clips, texts, validation=None, epochs=3)
+        want = matcher.match(clips, texts[:1], k=(1, 16)).text_to_video
+        assert call("search", made / "g", "--text", texts[0], "--k", 16, "--out", made / "s.csv") == 0
+        found = list(csv.DictReader((made / "s.csv").read_text().splitlines()))
+        assert [row["match"] for row in found] == [clips[i].name for i in want.indices[0]]
+        np.testing.assert_allclose([float(row["score"]) for row in found], want.scores[0], rtol=1e-5)
+        assert call("evaluate", made, pairs, "--out", made / "o.html") == 0
+        html = (made / "o.html").read_text()
+        assert told in html
+        assert scores in html
+    for given, told in (
+        (["--bits", "6", "--metric", "euclidean"], "ranked by Hamming distance, not by --metric euclidean"),
+        (["--bits", "6", "--hubness", "3"], "--bits and --hubness do not go together"),
+        (["--hubness", "3", "--head", "pairs"], "--hubness: it is of embeddings that rank, by --head ranking"),
+        (["--bits", "9"], "bits must be at most the space's 8 dimensions, got 9"),
+    ):
+        capsys.readouterr()
+        assert call("train", pairs, *options, *given, "--out", tmp_path / "n") == 2
+        assert told in error(capsys)
+
+
+def test_the_correction_of_hubs_of_images_is_that_of_python(photos: Path) -> None:
+    assert train(photos, "--hubness", 5) == 0
+    images, texts = pairs_of(photos)
+    matcher = in_python(HubnessCorrection(Ridge(), 5)).fit(images, texts)
+    saved = matchers.ImageTextMatcher.load(photos / "m")
+    np.testing.assert_array_equal(saved.embed_images(images), matcher.embed_images(images))
+    assert call("evaluate", photos / "m", photos / "pairs.jsonl", "--out", photos / "o.html") == 0
+    assert "Ridge, HubnessCorrection" in (photos / "o.html").read_text()
 
 
 def test_figures_of_equal_scores_follow_one_rule(

@@ -67,7 +67,7 @@ def test_codes_of_clips_are_searched_by_hamming_distance() -> None:
     apart = np.unpackbits(pack_codes(queries)[:, None] ^ pack_codes(codes), axis=2).sum(2)
     found = Gallery(codes, metric="dot").topk(queries, 10)
     np.testing.assert_array_equal(found.indices, np.argsort(apart, 1, kind="stable")[:, :10])
-    there = matcher.match(TEST, WORDS, k=10).text_to_video
+    there = matcher.match(TEST, WORDS, k=(1, 10)).text_to_video
     np.testing.assert_array_equal(there.indices, found.indices)
     np.testing.assert_array_equal(np.round((1 - there.scores) * 6), np.take_along_axis(apart, found.indices, 1))
 
