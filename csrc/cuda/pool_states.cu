@@ -5,9 +5,9 @@
 //           [ x(1)  ............ ]  each thread follows its
 //           [ ...                ]  feature through the row
 //
-//   bytes       x is read once; once more for attention's scores, and L times from the caches for gpo
-//   operations  S F; gpo S L F: the rank of a value is the number of greater ones, which needs no memory and no sort. It is
-//               meant for L up to a few hundred, and right for any
+//   bytes       x is read once; once more for attention's scores, and L / 8 times from the caches for gpo
+//   operations  S F; gpo 2 S L F: the rank of a value is the number of greater ones, which needs no memory and no sort. Eight
+//               ranks are counted by one reading of the row. It is meant for L up to a few hundred, and right for any
 //   order       every sum goes through a row in time, or through the rows in turn: no atomics
 #include "ops/pool_states.h"
 
@@ -19,6 +19,7 @@ namespace pycm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kRanks = 8;  // counted at a time
 template <class V>
 constexpr V kInfinity = std::numeric_limits<V>::infinity();
 
@@ -70,16 +71,40 @@ struct Row {
         dim_(p.dim) {}
   __device__ V operator[](int64_t t) const { return N::value(x[t * dim_]); }
 
-  // How many of the row's values stand before that of t: greater ones, and equal ones that are earlier; NaN is greatest.
-  __device__ int64_t rank(int64_t t) const {
-    const V value = (*this)[t];
-    int64_t before = 0;
-    for (int64_t s = 0; s < length; ++s) {
+  // Calls each(t, value, rank) for `Count` times from `begin` on, as far as the row goes. A rank is how many of the row's values
+  // stand before that one: greater ones, and equal ones that are earlier; NaN is greatest.
+  template <int Count, class F>
+  __device__ void ranks(int64_t begin, F each) const {
+    V value[Count];
+    int before[Count] = {};
+#pragma unroll
+    for (int i = 0; i < Count; ++i) value[i] = begin + i < length ? (*this)[begin + i] : V(0);
+    const int64_t end = begin + Count < length ? begin + Count : length;
+    // Negated, since no comparison with a NaN is true.
+    for (int64_t s = 0; s < begin; ++s) {
       const V other = (*this)[s];
-      const bool same = other == value || (other != other && value != value);
-      before += same ? s < t : other > value || (other != other && value == value);
+#pragma unroll
+      for (int i = 0; i < Count; ++i) before[i] += !(other < value[i]);
     }
-    return before;
+    for (int64_t s = begin; s < end; ++s) {
+      const V other = (*this)[s];
+#pragma unroll
+      for (int i = 0; i < Count; ++i) before[i] += s < begin + i ? !(other < value[i]) : !(other <= value[i]);
+    }
+    for (int64_t s = end; s < length; ++s) {
+      const V other = (*this)[s];
+#pragma unroll
+      for (int i = 0; i < Count; ++i) before[i] += !(other <= value[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      if (begin + i >= length) return;
+      if (value[i] != value[i]) {  // stands behind the earlier ones alone
+        before[i] = 0;
+        for (int64_t s = 0; s < begin + i; ++s) before[i] += (*this)[s] != (*this)[s];
+      }
+      each(begin + i, value[i], before[i]);
+    }
   }
   // The first time of the greatest value.
   __device__ int64_t greatest() const {
@@ -172,7 +197,8 @@ __global__ void pool_kernel(const Problem p) {
   if (p.pool == Pool::kGpo) {
     const V* weights = static_cast<const V*>(p.weights) + row.begin;
     V sum = 0;
-    for (int64_t t = 0; t < row.length; ++t) sum += weights[row.rank(t)] * row[t];
+    for (int64_t begin = 0; begin < row.length; begin += kRanks)
+      row.template ranks<kRanks>(begin, [&](int64_t, V value, int rank) { sum += weights[rank] * value; });
     *out = sum;
     return;
   }
@@ -213,8 +239,10 @@ __global__ void summary_kernel(const Problem p) {
   }
   if (!mine) return;
   if (p.sorted != nullptr) {
-    for (int64_t t = 0; t < row.length; ++t)
-      static_cast<typename N::X*>(p.sorted)[(row.begin + row.rank(t)) * p.dim + d] = row.x[t * p.dim];
+    auto* sorted = static_cast<typename N::X*>(p.sorted) + row.begin * p.dim + d;
+    for (int64_t begin = 0; begin < row.length; begin += kRanks)
+      row.template ranks<kRanks>(begin,
+                                 [&](int64_t t, V, int rank) { sorted[int64_t{rank} * p.dim] = row.x[t * p.dim]; });
   } else {
     static_cast<int64_t*>(p.summary)[b * p.dim + d] = row.begin + row.greatest();
   }
@@ -243,7 +271,10 @@ __global__ void gradient_kernel(const Problem p) {
       grad = of_grad[vector] * grads[0] + of_grad[p.rows + vector] * static_cast<const V*>(p.weights)[d];
       break;
     }
-    case Pool::kGpo: grad = static_cast<const V*>(p.weights)[row.begin + row.rank(t)] * grads[0]; break;
+    case Pool::kGpo:
+      row.template ranks<1>(
+          t, [&](int64_t, V, int rank) { grad = static_cast<const V*>(p.weights)[row.begin + rank] * grads[0]; });
+      break;
     default: return;
   }
   static_cast<V*>(p.grad_x)[blockIdx.x * p.dim + d] += grad;

@@ -430,6 +430,24 @@ def test_nan_and_infinity_are_ordered_as_on_the_cpu(temporal: Any) -> None:
 
 
 @ANY_ARCH
+def test_nan_ranks_first_and_by_time(temporal: Any) -> None:
+    """Each value's gradient is the weight of its rank, to the bit, in rows longer than what is ranked at a time."""
+    draw = torch.Generator().manual_seed(0)
+    starts, count = torch.tensor([0, 8, 29, 53]), 53
+    x = torch.randint(-3, 4, (count, 6), generator=draw).float()
+    x[torch.rand(x.shape, generator=draw) < 0.3] = torch.nan
+    x[::5] *= -torch.inf  # NaN where it was 0
+    weights = torch.randn(count, generator=draw)
+    both = (torch.ones(3, 6), "gpo", [True, True])
+    ours, theirs = (
+        backward(x, starts, weights, *both)
+        for backward in (temporal.pool_states_backward, torch.ops.pycm.pool_states_backward)
+    )
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=0)
+    torch.testing.assert_close(ours[1], theirs[1], equal_nan=True)
+
+
+@ANY_ARCH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("pool", STATE_POOLS)
 def test_states_in_16_bits_are_pooled_as_their_values(temporal: Any, pool: str, dtype: Any) -> None:
