@@ -150,8 +150,10 @@ def test_what_the_space_refuses_is_told_before_the_training(monkeypatch: pytest.
 
 
 def test_images_and_clips_take_it_too() -> None:
-    names = ImageVideoMatcher(head="ranking", embedding_space=ITQ(Identity(), 8)).get_params()
-    assert names["embedding_space"].bits == 8
+    matcher = ImageVideoMatcher(head="ranking", embedding_space=ITQ(Identity(), 8))
+    assert matcher.get_params()["embedding_space"].bits == 8
+    assert "embedding_space=ITQ(space=Identity(), bits=8," in repr(matcher)
+    assert "embedding_space" not in repr(ImageVideoMatcher())
     with pytest.raises(ValueError, match="embedding_space must be None for head='pairs'"):
         ImageVideoMatcher(embedding_space=ITQ(Identity(), 8))
 

@@ -123,7 +123,7 @@ class ImageVideoMatcher(TrainedMatcher):
         image = self.image_encoder if isinstance(self.image_encoder, str) else self.image_encoder.name
         return (
             f"{type(self).__name__}({image!r}, {list(self._clips.names)}, fusion={self.fusion!r}, cell={self.cell!r}, "
-            f"pool={self.pool!r}, head={self.head!r}, space={self.space!r}, metric={self.metric!r})"
+            f"pool={self.pool!r}, head={self.head!r}, {self._spaces()}, metric={self.metric!r})"
         )
 
     @property

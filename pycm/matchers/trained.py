@@ -119,6 +119,11 @@ class TrainedMatcher(Matcher):
         assert self._network is not None
         return self._network
 
+    def _spaces(self) -> str:
+        """For `repr`: both spaces, the second only where there is one."""
+        after = "" if self.embedding_space is None else f", embedding_space={self.embedding_space!r}"
+        return f"space={self.space!r}{after}"
+
     def _options(self) -> Options:
         device = device_of(self.device)
         return Options(self._cache, self.workers, self.batch_size, self.progress, device, self._tuning)

@@ -145,7 +145,7 @@ class VideoTextMatcher(TrainedMatcher):
         text = self.text_encoder if isinstance(self.text_encoder, str) else self.text_encoder.name
         return (
             f"{type(self).__name__}({list(self._clips.names)}, {text!r}, cell={self.cell!r}, pool={self.pool!r}, "
-            f"head={self.head!r}, space={self.space!r}, metric={self.metric!r})"
+            f"head={self.head!r}, {self._spaces()}, metric={self.metric!r})"
         )
 
     @property
